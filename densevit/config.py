@@ -1,0 +1,337 @@
+"""What one run is: a flat, typed, frozen record, and the identity that follows from it.
+
+A field's name is its flag (`--queue-size`), its YAML key, its grid axis and its MLflow parameter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from densevit import yamlfile
+from densevit.errors import UserError, nearest
+
+# Raised when a default or the meaning of a field changes: old results then count as other runs.
+SCHEMA_VERSION = 1
+ID_LENGTH = 12
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+def _whole(value: Any) -> Any:
+    """`1.0` means 1; anything else is left for the type check."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+
+
+def _execution(default: Any, description: str, **limits: Any) -> Any:
+    """A field that says how or where a run is executed, and is no part of its identity."""
+    return Field(default, description=description, json_schema_extra={"execution": True}, **limits)
+
+
+class RunConfig(BaseModel):
+    """One run. Fields marked as execution may change between two starts of the same run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    # What is learned
+    cl_mode: Literal["dense", "global", "none", "joint"] = Field(
+        "dense",
+        description="contrastive loss: dense (patches), global (CLS token), none, "
+        "or joint = both, as in DenseCL",
+    )
+    model_name: str = Field(
+        "vit_tiny_patch16_224", description="any timm Vision Transformer", min_length=1
+    )
+    model_kwargs: dict[str, Any] = Field(
+        {}, description="passed to timm.create_model (img_size, patch_size, depth, ...)"
+    )
+    dataset: Name = Field(
+        "imagenet", description="shapes (drawn, no download), or the name of an image folder"
+    )
+    # How long and how fast
+    batch_size: Int = Field(256, description="images a step, over all devices", ge=1)
+    epochs: Int = Field(100, description="passes over the training images", ge=1)
+    learning_rate: float = Field(
+        1e-5, description="peak of AdamW's learning rate", gt=0, allow_inf_nan=False
+    )
+    warmup_epochs: Int = Field(
+        5, description="epochs of linear warm-up before the cosine decay to zero", ge=0
+    )
+    weight_decay: float = Field(
+        0.05,
+        description="AdamW's weight decay (not on biases and norms)",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    grad_clip: float = Field(
+        5.0, description="largest norm of the gradient; 0 does not clip", ge=0, allow_inf_nan=False
+    )
+    # The contrastive loss
+    lambda_weight: float = Field(
+        0.5, description="total = (1-w) * classification + w * contrastive", ge=0, le=1
+    )
+    contrastive_weight_adaptive: bool = Field(
+        False, description="the weight rises linearly from 0 to lambda_weight over the run"
+    )
+    queue_size: Int = Field(65536, description="features held as negatives", ge=1)
+    temperature: float = Field(
+        0.2, description="of the contrastive softmax", gt=0, allow_inf_nan=False
+    )
+    learnable_temp: bool = Field(
+        False, description="the temperature is learned (as its logarithm, from `temperature`)"
+    )
+    sampling_strategy: Literal["random", "diverse", "hardest"] = Field(
+        "random", description="which of an image's patches enter the queue"
+    )
+    sampled_patches: Int = Field(50, description="how many patches an image enter the queue", ge=1)
+    query_patches: Literal["all"] | Int = Field(
+        "all", description="how many patches an image are queries of the loss: all or a number"
+    )
+    correspondence_features: Literal["backbone", "dense", "random", "geometry"] = Field(
+        "backbone", description="what the matching of patches compares"
+    )
+    dense_negatives: Literal["patches", "pooled"] = Field(
+        "patches", description="what the queue of the dense loss holds"
+    )
+    exclude_same_image: bool = Field(
+        True, description="leave out queue entries that come from the query's own image"
+    )
+    key_encoder: Literal["shared", "momentum"] = Field(
+        "shared", description="what encodes the keys: the same weights, or their moving average"
+    )
+    momentum: float = Field(0.999, description="of the momentum key encoder", ge=0, lt=1)
+    dense_dim: Int = Field(128, description="contrastive dimension", ge=1)
+    projection_hidden_dim: Int = Field(
+        2048, description="hidden width of the projection heads", ge=1
+    )
+    # A replicate
+    seed: Int = Field(0, description="a replicate; no part of a cell's identity", ge=0, lt=2**31)
+
+    # How it is executed: no part of the identity
+    data_dir: str | None = _execution(
+        None, "folder with train/ and val/ (default: $DENSEVIT_DATA/DATASET)"
+    )
+    benchmarks: dict[Name, str] = _execution(
+        {}, "further test sets: name to folder, with the class folders of val/"
+    )
+    experiment_name: Name = _execution("densevit", "the MLflow experiment that shows the run")
+    device: Literal["auto", "cpu", "cuda"] = _execution(
+        "auto", "auto takes a GPU when there is one"
+    )
+    workers: Int = _execution(4, "processes that load images; 0 loads in the run itself", ge=0)
+    log_every: Int = _execution(50, "steps between two logged lines", ge=1)
+
+    def science(self) -> dict[str, Any]:
+        """What makes the run's cell: applicable science fields that differ from their default."""
+        return {
+            name: _canonical(value)
+            for name, value in self
+            if name != "seed"
+            and not is_execution(name)
+            and value != _DEFAULTS[name]
+            and applies(name, self)
+        }
+
+
+FIELDS = RunConfig.model_fields
+_DEFAULTS = {name: field.get_default() for name, field in FIELDS.items()}
+
+_CONTRASTIVE = {
+    "lambda_weight", "contrastive_weight_adaptive", "queue_size", "temperature", "learnable_temp",
+    "exclude_same_image", "key_encoder", "dense_dim", "projection_hidden_dim",
+}  # fmt: skip
+_DENSE = {"query_patches", "correspondence_features", "dense_negatives"}
+_PATCH_NEGATIVES = {"sampling_strategy", "sampled_patches"}
+
+
+def applies(name: str, config: RunConfig) -> bool:
+    """Whether a field means anything under the run's other choices (its cl_mode above all)."""
+    dense = config.cl_mode in ("dense", "joint")
+    if name in _CONTRASTIVE:
+        return config.cl_mode != "none"
+    if name in _DENSE:
+        return dense
+    if name in _PATCH_NEGATIVES:
+        return dense and config.dense_negatives == "patches"
+    if name == "momentum":
+        return config.cl_mode != "none" and config.key_encoder == "momentum"
+    return True
+
+
+def is_execution(name: str) -> bool:
+    """Whether a field is no part of a run's identity (paths, workers, device, ...)."""
+    return bool((FIELDS[name].json_schema_extra or {}).get("execution"))
+
+
+class Identity(NamedTuple):
+    """`run` and `cell` are hashes of `preimage` with and without its seed."""
+
+    run: str
+    cell: str
+    preimage: dict[str, Any]
+
+
+def identity(config: RunConfig) -> Identity:
+    """The ids of a run: equal on every machine and under every launcher."""
+    cell = {"schema_version": SCHEMA_VERSION, "config": config.science()}
+    run = {**cell, "seed": config.seed}
+    return Identity(_digest(run), _digest(cell), run)
+
+
+def _digest(preimage: dict[str, Any]) -> str:
+    text = json.dumps(preimage, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+
+
+def _canonical(value: Any) -> Any:
+    """Equal values to equal JSON: 1.0 is 1, -0.0 is 0, in nested data too."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return value
+
+
+class Layer(NamedTuple):
+    """Settings from one place; `source` names the place in errors ("file" or "file: section")."""
+
+    source: str
+    settings: Mapping[str, Any]
+
+
+def build(layers: Sequence[Layer]) -> RunConfig:
+    """The run that results from layers of settings, later ones over earlier ones.
+
+    Errors: `UserError` naming the place, the key and the nearest valid name or the valid range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged.update(layer.settings)
+    try:
+        config = RunConfig(**merged)
+    except ValidationError as error:
+        # An unknown key is told first: a misspelt name often is the cause of the rest.
+        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+        key = str(problems[0]["loc"][0])
+        source = _source(layers, key)
+        raise UserError(f"{source}: {explain(problems[0], FIELDS)}") from None
+    if config.warmup_epochs >= config.epochs and config.warmup_epochs > 0:
+        source = _source(layers, "epochs" if "epochs" in merged else "warmup_epochs")
+        raise UserError(
+            f"{source}: warmup_epochs: {config.warmup_epochs} leaves nothing of epochs: "
+            f"{config.epochs}; it must be smaller"
+        )
+    return config
+
+
+def _source(layers: Sequence[Layer], key: str) -> str:
+    given = [layer.source for layer in layers if key in layer.settings]
+    return given[-1] if given else layers[-1].source
+
+
+def read_layers(path: Path) -> list[Layer]:
+    """The layers of an experiment file: its `base` chain, deepest first, then the file itself.
+
+    Relative paths (`base`, `data_dir`, `benchmarks`) count from the file that names them.
+    """
+    layers: list[Layer] = []
+    chain: list[Path] = []
+    current: Path | None = path
+    while current is not None:
+        real = current.resolve()
+        if real in chain:
+            names = " -> ".join(p.name for p in [*chain, real])
+            raise UserError(f"{chain[-1]}: base: the files name each other in a circle: {names}")
+        chain.append(real)
+        settings = yamlfile.load(current)
+        base = settings.pop("base", None)
+        layers.append(Layer(str(current), absolute_paths(settings, current.parent)))
+        current = base_path(base, current) if base is not None else None
+    return layers[::-1]
+
+
+def base_path(base: object, file: Path) -> Path:
+    """The file that `base:` names, counted from the file that names it."""
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: base: must be the path of a YAML file, not {base!r}")
+    target = file.parent / base
+    if not target.is_file():
+        raise UserError(f"{file}: base: {base}: no such file ({target})")
+    return target
+
+
+def absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings whose relative `data_dir` and `benchmarks` paths are counted from `folder`.
+
+    Environment variables and `~` are replaced; a path that starts with a variable that is not set
+    stays as written, since a plan needs no data.
+    """
+    settings = dict(settings)
+    if isinstance(settings.get("data_dir"), str):
+        settings["data_dir"] = _absolute(settings["data_dir"], folder)
+    benchmarks = settings.get("benchmarks")
+    if isinstance(benchmarks, dict):
+        settings["benchmarks"] = {
+            name: _absolute(path, folder) if isinstance(path, str) else path
+            for name, path in benchmarks.items()
+        }
+    return settings
+
+
+def _absolute(path: str, folder: Path) -> str:
+    expanded = os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111
+    return expanded if expanded.startswith("$") else os.path.abspath(folder / expanded)  # noqa: PTH100
+
+
+def explain(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """One of pydantic's error records as `key: what is wrong and what would be right`."""
+    kind, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    parts = [str(p) for p in problem["loc"]]
+    key = ".".join(p for p in parts if re.match(r"^\w[\w.-]*$", p) and p not in _PYDANTIC_WORDS)
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(parts[-1], fields)}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "literal_error":
+        valid = re.findall(r"'([^']*)'", context["expected"])
+        other = " or a whole number" if key == "query_patches" else ""
+        return f"{key}: {_shown(value)} is not valid{other}; {nearest(value, valid)}"
+    if kind == "string_pattern_mismatch":
+        return f"{key}: {_shown(value)} must be a name of letters, digits, '.', '_' and '-'"
+    limits = {
+        "greater_than": "must be greater than {gt}",
+        "greater_than_equal": "must be at least {ge}",
+        "less_than": "must be less than {lt}",
+        "less_than_equal": "must be at most {le}",
+    }
+    if kind in limits:
+        return f"{key}: {_shown(value)} is out of range; it {limits[kind].format(**context)}"
+    types = {
+        "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+        "bool_type": "true or false", "string_type": "text", "dict_type": "a mapping",
+        "list_type": "a list", "finite_number": "a finite number",
+    }  # fmt: skip
+    if kind in types:
+        return f"{key}: {_shown(value)} must be {types[kind]}"
+    return f"{key}: {_shown(value)}: {problem['msg']}"
+
+
+# Parts of an error's location that name pydantic's branches and not the user's keys.
+_PYDANTIC_WORDS = {"int", "float", "str", "list", "dict", "function-before", "[key]"}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,112 @@
+"""Folders of class folders, and pictures as upright RGB. Imports no torch: checks are quick."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from densevit.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """The pictures of a folder `root/CLASS/**/picture`, in sorted order.
+
+    `ids` are paths relative to `root`; `labels` index `classes`.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def image(self, index: int) -> Image.Image:
+        """A picture, upright, mode RGB. Errors: `UserError` naming the file."""
+        return load_rgb(self.root / self.ids[index])
+
+    def fingerprint(self) -> dict[str, object]:
+        """Counts and a hash of the names: what a run remembers of the files it saw."""
+        names = hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogateescape"))
+        return {
+            "classes": len(self.classes),
+            "images": len(self.ids),
+            "names": names.hexdigest()[:16],
+        }
+
+
+def scan(root: Path, source: str) -> FolderImages:
+    """List a folder of class folders.
+
+    `source` begins the error messages ("pacs: data_dir").
+    Errors: `UserError` if the folder is missing, has no class folders, or a class has no picture.
+    """
+    if not root.is_dir():
+        raise UserError(f"{source}: {root}: no such folder")
+    classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
+    if not classes:
+        raise UserError(f"{source}: {root}: holds no class folders (wanted CLASS/picture.jpg)")
+    ids: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _pictures(root, name)
+        if not found:
+            raise UserError(f"{source}: {root / name}: holds no images ({' '.join(SUFFIXES)})")
+        ids += found
+        labels += [label] * len(found)
+    return FolderImages(root, tuple(classes), tuple(ids), tuple(labels))
+
+
+def check_classes(images: FolderImages, wanted: tuple[str, ...], source: str) -> None:
+    """Refuse a folder whose classes are not those of the training images, by name."""
+    missing = sorted(set(wanted) - set(images.classes))
+    extra = sorted(set(images.classes) - set(wanted))
+    if missing or extra:
+        parts = [f"lacks {_some(missing)}"] if missing else []
+        parts += [f"has {_some(extra)} besides"] if extra else []
+        raise UserError(
+            f"{source}: {images.root}: its classes are not those of train/: {' and '.join(parts)}"
+        )
+
+
+def load_rgb(path: Path) -> Image.Image:
+    """A picture file as upright RGB: EXIF orientation applied; grey, palette, CMYK converted.
+
+    Errors: `UserError` naming the file if it is missing, truncated or no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
+                image = image.convert("RGBA")
+            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read as an image: {error}") from None
+
+
+def _pictures(root: Path, class_name: str) -> list[str]:
+    found = []
+    for folder, subfolders, names in os.walk(root / class_name, followlinks=True):
+        subfolders.sort()
+        relative = os.path.relpath(folder, root)
+        found += [
+            f"{relative}/{name}"
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "."  # noqa: PTH122
+        ]
+    return sorted(found)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

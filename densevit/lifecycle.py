@@ -1,0 +1,177 @@
+"""What surrounds a run: its folder, lock, log, provenance and status, and how it is stopped.
+
+Nothing heavy is imported until the run really has something to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from densevit.config import RunConfig
+from densevit.data.sources import benchmark_names
+from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, RunError, Stopped, UserError
+from densevit.rundir import RunFolder, State, read_json, write_json
+
+log = logging.getLogger("densevit")
+
+
+def execute(folder: RunFolder) -> int:
+    """Carry the run of a folder to its end and return the exit code.
+
+    0: finished, or was so already. 1: failed. 2: a mistake in the configuration or the data.
+    75: asked to stop, or another process holds the run; the same command carries on.
+    """
+    with folder.lock() as mine:
+        if not mine:
+            log.warning("%s: another process is working on this run", folder.path)
+            return EXIT_CARRY_ON
+        if is_finished(folder, folder.config()):
+            log.info("%s: is finished already", folder.path)
+            return 0
+        return _execute_locked(folder)
+
+
+def is_finished(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run has ended and has numbers for everything that `config` evaluates."""
+    results = read_json(folder.results_file)
+    if results is None or folder.status().state != "finished":
+        return False
+    return set(benchmark_names(config)) <= results["benchmarks"].keys()
+
+
+def _execute_locked(folder: RunFolder) -> int:
+    with _logging_to(folder.log_file), _stop_on_signals() as boundary:
+        code, state, message = 0, "finished", ""
+        folder.write_status("running", **_progress(folder), started=time.time())
+        try:
+            _record_start(folder)
+            boundary()
+            from densevit.train import train  # imports torch: seconds
+
+            train(folder, boundary)
+        except Stopped as stop:
+            code, state, message = EXIT_CARRY_ON, "cancelled", str(stop)
+        except (UserError, RunError) as error:
+            code = EXIT_MISTAKE if isinstance(error, UserError) else EXIT_FAILED
+            # From a loading process the message arrives behind that process's traceback.
+            state, message = "failed", _last_line(error)
+            message = message.removeprefix("densevit.errors.UserError: ")
+            log.error("%s", message)
+        except Exception as error:
+            code, state = EXIT_FAILED, "failed"
+            message = f"{type(error).__name__}: {_last_line(error)}"
+            log.error("%s", traceback.format_exc())
+        _end(folder, state, message)
+        return code
+
+
+def _end(folder: RunFolder, state: State, message: str) -> None:
+    progress = _progress(folder)
+    folder.write_status(state, **progress, message=message)
+    words = {"cancelled": "stopped; the same command carries on"}
+    log.info("%s%s", words.get(state, state), f": {message}" if message else "")
+
+
+def _progress(folder: RunFolder) -> dict[str, Any]:
+    """How far the status file says the run is, kept when its state changes."""
+    held = read_json(folder.status_file) or {}
+    return {k: held[k] for k in ("epoch", "epochs", "step", "steps") if k in held}
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Any]:
+    """A function to call at step boundaries, which raises `Stopped` after SIGTERM or SIGINT."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:  # asked twice: stop here and now
+            raise Stopped(signal.Signals(number).name)
+
+    def boundary() -> None:
+        if received:
+            raise Stopped(signal.Signals(received[0]).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield boundary  # only the main thread may set handlers
+        return
+    held = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield boundary
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+_PACKAGES = ("densevit", "torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def _record_start(folder: RunFolder) -> None:
+    """Add this start to provenance.json: code, versions, machine and command."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    start = {
+        "time": time.time(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "command": shlex.join(sys.argv),
+        "versions": versions,
+        **_git_state(),
+    }
+    record = read_json(folder.provenance_file) or {"starts": []}
+    write_json(folder.provenance_file, {"starts": [*record["starts"], start]})
+
+
+def _git_state() -> dict[str, str | None]:
+    """The commit and the uncommitted diff of the code that runs; None outside a checkout."""
+    source = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(source), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=30, check=True)  # noqa: S603
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.decode(errors="replace")
+
+    # A checkout that merely contains an installed copy says nothing about the code.
+    if not git("ls-files", "--error-unmatch", __file__):
+        return {"git_sha": None, "git_diff": None}
+    sha = git("rev-parse", "HEAD")
+    return {"git_sha": sha.strip() if sha else None, "git_diff": git("diff", "HEAD")}

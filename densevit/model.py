@@ -1,0 +1,122 @@
+"""A timm Vision Transformer with a classification head and projection heads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from densevit.config import RunConfig, applies
+from densevit.errors import UserError
+from densevit.torchvision_guard import ensure_torchvision
+
+ensure_torchvision()
+
+import timm  # noqa: E402
+from timm.data import resolve_data_config  # noqa: E402
+
+
+class Tokens(NamedTuple):
+    """What the network says of a batch: `image` (B, E), `patches` (B, N, E), `logits` (B, C)."""
+
+    image: Tensor
+    patches: Tensor
+    logits: Tensor
+
+
+class DenseViT(nn.Module):
+    """Backbone and heads of one run.
+
+    `projection` maps patches (dense) or the image (global) to the contrastive space; it is None
+    without a contrastive loss. The backbone is built first, so that for one seed all arms of an
+    ablation start from the same weights.
+    """
+
+    def __init__(self, config: RunConfig, classes: int) -> None:
+        super().__init__()
+        self.backbone = _backbone(config, classes)
+        width = self.backbone.num_features
+        self.projection = (
+            None
+            if config.cl_mode == "none"
+            else projection_head(width, config.projection_hidden_dim, config.dense_dim)
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        return self.backbone.patch_embed.img_size[0]
+
+    @property
+    def patches(self) -> int:
+        """Number N of patches of a picture."""
+        return self.backbone.patch_embed.num_patches
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Tokens of pictures (B, 3, S, S)."""
+        features = self.backbone.forward_features(images)  # (B, prefix + N, E)
+        patches = features[:, self.backbone.num_prefix_tokens :]
+        # Without a CLS token the image is the mean of its patches, as timm's `avg` pooling has it.
+        image = features[:, 0] if has_class_token(self.backbone) else patches.mean(dim=1)
+        return Tokens(image, patches, self.backbone.forward_head(features))
+
+    def pictures(self) -> dict:
+        """How the network wants its pictures: mean, std, crop_pct and interpolation, from timm."""
+        wanted = resolve_data_config({}, model=self.backbone)
+        return {key: wanted[key] for key in ("mean", "std", "crop_pct", "interpolation")}
+
+
+def projection_head(width: int, hidden: int, dim: int) -> nn.Sequential:
+    """Two-layer MLP on (..., width), as in MoCo v2 and DenseCL (Wang et al. 2021, section 3.2)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+
+
+def has_class_token(backbone: nn.Module) -> bool:
+    """Whether the first token of a timm ViT stands for the whole picture."""
+    return getattr(backbone, "cls_token", None) is not None
+
+
+def check_model(config: RunConfig, source: str) -> int:
+    """The side in pixels of the pictures that a run's model takes; allocates no weights.
+
+    Errors: `UserError` beginning with `source` for a model that timm cannot build, that is no
+    ViT, or that makes fewer patches of a picture than the run wants.
+    """
+    try:
+        with torch.device("meta"):
+            backbone = _backbone(config, classes=2)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    patches = backbone.patch_embed.num_patches
+    for name in ("sampled_patches", "query_patches"):
+        value = getattr(config, name)
+        if applies(name, config) and value != "all" and value > patches:
+            raise UserError(
+                f"{source}: {name}: {value} is more than the {patches} patches that "
+                f"{config.model_name} makes of a picture"
+            )
+    return backbone.patch_embed.img_size[0]
+
+
+def _backbone(config: RunConfig, classes: int) -> nn.Module:
+    kwargs = dict(config.model_kwargs)
+    if "num_classes" in kwargs:
+        raise UserError("model_kwargs: num_classes follows from the data set; leave it out")
+    try:
+        backbone = timm.create_model(config.model_name, num_classes=classes, **kwargs)
+    except Exception as error:  # timm raises whatever its layers raise; the user gave the names
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"model_name: timm cannot build {config.model_name}: {reason}") from None
+    embed = getattr(backbone, "patch_embed", None)
+    if not hasattr(backbone, "num_prefix_tokens") or not hasattr(embed, "num_patches"):
+        raise UserError(
+            f"model_name: {config.model_name} is no Vision Transformer with patch tokens"
+        )
+    height, width = embed.img_size
+    if height != width or height % embed.patch_size[0]:
+        raise UserError(
+            f"model_kwargs: img_size {height}x{width} must be square and divisible by the patch "
+            f"size {embed.patch_size[0]}"
+        )
+    return backbone

@@ -1,0 +1,270 @@
+"""The one place that knows where a run's files lie and how they are written.
+
+A run directory is the truth about a run; MLflow, tables and `status` are made from it. A file
+that another process may read is written under a temporary name, fsynced and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from densevit import yamlfile
+from densevit.config import Identity, Layer, RunConfig, build, identity
+from densevit.errors import UserError
+
+State = Literal["pending", "running", "finished", "failed", "cancelled"]
+STATES: tuple[State, ...] = ("pending", "running", "finished", "failed", "cancelled")
+
+
+def outputs_root(given: str | None) -> Path:
+    """Where outputs go: the given folder, else $DENSEVIT_OUTPUTS, else ./outputs (absolute)."""
+    chosen = given or os.environ.get("DENSEVIT_OUTPUTS") or "outputs"
+    return Path(chosen).expanduser().absolute()
+
+
+def sweep_folder(outputs: Path, name: str) -> Path:
+    """The folder of a sweep: its plan, its MLflow parent run and its report."""
+    return outputs / "sweeps" / name
+
+
+def run_folder(outputs: Path, run_id: str) -> RunFolder:
+    """The folder of a run, which need not exist yet."""
+    return RunFolder(outputs / "runs" / run_id)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names inside a run directory."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Every field of the run's RunConfig, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def identity_file(self) -> Path:
+        """`run`, `cell` and the preimage whose hash they are, as JSON."""
+        return self.path / "identity.json"
+
+    @property
+    def provenance_file(self) -> Path:
+        """git sha and diff, versions, host and command of each start, as JSON."""
+        return self.path / "provenance.json"
+
+    @property
+    def fingerprint_file(self) -> Path:
+        """What the data looked like when the run first saw it, as JSON."""
+        return self.path / "fingerprint.json"
+
+    @property
+    def status_file(self) -> Path:
+        """The run's last word about itself, as JSON; see `Status`."""
+        return self.path / "status.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a logged step, append-only."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """The numbers of each benchmark, as JSON."""
+        return self.path / "results.json"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def tracking_file(self) -> Path:
+        """What the MLflow mirror has sent so far, as JSON."""
+        return self.path / "tracking.json"
+
+    def predictions_file(self, benchmark: str) -> Path:
+        """A row a sample of a benchmark, as Parquet."""
+        return self.path / "predictions" / f"{benchmark}.parquet"
+
+    def create(self, config: RunConfig) -> Identity:
+        """Make the folder for a run, or take the one that is there for the same run.
+
+        `config.yaml` is brought up to date, since execution fields may change between starts.
+        Errors: `UserError` if the folder belongs to another configuration.
+        """
+        ids = identity(config)
+        held = read_json(self.identity_file)
+        if held is not None and held.get("preimage") != ids.preimage:
+            raise UserError(
+                f"{self.path}: holds another run: {json.dumps(held.get('preimage'))} "
+                f"and not {json.dumps(ids.preimage)}"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config_file, yamlfile.dump(config.model_dump()))
+        if held is None:
+            write_json(self.identity_file, ids._asdict())
+        return ids
+
+    def config(self) -> RunConfig:
+        """The run's configuration as its folder holds it."""
+        return build([Layer(str(self.config_file), yamlfile.load(self.config_file))])
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold the run for this process; yields False when another process holds it.
+
+        The operating system lets go of the lock when the process ends, however it ends.
+        """
+        with self.lock_file.open("a") as file:
+            yield _flock(file)
+
+    def locked(self) -> bool:
+        """Whether a process holds the run now."""
+        try:
+            with self.lock_file.open() as file:
+                # Shared, so that two observers never take each other for the run itself.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def status(self) -> Status:
+        """The run's state, with a run that ended without a word told as failed."""
+        record = read_json(self.status_file)
+        if record is None:
+            return Status("pending")
+        known = {k: v for k, v in record.items() if k in Status.__dataclass_fields__}
+        status = Status(**known)
+        if status.state == "running" and not self.locked():
+            again = read_json(self.status_file)  # it may have ended between the two looks
+            if again == record:
+                return Status(**{**known, "state": "failed", "message": DIED})
+            return self.status()
+        return status
+
+    def write_status(self, state: State, **facts: Any) -> None:
+        """Replace the status file; see `Status` for the facts."""
+        host, now = socket.gethostname(), time.time()
+        record = {"state": state, **facts, "updated": now, "host": host, "pid": os.getpid()}
+        write_json(self.status_file, record)
+
+
+DIED = "ended without a word (killed, or the machine went down); start it again to carry on"
+
+
+@dataclass(frozen=True)
+class Status:
+    """`epoch` of `epochs` and `step` of `steps` are done; times are Unix seconds."""
+
+    state: State
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    message: str = ""
+    started: float = 0.0
+    updated: float = 0.0
+    host: str = ""
+    pid: int = 0
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, None where there is no file.
+
+    Errors: `UserError` if the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically."""
+    write_atomic(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or nothing: readers see the old content or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to, which takes its place when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp is private; results are for the group
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _flock(file: IO[str], patience: float = 1.0) -> bool:
+    """Take the exclusive lock, waiting out observers, who hold it for microseconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_metrics(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The complete lines of a metrics file from a byte offset on, and the offset after them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)

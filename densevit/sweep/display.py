@@ -1,0 +1,97 @@
+"""What a person sees while a sweep runs: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from densevit.rundir import Status
+from densevit.sweep.grid import Run
+from densevit.sweep.launch.local import Progress, Watch
+from densevit.sweep.plan import Plan
+
+LOG_LINES = 10
+
+
+@contextmanager
+def watching(plan: Plan, total: int, console: Console) -> Iterator[Watch]:
+    """A function for the launcher to call, which shows runs, their epochs and how they ended."""
+    view = _View(plan, console)
+    if not console.is_terminal:
+        yield view.tell_ended
+        return
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with bars:
+        overall = bars.add_task(plan.name, total=total, unit="runs")
+        tasks: dict[str, TaskID] = {}
+
+        def watch(progress: Progress) -> None:
+            view.tell_ended(progress)
+            bars.update(overall, completed=len(progress.ended))
+            going = [*progress.active, *progress.elsewhere]
+            for run in going:
+                if run.id not in tasks:
+                    tasks[run.id] = bars.add_task(view.title(run), total=1, unit="epochs")
+                _advance(bars, tasks[run.id], plan.run_folder(run).status())
+            for gone in tasks.keys() - {run.id for run in going}:
+                bars.remove_task(tasks.pop(gone))
+
+        yield watch
+
+
+class _View:
+    """Tells once of every run that starts or ends."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self.started: set[str] = set()
+        self.ended: set[str] = set()
+
+    def title(self, run: Run) -> str:
+        return f"{self.plan.label(run)}, seed {run.seed}"
+
+    def tell_ended(self, progress: Progress) -> None:
+        for run in progress.active:
+            if run.id not in self.started:
+                self.started.add(run.id)
+                self.console.print(f"{run.id}  started   {self.title(run)}", highlight=False)
+        for run in progress.ended:
+            if run.id not in self.ended:
+                self.ended.add(run.id)
+                self._tell_end(run)
+
+    def _tell_end(self, run: Run) -> None:
+        folder = self.plan.run_folder(run)
+        status = folder.status()
+        line = f"{run.id}  {status.state:<9} {self.title(run)}"
+        if status.state != "failed":
+            self.console.print(line, highlight=False)
+            return
+        self.console.print(f"{line}: {status.message}", style="red", markup=False, highlight=False)
+        for text in last_lines(folder.log_file.read_text(errors="replace")):
+            self.console.print(f"    {text}", markup=False, highlight=False)
+        self.console.print(f"    ({folder.log_file})", markup=False, highlight=False)
+
+
+def last_lines(text: str, count: int = LOG_LINES) -> list[str]:
+    """The end of a log."""
+    return text.rstrip().splitlines()[-count:]
+
+
+def _advance(bars: Bars, task: TaskID, status: Status) -> None:
+    if status.steps:
+        # Steps move the bar; the count beside it says epochs.
+        bars.update(
+            task, total=status.epochs, completed=status.step * status.epochs // status.steps
+        )

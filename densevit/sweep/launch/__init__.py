@@ -1,0 +1,1 @@
+"""The launchers: each executes planned runs and changes nothing about them."""

@@ -1,0 +1,88 @@
+"""A plan: what a sweep file wants, and what of it the run directories already hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densevit.rundir import STATES, RunFolder, State, Status, run_folder, sweep_folder
+from densevit.sweep.grid import Grid, Run, cell_label, expand
+from densevit.sweep.spec import SweepSpec, read_spec
+from densevit.vit_names import check_names
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a sweep and the outputs folder they belong to."""
+
+    spec: SweepSpec
+    grid: Grid
+    outputs: Path
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        return self.grid.runs
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return self.grid.axes
+
+    @property
+    def folder(self) -> Path:
+        """outputs/sweeps/<name>"""
+        return sweep_folder(self.outputs, self.name)
+
+    def run_folder(self, run: Run) -> RunFolder:
+        return run_folder(self.outputs, run.id)
+
+    def label(self, run: Run) -> str:
+        """The run's cell in words."""
+        return cell_label(run.config, self.axes)
+
+    def statuses(self) -> dict[str, Status]:
+        """Run id to what its run directory says."""
+        return {run.id: self.run_folder(run).status() for run in self.runs}
+
+
+def make_plan(file: Path, outputs: Path) -> Plan:
+    """Read a sweep file and expand it; touches no run directory and needs no data.
+
+    Errors: `UserError` naming the file, the key and the nearest valid name.
+    """
+    spec = read_spec(file)
+    grid = expand(spec)
+    checked = set()
+    for run in grid.cells:
+        names = (run.config.model_name, repr(run.config.model_kwargs))
+        if names not in checked:
+            check_names(run.config, str(file))
+            checked.add(names)
+    return Plan(spec, grid, outputs)
+
+
+def count_states(statuses: dict[str, Status]) -> dict[State, int]:
+    """How many runs are in each state; every state is named."""
+    counted = Counter(status.state for status in statuses.values())
+    return {state: counted[state] for state in STATES}
+
+
+def plan_record(plan: Plan, statuses: dict[str, Status]) -> dict[str, Any]:
+    """The plan for programs: `{"name", "runs": [{"id", "cell", "seed", "config", ...}]}`."""
+    runs = [
+        {
+            "id": run.id,
+            "cell": run.cell,
+            "seed": run.seed,
+            "config": run.config.model_dump(),
+            "resources": run.resources,
+            "state": statuses[run.id].state,
+        }
+        for run in plan.runs
+    ]
+    return {"name": plan.name, "runs": runs}

@@ -1,0 +1,190 @@
+"""The sweep file as a checked record; `grid.expand` turns it into runs."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from densevit import yamlfile
+from densevit.config import (
+    FIELDS,
+    Int,
+    Layer,
+    Name,
+    absolute_paths,
+    base_path,
+    explain,
+    is_execution,
+    read_layers,
+)
+from densevit.errors import UserError, nearest
+
+Settings = dict[str, Any]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Exclusion(_Record):
+    """Cells that are left out, and why."""
+
+    where: Settings = Field(min_length=1)
+    because: str = Field(min_length=1)
+
+
+class Resources(_Record):
+    """What a run asks of a cluster."""
+
+    gpus: float | None = Field(None, ge=0)
+    cpus: Int | None = Field(None, ge=1)
+    hours: float | None = Field(None, gt=0)
+    mem: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]?$")
+    nodes: Int | None = Field(None, ge=1)
+
+
+class ResourcesWhen(Resources):
+    """Other resources for the runs that match `where`."""
+
+    where: Settings = Field(min_length=1)
+
+
+class SweepResources(Resources):
+    """The resources of every run, and exceptions; of several that match, the last one counts."""
+
+    when: list[ResourcesWhen] = []
+
+
+def _seed_list(value: Any) -> Any:
+    """A number of seeds n means the seeds 0 to n-1."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return list(range(value)) if isinstance(value, int) and value is not True else value
+
+
+Seeds = Annotated[
+    list[Annotated[Int, Field(ge=0, lt=2**31)]], BeforeValidator(_seed_list), Field(min_length=1)
+]
+
+
+class SweepSpec(_Record):
+    """What a sweep file says. `layers` are the settings that every cell starts from."""
+
+    name: Name
+    description: str = ""
+    fixed: Settings = {}
+    grid: dict[str, list[Any]] = {}
+    zip: list[dict[str, list[Any]]] = []
+    include: list[Settings] = []
+    exclude: list[Exclusion] = []
+    seeds: Seeds = [0]
+    baseline: Settings | None = None
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    resources: SweepResources = SweepResources()
+    file: Path
+    layers: tuple[Layer, ...]
+
+    def axes(self) -> list[str]:
+        """The fields that the sweep varies, in the order of the file."""
+        named = [*self.grid, *(k for group in self.zip for k in group)]
+        named += [k for extra in self.include for k in extra]
+        return list(dict.fromkeys(named))
+
+
+def read_spec(path: Path) -> SweepSpec:
+    """Read and check a sweep file.
+
+    Errors: `UserError` naming the file, the key and the nearest valid name.
+    """
+    data = yamlfile.load(path)
+    base = data.pop("base", None)
+    layers = read_layers(base_path(base, path)) if base is not None else []
+    for taken in ("file", "layers"):
+        if taken in data:
+            valid = [*_KEYS, "base"]
+            raise UserError(f"{path}: {taken}: unknown key; {nearest(taken, valid)}")
+    try:
+        spec = SweepSpec(**data, file=path, layers=tuple(layers))
+    except ValidationError as error:
+        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+        raise UserError(f"{path}: {_explain(problems[0])}") from None
+    _check_keys(spec)
+    fixed = Layer(f"{path}: fixed", absolute_paths(spec.fixed, path.parent))
+    return spec.model_copy(update={"layers": (*layers, fixed)})
+
+
+def matches(where: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Whether every value equals the wanted one; wanted text may hold * and ? for a pattern."""
+    return all(_equal(wanted, values.get(name)) for name, wanted in where.items())
+
+
+def _equal(wanted: Any, value: Any) -> bool:
+    if isinstance(wanted, list):
+        return any(_equal(one, value) for one in wanted)
+    if isinstance(wanted, str) and isinstance(value, str):
+        return fnmatch.fnmatchcase(value, wanted)
+    # 1 and 1.0 are equal, 1 and true are not
+    return isinstance(wanted, bool) == isinstance(value, bool) and wanted == value
+
+
+_KEYS = [name for name in SweepSpec.model_fields if name not in ("file", "layers")]
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "too_short":
+        key = ".".join(str(p) for p in problem["loc"])
+        return f"{key}: must not be empty"
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        return explain(problem, [*_KEYS, "base"])
+    if problem["type"] == "extra_forbidden":
+        valid = {"exclude": Exclusion, "resources": SweepResources}.get(
+            problem["loc"][0], Resources
+        )
+        if "when" in problem["loc"]:
+            valid = ResourcesWhen
+        return explain(problem, list(valid.model_fields))
+    return explain(problem, {})
+
+
+def _check_keys(spec: SweepSpec) -> None:
+    """Every name in the file must be a field, and an axis must be one that makes a difference."""
+    file = spec.file
+    for section, names in _named_fields(spec):
+        for name in names:
+            if name not in FIELDS:
+                raise UserError(f"{file}: {section}.{name}: unknown key; {nearest(name, FIELDS)}")
+            if name == "seed" and section != "fixed":
+                raise UserError(f"{file}: {section}.seed: replicates are given by `seeds:`")
+            if section in ("grid", "zip", "include") and is_execution(name):
+                raise UserError(
+                    f"{file}: {section}.{name}: says how a run is executed and makes no other "
+                    f"run; it belongs under `fixed:`"
+                )
+    seen: dict[str, str] = {}
+    for section, axes in [("grid", spec.grid), *(("zip", group) for group in spec.zip)]:
+        for name, values in axes.items():
+            if not values:
+                raise UserError(f"{file}: {section}.{name}: the axis is empty")
+            if name in seen:
+                raise UserError(f"{file}: {section}.{name}: is an axis of {seen[name]} already")
+            seen[name] = section
+    for group in spec.zip:
+        lengths = {name: len(values) for name, values in group.items()}
+        if len(set(lengths.values())) != 1:
+            shown = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+            raise UserError(f"{file}: zip: lists of equal length are needed: {shown or 'no axis'}")
+    if len(set(spec.seeds)) != len(spec.seeds):
+        raise UserError(f"{file}: seeds: {spec.seeds} names a seed twice")
+
+
+def _named_fields(spec: SweepSpec) -> list[tuple[str, list[str]]]:
+    sections = [("fixed", list(spec.fixed)), ("grid", list(spec.grid))]
+    sections += [("zip", list(group)) for group in spec.zip]
+    sections += [("include", list(extra)) for extra in spec.include]
+    sections += [("exclude.where", list(rule.where)) for rule in spec.exclude]
+    sections += [("resources.when.where", list(rule.where)) for rule in spec.resources.when]
+    return [*sections, ("baseline", list(spec.baseline or {}))]
