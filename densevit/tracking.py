@@ -1,22 +1,14 @@
-"""MLflow as a mirror of the run directories.
+"""MLflow beside the training: when to mirror the runs, and the process that does it.
 
-One process beside the driver (`python -m densevit.tracking OUTPUTS --sweep NAME RUN_ID...`) reads
-what the runs write and sends it on in batches. Training knows nothing of it, and a store that is
-down costs a warning: what is missing is sent later, each (metric, step) once.
-
-How far a run has been sent is asked of the store itself, the last step of each metric: this holds
-when the mirror was killed between sending and remembering, and when a resumed run cut its metrics
-file back and wrote the same steps again. `tracking.json` only saves reading and asking again.
+One process per driver (`python -m densevit.tracking OUTPUTS --sweep NAME RUN_ID...`) reads what
+the runs write and sends it on; see `densevit.mirror` for how. Training knows nothing of it, and a
+store that is down costs a warning in `tracking.log`: what is missing is sent later.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,39 +16,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from densevit.config import RunConfig, applies, identity, is_execution
 from densevit.errors import UserError
-from densevit.rundir import (
-    RunFolder,
-    State,
-    Status,
-    read_json,
-    read_metrics,
-    run_folder,
-    sweep_folder,
-    write_json,
-)
-
-if TYPE_CHECKING:
-    import mlflow
-    from mlflow.entities import Metric
+from densevit.mirror import FINAL, Mirroring, remembered
+from densevit.mlflow_store import database_file, without_password
+from densevit.rundir import RunFolder, run_folder, sweep_folder
 
 INTERVAL = 5.0  # seconds between two looks at the runs
 LONGEST_WAIT = 60.0  # seconds, while the store does not answer
-BATCH = 1000  # metrics a call, MLflow's limit
-
-_MLFLOW_STATUS = {
-    "pending": "SCHEDULED",
-    "running": "RUNNING",
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
-}
-_FINAL: tuple[State, ...] = ("finished", "failed", "cancelled")
 
 
 def store_uri(outputs: Path) -> str:
@@ -66,31 +35,41 @@ def store_uri(outputs: Path) -> str:
 
 
 def up_to_date(outputs: Path, run_ids: Iterable[str], sweep: str | None = None) -> bool:
-    """Whether the store holds every run to its end; a look at small files, without MLflow."""
+    """Whether every run has ended and the store holds it all; looks at small files only.
+
+    A sweep's parent run is not looked at, only whether each run was sent as part of the sweep.
+    """
     uri = store_uri(outputs)
-    database = _database(uri)
+    database = database_file(uri)
     if database is not None and not database.exists():
         return False
-    for run_id in run_ids:
-        folder = run_folder(outputs, run_id)
-        sent, state = _remembered(folder), folder.status().state
-        if (
-            state not in _FINAL
-            or sent.get("status") != state
-            or sent.get("store") != _without_password(uri)
-            or sent.get("offset") != _size(folder.metrics_file)
-            or (sweep is not None and sweep not in sent.get("sweeps", []))
-        ):
-            return False
-    return True
+    folders = (run_folder(outputs, run_id) for run_id in run_ids)
+    return all(_sent_to_its_end(folder, without_password(uri), sweep) for folder in folders)
 
 
 def mirror_once(outputs: Path, run_ids: Sequence[str], sweep: str | None = None) -> list[str]:
-    """Bring the store up to date and close the sweep's parent run with its report.
+    """Bring the store up to date, in this process, and close the sweep's parent run.
 
     Returns a line for each thing that could not be done; an empty list means all is sent.
     """
-    return _Mirroring(outputs, run_ids, sweep).look(last=True)
+    return Mirroring(outputs, store_uri(outputs), run_ids, sweep).look(last=True)
+
+
+@contextmanager
+def mirroring(outputs: Path, run_ids: Sequence[str], sweep: str | None = None) -> Iterator[None]:
+    """Mirror runs while the block executes, and to their end; nothing if all was sent before."""
+    if up_to_date(outputs, run_ids, sweep):
+        yield
+        return
+    mirror = start_mirror(outputs, run_ids, sweep)
+    length = mirror.log.stat().st_size
+    try:
+        yield
+    finally:
+        if not mirror.stop() or mirror.log.stat().st_size > length:
+            print(
+                f"warning: MLflow could not be reached all the time: {mirror.log}", file=sys.stderr
+            )
 
 
 @dataclass(frozen=True)
@@ -101,21 +80,24 @@ class Mirror:
     log: Path
 
     def stop(self, timeout: float = 60.0) -> bool:
-        """Let it look a last time and wait for that; False if it took longer and was ended."""
+        """Let it look a last time; False if that took more than `timeout` seconds or failed.
+
+        The sweep's report should be written before: the last look sends it too.
+        """
         # Not SIGTERM, which would come too early for a process that is still starting.
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
         try:
-            self.process.wait(timeout)
+            return self.process.wait(timeout) == 0
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
             return False
-        return self.process.returncode == 0
 
 
 def start_mirror(outputs: Path, run_ids: Sequence[str], sweep: str | None = None) -> Mirror:
-    """Start the mirror process; it writes its warnings to a `tracking.log`.
+    """Start the mirror process; its warnings go to `tracking.log` of the sweep, or of outputs.
 
     It is in a session of its own, so that Ctrl-C in the terminal reaches the driver alone.
     """
@@ -126,7 +108,7 @@ def start_mirror(outputs: Path, run_ids: Sequence[str], sweep: str | None = None
     command += [] if sweep is None else ["--sweep", sweep]
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603  (our own module)
-            [*command, *run_ids],
+            [*command, "--", *run_ids],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
@@ -136,17 +118,17 @@ def start_mirror(outputs: Path, run_ids: Sequence[str], sweep: str | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mirror runs until SIGTERM, SIGINT or the end of stdin; then look a last time."""
+    """Mirror runs until SIGTERM, Ctrl-C or the end of stdin; then look a last time."""
     parser = argparse.ArgumentParser(prog="python -m densevit.tracking", description=main.__doc__)
-    parser.add_argument("outputs", type=Path, help="the outputs folder")
-    parser.add_argument("--sweep", help="show the runs under this sweep")
-    parser.add_argument("runs", nargs="*", metavar="RUN_ID", help="the runs to mirror")
+    parser.add_argument("outputs", type=Path, metavar="OUTPUTS", help="the outputs folder")
+    parser.add_argument("--sweep", metavar="NAME", help="show the runs under this sweep")
+    parser.add_argument("runs", nargs="+", metavar="RUN_ID", help="the runs to mirror")
     given = parser.parse_args(arguments)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     threading.Thread(target=_wait_for_end_of_stdin, args=(stop,), daemon=True).start()
-    mirroring = _Mirroring(given.outputs, given.runs, given.sweep)
+    mirroring = Mirroring(given.outputs, store_uri(given.outputs), given.runs, given.sweep)
     told: list[str] = []
     wait = INTERVAL
     while True:
@@ -162,53 +144,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop.wait(wait)
 
 
-@dataclass
-class _Child:
-    """A run in the store: what of the run directory it holds. `last_steps`: metric to step."""
+def _sent_to_its_end(folder: RunFolder, store: str, sweep: str | None) -> bool:
+    sent = remembered(folder, store)
+    try:
+        state = folder.status().state
+        size = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
+    except (UserError, OSError):
+        return False
+    return (
+        state in FINAL
+        and (sent.get("status"), sent.get("offset")) == (state, size)
+        and (sweep is None or sweep in sent["sweeps"])
+    )
 
-    id: str
-    status: str
-    end_time: int | None
-    last_steps: dict[str, int]
-    offset: int = 0
-    mark: str = ""
+
+def _wait_for_end_of_stdin(stop: threading.Event) -> None:
+    # Not sys.stdin, whose lock a thread that is still reading would hold when Python ends.
+    with suppress(OSError):
+        while os.read(0, 4096):
+            pass
+    stop.set()
 
 
-@dataclass
-class _Mirroring:
-    """Some runs, the store, and what this process found in it."""
-
-    outputs: Path
-    run_ids: Sequence[str]
-    sweep: str | None
-    children: dict[str, _Child] = field(default_factory=dict)
-    parent: str | None = None
-
-    def look(self, last: bool) -> list[str]:
-        """Send what is new; with `last`, also close the parent run. Returns the problems."""
-        uri = store_uri(self.outputs)
-        try:
-            with _alone(self.outputs, uri):
-                return self._send(_client(uri), last)
-        except Exception as error:  # whatever it is: training must not suffer, and we try again
-            self.children.clear()  # what the store holds is asked again
-            self.parent = None
-            return [f"MLflow at {_without_password(uri)}: {_one_line(error)}; the rest is sent later"]
-
-    def _send(self, client: mlflow.MlflowClient, last: bool) -> list[str]:
-        from mlflow.exceptions import MlflowException
-
-        problems = []
-        for run_id in self.run_ids:
-            try:
-                self._send_run(client, run_folder(self.outputs, run_id), run_id)
-            except (UserError, ValueError, KeyError, TypeError) as error:
-                problems.append(f"{run_id}: {_one_line(error)}")
-            except MlflowException as error:
-                if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-                    raise
-                problems.append(f"{run_id}: {_one_line(error)}")
-                self.children.pop(run_id, None)
-        if last and self.parent is not None:
-            self._close_parent(client)
-        return problems
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,22 +15,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from densevit import checkpoint
 from densevit.config import SCHEMA_VERSION, RunConfig, identity
-from densevit.contrast.losses import ContrastiveLoss
+from densevit.contrast.losses import ContrastiveLoss, Projected
 from densevit.data.loading import EpochOrder, plain_batches, training_batches
 from densevit.data.sources import Data, Images, check_fingerprint, open_data
 from densevit.data.views import derived_seed, plain_view, training_views
 from densevit.errors import RunError, UserError
 from densevit.evaluate import predict, write_predictions
-from densevit.model import DenseViT, check_model
+from densevit.model import DenseViT, Tokens, check_model
 from densevit.rundir import RunFolder, read_json, write_json
+from densevit.torchvision_guard import ensure_torchvision
+
+ensure_torchvision()
+
+from timm.optim import param_groups_weight_decay  # noqa: E402
+from timm.scheduler import CosineLRScheduler  # noqa: E402
 
 log = logging.getLogger("densevit")
 DRAWS = 3  # the random stream of sampling and matching; see data.loading for the others
@@ -49,6 +54,7 @@ class Trainer:
     device: torch.device
     model: DenseViT
     contrast: ContrastiveLoss | None
+    averaged: AveragedModel | None  # the momentum encoder of the keys
     optimizer: torch.optim.Optimizer
     batches: DataLoader
     order: EpochOrder
@@ -97,7 +103,6 @@ def check_supported(config: RunConfig) -> None:
     """
     unbuilt = {
         "cl_mode": "joint",
-        "key_encoder": "momentum",
         "dense_negatives": "pooled",
         "correspondence_features": "geometry",
     }
@@ -115,6 +120,11 @@ def _trainer(
     boundary: Boundary,
 ) -> Trainer:
     contrast = None if config.cl_mode == "none" else ContrastiveLoss(config).to(device)
+    averaged = None
+    if contrast is not None and config.key_encoder == "momentum":
+        averaging = get_ema_multi_avg_fn(config.momentum)
+        averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+        averaged.update_parameters(model)  # the average begins with the initial weights
     pictures = model.pictures()
     views = training_views(model.image_size, pictures["mean"], pictures["std"])
     batches, order = training_batches(
@@ -137,7 +147,7 @@ def _trainer(
         t_in_epochs=False,
     )
     return Trainer(
-        config, folder, device, model, contrast, optimizer, batches, order, boundary,
+        config, folder, device, model, contrast, averaged, optimizer, batches, order, boundary,
         len(batches), scheduler,
     )  # fmt: skip
 
@@ -184,7 +194,9 @@ def _train_step(
     loss = classification
     if contrast is not None:
         weight = contrastive_weight(config, trainer.step / max(trainer.steps, 1))
-        contrastive = contrast(model.projection, first, second, ids, generator)
+        contrastive = contrast(
+            Projected(first, model.projection), _keys(trainer, view2, second), ids, generator
+        )
         loss = (1 - weight) * classification + weight * contrastive
         numbers["contrastive_loss"] = contrastive.detach()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +206,17 @@ def _train_step(
     trainer.optimizer.step()
     if contrast is not None:
         contrast.clamp_temperature()
+    if trainer.averaged is not None:
+        trainer.averaged.update_parameters(model)
     return {"loss": loss.detach(), **numbers}
+
+
+def _keys(trainer: Trainer, images: Tensor, tokens: Tokens) -> Projected:
+    """View 2 as keys: the tokens at hand, or those of the momentum encoder (MoCo, section 3.2)."""
+    if trainer.averaged is None:
+        return Projected(tokens, trainer.model.projection)
+    with torch.no_grad():
+        return Projected(trainer.averaged(images), trainer.averaged.module.projection)
 
 
 def contrastive_weight(config: RunConfig, progress: float) -> float:
@@ -280,6 +302,7 @@ def _save(trainer: Trainer) -> None:
         "metrics_bytes": trainer.folder.metrics_file.stat().st_size,
         "model": trainer.model.state_dict(),
         "contrast": contrast.state_dict() if contrast is not None else {},
+        "averaged": trainer.averaged.state_dict() if trainer.averaged is not None else {},
         "optimizer": trainer.optimizer.state_dict(),
     }
     checkpoint.save(trainer.folder.checkpoint_folder, state)
@@ -293,6 +316,8 @@ def _resume(trainer: Trainer) -> None:
         trainer.optimizer.load_state_dict(state["optimizer"])
         if trainer.contrast is not None:
             trainer.contrast.load_state_dict(state["contrast"])
+        if trainer.averaged is not None:
+            trainer.averaged.load_state_dict(state["averaged"])
         trainer.epoch, trainer.step = state["epoch"], state["step"]
         trainer.seconds = state["seconds"]
         log.info("continuing after epoch %d of %d", trainer.epoch, trainer.config.epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,13 @@ from densevit.contrast.sampling import sample
 from densevit.model import Tokens
 
 TEMPERATURE_RANGE = (0.01, 1.0)  # of a learned temperature
+
+
+class Projected(NamedTuple):
+    """One view of a batch: its tokens, and the head that projects them."""
+
+    tokens: Tokens
+    head: nn.Module
 
 
 class ContrastiveLoss(nn.Module):
@@ -46,22 +54,18 @@ class ContrastiveLoss(nn.Module):
             self.log_temperature.clamp_(math.log(low), math.log(high))
 
     def forward(
-        self,
-        projection: nn.Module,
-        view1: Tokens,
-        view2: Tokens,
-        image_ids: Tensor,
-        generator: torch.Generator,
+        self, view1: Projected, view2: Projected, image_ids: Tensor, generator: torch.Generator
     ) -> Tensor:
         """The mean loss over all queries, a scalar; the batch's keys then enter the queue.
 
-        `image_ids` (B,) name the pictures; `generator` draws what is random.
+        `view1` gives the queries and `view2` the keys, each with the head of the network that
+        encoded it. `image_ids` (B,) name the pictures; `generator` draws what is random.
         """
         if self.config.cl_mode == "global":
-            queries, positives = _global_pairs(projection, view1, view2)
+            queries, positives = _global_pairs(view1, view2)
             entries, entry_ids = positives, image_ids
         else:
-            queries, positives, keys = self._dense_pairs(projection, view1, view2, generator)
+            queries, positives, keys = self._dense_pairs(view1, view2, generator)
             entries, entry_ids = self._entries(keys, image_ids, generator)
         losses = queue_info_nce(
             queries,
@@ -80,19 +84,19 @@ class ContrastiveLoss(nn.Module):
         return image_ids[:, None] == self.queue.image_ids[None, :]
 
     def _dense_pairs(
-        self, projection: nn.Module, view1: Tokens, view2: Tokens, generator: torch.Generator
+        self, view1: Projected, view2: Projected, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B·Q, D), their positives (B·Q, D), and all keys (B, N, D)."""
         with torch.no_grad():
-            keys = _unit(projection(view2.patches))  # (B, N, D)
-        patches = view1.patches
+            keys = _unit(view2.head(view2.tokens.patches))  # (B, N, D)
+        patches = view1.tokens.patches
         batch, count, _ = patches.shape
         if self.config.query_patches != "all":
             chosen = sample(patches, self.config.query_patches, "random", generator=generator)
             patches = _take(patches, chosen)  # (B, Q, E)
-        queries = _unit(projection(patches))  # (B, Q, D)
+        queries = _unit(view1.head(patches))  # (B, Q, D)
         if self.config.correspondence_features == "backbone":
-            partner = match(patches, view2.patches)  # (B, Q)
+            partner = match(patches, view2.tokens.patches)  # (B, Q)
         elif self.config.correspondence_features == "dense":
             partner = match(queries, keys)
         else:
@@ -115,11 +119,11 @@ class ContrastiveLoss(nn.Module):
         return _take(keys, chosen).flatten(0, 1), ids.flatten()
 
 
-def _global_pairs(projection: nn.Module, view1: Tokens, view2: Tokens) -> tuple[Tensor, Tensor]:
+def _global_pairs(view1: Projected, view2: Projected) -> tuple[Tensor, Tensor]:
     """One query and one key a picture, (B, D) each."""
     with torch.no_grad():
-        keys = _unit(projection(view2.image))
-    return _unit(projection(view1.image)), keys
+        keys = _unit(view2.head(view2.tokens.image))
+    return _unit(view1.head(view1.tokens.image)), keys
 
 
 def _unit(features: Tensor) -> Tensor:

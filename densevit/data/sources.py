@@ -126,7 +126,10 @@ class DrawnImages:
 
     @cached_property
     def drawn(self) -> shapes.Split:
-        return shapes.load(self.split, self.size, self.folder)
+        try:
+            return shapes.load(self.split, self.size, self.folder)
+        except (ValueError, OSError) as error:
+            raise UserError(f"shapes: {error}") from None
 
     @cached_property
     def ids(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from contextlib import nullcontext
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.table import Table
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, UserError
 from densevit.rundir import Status
 from densevit.sweep.apply import Work, check, decide, prepare
-from densevit.sweep.grid import Run, cell_values
+from densevit.sweep.grid import Run, cell_values, value_word
 from densevit.sweep.plan import Plan, count_states
 
 
@@ -25,7 +26,7 @@ def run_sweep(plan: Plan, jobs: int, launcher: str, no_tracking: bool) -> int:
             f"{plan.spec.file}: launcher: {launcher} is not part of this version; "
             f"--launcher local runs the sweep on this machine"
         )
-    console = Console()
+    console = console_for_tables()
     work = decide(plan)
     check(plan, work)
     prepare(plan, work)
@@ -53,7 +54,7 @@ def report_sweep(plan: Plan) -> None:
     """Write the report from what is finished so far, print its table and where it lies."""
     from densevit.results import report  # pandas and matplotlib: a second
 
-    console = Console()
+    console = console_for_tables()
     written = report.write(plan)
     report.print_table(plan, console)
     for name, path in (
@@ -64,7 +65,7 @@ def report_sweep(plan: Plan) -> None:
 
 def print_plan(plan: Plan) -> None:
     """The cells of a sweep, how many runs they make, and what was left out."""
-    console = Console()
+    console = console_for_tables()
     if plan.spec.description:
         console.print(plan.spec.description.strip(), highlight=False)
     table = _axes_table(plan, "cell", "seeds", "finished")
@@ -89,7 +90,7 @@ def print_plan(plan: Plan) -> None:
 
 def print_status(plan: Plan, statuses: dict[str, Status]) -> None:
     """How many runs are in each state, and how far each one is."""
-    console = Console()
+    console = console_for_tables()
     table = _axes_table(plan, "run", "seed", "state", "epoch")
     for run in plan.runs:
         status = statuses[run.id]
@@ -133,13 +134,17 @@ def _print_ui(plan: Plan, console: Console) -> None:
     console.print(f"{'MLflow':<7} {command}", highlight=False, soft_wrap=True)
 
 
+def console_for_tables() -> Console:
+    """A console that does not squeeze tables to 80 columns when it writes to a file or pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=200)
+
+
 def _axes_table(plan: Plan, first: str, *last: str) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (first, *plan.axes, *last):
-        table.add_column(name, no_wrap=name == first)
+        table.add_column(name, no_wrap=name == first, overflow="fold")
     return table
 
 
 def _axis_words(plan: Plan, run: Run) -> list[str]:
-    values = cell_values(run.config, plan.axes).values()
-    return ["–" if value is None else str(value) for value in values]
+    return [value_word(value) for value in cell_values(run.config, plan.axes).values()]

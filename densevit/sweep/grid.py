@@ -31,7 +31,7 @@ class Grid:
     """The runs, seed-major (a half-done sweep is still a fair table), cells in the file's order.
 
     `axes` are the fields in which the cells differ; `merged` counts combinations that are the
-    same cell as another one; `excluded` tells how many each rule left out.
+    same cell as another one; `excluded` tells how many cells each rule left out.
     """
 
     runs: tuple[Run, ...]
@@ -53,14 +53,14 @@ def expand(spec: SweepSpec) -> Grid:
     """
     kept: dict[str, RunConfig] = {}
     merged = 0
-    left_out = [0] * len(spec.exclude)
+    left_out: list[set[str]] = [set() for _ in spec.exclude]
     for source, settings in _combinations(spec):
         config = build([*spec.layers, Layer(f"{spec.file}: {source}", settings)])
+        cell = identity(config).cell
         rule = _excluded_by(spec, config) if source != "include" else None
         if rule is not None:
-            left_out[rule] += 1
+            left_out[rule].add(cell)
             continue
-        cell = identity(config).cell
         merged += cell in kept
         kept.setdefault(cell, config)
     if not kept:
@@ -69,7 +69,7 @@ def expand(spec: SweepSpec) -> Grid:
     runs = tuple(
         _run(spec, cell, config, seed) for seed in spec.seeds for cell, config in kept.items()
     )
-    excluded = tuple(zip(spec.exclude, left_out, strict=True))
+    excluded = tuple(zip(spec.exclude, map(len, left_out), strict=True))
     return Grid(runs, _axes(spec, list(kept.values())), merged, excluded)
 
 
@@ -81,12 +81,17 @@ def cell_values(config: RunConfig, axes: tuple[str, ...]) -> dict[str, Any]:
 def cell_label(config: RunConfig, axes: tuple[str, ...]) -> str:
     """A cell in words: its values on the axes that apply to it."""
     values = [v for v in cell_values(config, axes).values() if v is not None]
-    return " · ".join(_word(value) for value in values) or config.cl_mode
+    return " · ".join(value_word(value) for value in values) or config.cl_mode
 
 
-def _word(value: Any) -> str:
+def value_word(value: Any) -> str:
+    """A field's value as a person writes it in YAML; an en dash for None (does not apply)."""
+    if value is None:
+        return "–"
     if isinstance(value, dict):
         return " ".join(f"{k}={v}" for k, v in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

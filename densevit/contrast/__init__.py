@@ -1,0 +1,1 @@
+"""Contrastive learning of patches or images: loss, negatives, matching and sampling."""

@@ -1,0 +1,1 @@
+"""From finished runs to answers: collect -> tables, figures -> report."""

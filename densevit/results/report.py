@@ -1,0 +1,153 @@
+"""The report of a sweep: coverage, table, figure and how to make it again, in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from densevit.config import SCHEMA_VERSION
+from densevit.results.collect import gather
+from densevit.results.figures import save_accuracy
+from densevit.results.tables import METRICS, CellTable, cell_table, to_csv, to_markdown
+from densevit.rundir import STATES, run_folder, write_atomic
+from densevit.sweep.grid import value_word
+from densevit.sweep.plan import Plan
+
+LOG_LINES = 12
+LOGS_SHOWN = 10  # a mistake in a large sweep fails every run in the same way
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the parts of a report lie, and the table itself for showing it."""
+
+    report_md: Path
+    table_md: Path
+    table_csv: Path
+    figure_png: Path
+    figure_pdf: Path
+    table: CellTable
+
+
+def write(plan: Plan) -> Report:
+    """Write the report of what is there now into `plan.folder`/report.
+
+    It may be called while the sweep runs and before anything is finished: what is missing is
+    told as missing. The same results give the same table bytes.
+    """
+    frame, coverage = gather(plan)
+    folder = plan.folder / "report"
+    table = cell_table(plan, frame)
+    report = Report(
+        report_md=folder / "report.md",
+        table_md=folder / "table.md",
+        table_csv=folder / "table.csv",
+        figure_png=folder / "accuracy.png",
+        figure_pdf=folder / "accuracy.pdf",
+        table=table,
+    )
+    write_atomic(report.table_md, to_markdown(table))
+    write_atomic(report.table_csv, to_csv(table))
+    save_accuracy(table, frame, report.figure_png, report.figure_pdf)
+    write_atomic(report.report_md, _text(plan, coverage, report))
+    return report
+
+
+def _text(plan: Plan, coverage: pd.DataFrame, report: Report) -> str:
+    sections = [
+        f"# {plan.name}",
+        plan.spec.description.strip(),
+        _coverage(plan, coverage),
+        f"## {METRICS[report.table.metric][0].capitalize()}",
+        "Mean ± standard deviation over the seeds (n−1 in the denominator). `seeds` counts the "
+        "finished runs of a cell among those planned; – marks an axis that does not apply.",
+        to_markdown(report.table).strip(),
+        f"![Accuracy of each cell on each benchmark]({report.figure_png.name})",
+        f"Marker: mean; bar: ± standard deviation; small dots: single seeds. The axis need not "
+        f"start at zero. Also as [PDF]({report.figure_pdf.name}), the numbers as "
+        f"[CSV]({report.table_csv.name}).",
+        _failures(plan, coverage),
+        _reproduction(plan, coverage),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _coverage(plan: Plan, coverage: pd.DataFrame) -> str:
+    """How many runs are in which state, what has no numbers, and what was left out on purpose."""
+    counts = Counter(coverage["state"])
+    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    cells = len(plan.grid.cells)
+    lines = [
+        f"{_count(len(coverage), 'run')} planned ({_count(cells, 'cell')}, "
+        f"{_count(len(plan.spec.seeds), 'seed')} each): {told}."
+    ]
+    broken = coverage[(coverage["state"] == "finished") & ~coverage["measured"]]
+    lines += [f"- {row.run} is finished but has no numbers: {row.message}" for row in _rows(broken)]
+    lines += [
+        f"- Left out: {_count(count, 'cell')} with {_settings(rule.where)}: {rule.because}"
+        for rule, count in plan.grid.excluded
+        if count
+    ]
+    return "\n".join([lines[0], *([""] if lines[1:] else []), *lines[1:]])
+
+
+def _failures(plan: Plan, coverage: pd.DataFrame) -> str:
+    failed = _rows(coverage[coverage["state"] == "failed"])
+    if not failed:
+        return ""
+    parts = ["## Failed runs"]
+    for row in failed[:LOGS_SHOWN]:
+        parts.append(f"**{row.run}** ({row.label}, seed {row.seed}): {row.message}")
+        tail = last_lines(run_folder(plan.outputs, row.run).log_file, LOG_LINES)
+        parts += ["\n".join(f"    {line}" for line in tail)] if tail else []
+    if failed[LOGS_SHOWN:]:
+        parts.append("And " + ", ".join(row.run for row in failed[LOGS_SHOWN:]) + ".")
+    return "\n\n".join(parts)
+
+
+def _reproduction(plan: Plan, coverage: pd.DataFrame) -> str:
+    command = f"densevit-sweep {shlex.quote(str(plan.spec.file))}"
+    lines = [
+        "## How to make it again",
+        f"    {command}",
+        "Finished runs are not trained again. Each lies under `runs/` in the output folder by its "
+        f"id (schema version {SCHEMA_VERSION}):",
+    ]
+    cells = [
+        f"- {label} (cell {cell}): "
+        + ", ".join(f"{row.run} (seed {row.seed}, {row.state})" for row in _rows(group))
+        for (cell, label), group in coverage.groupby(["cell", "label"], sort=False)
+    ]
+    return "\n\n".join([*lines, "\n".join(cells)])
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, without colour codes; of a progress bar what it showed last."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 16_384))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line for line in lines if line][-count:]
+
+
+def _rows(frame: pd.DataFrame) -> list:
+    return list(frame.itertuples(index=False))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _settings(where: dict) -> str:
+    return ", ".join(f"{name}: {value_word(value)}" for name, value in where.items())

@@ -1,0 +1,57 @@
+"""Made-up sweeps: run directories as a finished run leaves them, without any training."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from densevit.rundir import write_json
+from densevit.sweep.plan import make_plan
+
+FIXED = "{dataset: shapes, model_kwargs: {img_size: 32, patch_size: 4}, epochs: 10}"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A function that writes a sweep file with the given lines and plans it."""
+
+    def make(*lines, name="made_up"):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text("\n".join([f"name: {name}", f"fixed: {FIXED}", *lines]) + "\n")
+        return make_plan(file, tmp_path / "outputs")
+
+    return make
+
+
+@pytest.fixture
+def finish():
+    """A function that makes a run of a plan finished with the given top-1 numbers (percent)."""
+
+    def write(plan, run, top1, loss=1.0):
+        folder = plan.run_folder(run)
+        ids = folder.create(run.config)
+        benchmarks = {
+            name: {"top1": value, "top5": min(100.0, value + 10), "loss": loss, "n": 500}
+            for name, value in top1.items()
+        }
+        results = {"run": ids.run, "cell": ids.cell, "seed": run.seed, "schema_version": 1}
+        results |= {"epochs": 10, "train_seconds": 1.5, "benchmarks": benchmarks}
+        write_json(folder.results_file, results)
+        folder.write_status("finished", epoch=10, epochs=10)
+
+    return write
+
+
+@pytest.fixture
+def finish_all(finish):
+    """A function that finishes every run with random numbers; returns run id to those numbers."""
+
+    def write(plan, benchmarks=("val", "shapes-a", "shapes-sketch"), seed=0):
+        chance, numbers = random.Random(seed), {}
+        for run in plan.runs:
+            numbers[run.id] = {name: chance.uniform(20, 90) for name in benchmarks}
+            finish(plan, run, numbers[run.id])
+        return numbers
+
+    return write

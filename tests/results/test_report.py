@@ -1,0 +1,117 @@
+import re
+import subprocess
+import sys
+
+import matplotlib as mpl
+import pytest
+from PIL import Image
+
+from densevit.results import report
+from densevit.results.collect import collect
+from densevit.results.figures import accuracy
+from densevit.results.tables import cell_table, to_csv, to_markdown
+
+GRID = ["grid: {cl_mode: [none, global, dense], temperature: [0.1, 0.2]}", "seeds: 2"]
+
+
+def test_every_part_is_written_and_linked(sweep, finish_all):
+    plan = sweep(*GRID, "description: Does dense help?")
+    finish_all(plan)
+    made = report.write(plan)
+    table = cell_table(plan, collect(plan))
+    assert made.table_md.read_text() == to_markdown(table)
+    assert made.table_csv.read_text() == to_csv(table)
+    with Image.open(made.figure_png) as image:
+        image.verify()
+        assert image.format == "PNG"
+    assert made.figure_pdf.read_bytes().startswith(b"%PDF")
+    text = made.report_md.read_text()
+    assert "Does dense help?" in text
+    assert to_markdown(table).strip() in text
+    assert "10 runs planned (5 cells, 2 seeds each): 10 finished." in text
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (made.report_md.parent / link).is_file()
+    assert all(run.id in text for run in plan.runs)
+    assert f"densevit-sweep {plan.spec.file}" in text
+    assert {path.parent for path in (made.report_md, made.figure_png)} == {plan.folder / "report"}
+
+
+def test_twice_gives_the_same_bytes(sweep, finish_all):
+    plan = sweep(*GRID)
+    finish_all(plan)
+    made = report.write(plan)
+    files = sorted(made.report_md.parent.iterdir())
+    before = [file.read_bytes() for file in files]
+    report.write(plan)
+    assert sorted(made.report_md.parent.iterdir()) == files
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_while_the_sweep_runs(sweep, finish):
+    plan = sweep(*GRID, "exclude: [{where: {cl_mode: dense, temperature: 0.1}, because: unstable}]")
+    done, failed, *_ = plan.runs
+    finish(plan, done, {"val": 50.0})
+    folder = plan.run_folder(failed)
+    folder.create(failed.config)
+    folder.write_status("failed", message="out of memory")
+    folder.log_file.write_text("start\n10%\r\x1b[31m90%\n\nboom | ```\n")
+    text = report.write(plan).report_md.read_text()
+    assert "1 finished, 1 failed" in text
+    assert "6 pending" in text
+    assert f"**{failed.id}** (global · 0.1, seed 0): out of memory" in text
+    assert "    start\n    90%\n    boom | ```\n" in text
+    assert "Left out: 1 cell with cl_mode: dense, temperature: 0.1: unstable" in text
+
+
+def test_with_nothing_finished(sweep):
+    made = report.write(sweep(*GRID))
+    text = made.report_md.read_text()
+    assert "10 pending" in text
+    assert text.count("missing") == 5
+    with Image.open(made.figure_png) as image:
+        assert image.width == pytest.approx(3.5 * 300, abs=2)
+
+
+def test_a_large_sweep_fits(sweep, finish_all):
+    plan = sweep("grid: {temperature: [0.01, 0.02, 0.03, 0.04, 0.05], queue_size: [1, 2, 3, 4]}")
+    finish_all(plan, ["val", "a", "b", "c", "d"])
+    made = report.write(plan)
+    with Image.open(made.figure_png) as image:
+        assert image.height < 12 * 300
+
+
+def test_the_figure_shows_the_table_and_what_is_missing(sweep, finish):
+    plan = sweep("grid: {cl_mode: [none, global, dense]}", "seeds: 2")
+    for run, value in zip(plan.runs[::3], [40.0, 50.0], strict=True):
+        finish(plan, run, {"val": value, "b": value + 1})
+    frame = collect(plan)
+    axes = accuracy(cell_table(plan, frame), frame).axes[0]
+    drawn = sorted(x for line in axes.get_lines() for x in line.get_xdata() if x > 1)
+    spread = 50**0.5  # of 40 and 50
+    assert drawn == pytest.approx(
+        sorted([40, 50, 45, 45 - spread, 45 + spread, 41, 51, 46, 46 - spread, 46 + spread])
+    )
+    assert [text.get_text() for text in axes.texts] == ["missing"] * 4
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["val", "b"]
+
+
+def test_a_percentage_has_no_axis_beyond_100(sweep, finish_all, finish):
+    plan = sweep("seeds: 2")
+    for run in plan.runs:
+        finish(plan, run, {"val": 100.0, "b": 0.0})
+    frame = collect(plan)
+    low, high = accuracy(cell_table(plan, frame), frame).axes[0].get_xlim()
+    assert (low, high) == (0.0, 100.0)
+
+
+def test_the_users_matplotlib_stays_as_it_was(sweep, finish_all):
+    code = (
+        "import sys; import densevit.results.report; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    plan = sweep("seeds: 2")
+    finish_all(plan)
+    with mpl.rc_context({"font.size": 31.0}):
+        before = dict(mpl.rcParams)
+        report.write(plan)
+        assert dict(mpl.rcParams) == before

@@ -1,0 +1,178 @@
+"""Fields, errors and identity of a run."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densevit import yamlfile
+from densevit.config import FIELDS, Layer, RunConfig, build, identity, is_execution, read_layers
+from densevit.errors import UserError
+
+
+def config(**settings):
+    return build([Layer("test", settings)])
+
+
+def said(call, *arguments, **settings):
+    with pytest.raises(UserError) as error:
+        call(*arguments, **settings)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_defaults_are_those_of_the_design():
+    wanted = {
+        "cl_mode": "dense", "model_name": "vit_tiny_patch16_224", "batch_size": 256,
+        "epochs": 100, "lambda_weight": 0.5, "contrastive_weight_adaptive": False,
+        "queue_size": 65536, "temperature": 0.2, "learnable_temp": False,
+        "sampling_strategy": "random", "sampled_patches": 50, "query_patches": "all",
+        "correspondence_features": "backbone", "dense_negatives": "patches",
+        "key_encoder": "shared", "momentum": 0.999, "dense_dim": 128, "learning_rate": 1e-5,
+        "warmup_epochs": 5, "grad_clip": 5.0, "seed": 0,
+    }  # fmt: skip
+    assert wanted.items() <= RunConfig().model_dump().items()
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"tempratur": 1}, "tempratur: unknown key; did you mean 'temperature'?"),
+        ({"cl_mode": "dens"}, "cl_mode: 'dens' is not valid; did you mean 'dense'?"),
+        ({"lambda_weight": 2}, "lambda_weight: 2 is out of range; it must be at most 1"),
+        ({"lambda_weight": -0.1}, "lambda_weight: -0.1 is out of range; it must be at least 0"),
+        ({"temperature": 0}, "temperature: 0 is out of range; it must be greater than 0"),
+        ({"temperature": float("nan")}, "temperature: nan"),
+        ({"temperature": "0.2"}, "temperature: '0.2' must be a number"),
+        ({"temperature": True}, "temperature: True must be a number"),
+        ({"batch_size": 2.5}, "batch_size: 2.5 must be a whole number"),
+        ({"batch_size": True}, "batch_size: True must be a whole number"),
+        ({"batch_size": None}, "batch_size: None must be a whole number"),
+        ({"learnable_temp": 1}, "learnable_temp: 1 must be true or false"),
+        ({"query_patches": "some"}, "query_patches: 'some' is not valid or a whole number"),
+        ({"query_patches": 0.5}, "query_patches: 0.5"),
+        ({"model_kwargs": [1]}, "model_kwargs: [1] must be a mapping"),
+        ({"dataset": "../x"}, "dataset: '../x' must be a name"),
+        ({"benchmarks": {"a/b": "x"}}, "must be a name"),
+        ({"benchmarks": {"a": 1}}, "benchmarks.a: 1 must be text"),
+        ({"epochs": 3, "warmup_epochs": 3}, "warmup_epochs: 3 leaves nothing of epochs: 3"),
+        ({"seed": -1}, "seed: -1 is out of range"),
+    ],
+)
+def test_a_mistake_is_one_line_with_place_key_and_way_out(settings, wanted):
+    text = said(config, **settings)
+    assert text.startswith("test: ")
+    assert wanted in text
+
+
+def test_an_unknown_key_is_told_before_what_follows_from_it():
+    assert "unknown key" in said(config, aaa=1, temperature=-1, lambda_weigth=1)
+
+
+def test_one_and_one_point_zero_are_the_same_run():
+    for name in ("learning_rate", "batch_size", "grad_clip", "queue_size"):
+        assert identity(config(**{name: 1})) == identity(config(**{name: 1.0}))
+    nested = [config(model_kwargs={"img_size": size}) for size in (32, 32.0)]
+    assert identity(nested[0]) == identity(nested[1])
+
+
+def test_the_id_is_the_hash_of_the_stored_preimage():
+    ids = identity(config(cl_mode="global", temperature=0.1, seed=3))
+    assert ids.preimage == {
+        "schema_version": 1, "seed": 3, "config": {"cl_mode": "global", "temperature": 0.1},
+    }  # fmt: skip
+    text = json.dumps(ids.preimage, sort_keys=True, separators=(",", ":"))
+    assert ids.run == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_ids_are_pinned():
+    """An id that changes orphans everybody's results: bump SCHEMA_VERSION if it is meant."""
+    assert identity(config()).run == "fe622ec55fb2"
+    assert identity(config(cl_mode="none", batch_size=64, seed=1)).run == "4caee47be932"
+
+
+def test_seed_and_execution_are_no_part_of_a_cell():
+    cell = identity(config()).cell
+    assert identity(config(seed=5)).cell == cell
+    assert identity(config(seed=5)).run != identity(config()).run
+    for name in [n for n in FIELDS if is_execution(n)]:
+        other = {"workers": 0, "log_every": 7, "device": "cpu", "benchmarks": {"x": "y"}}
+        assert identity(config(**{name: other.get(name, "other")})) == identity(config())
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "value", "same"),
+    [
+        ({"cl_mode": "none"}, "queue_size", 7, True),
+        ({"cl_mode": "none"}, "temperature", 0.7, True),
+        ({"cl_mode": "none"}, "lambda_weight", 0.7, True),
+        ({"cl_mode": "none"}, "momentum", 0.7, True),
+        ({"cl_mode": "none"}, "learning_rate", 0.7, False),
+        ({"cl_mode": "global"}, "sampling_strategy", "diverse", True),
+        ({"cl_mode": "global"}, "sampled_patches", 7, True),
+        ({"cl_mode": "global"}, "query_patches", 7, True),
+        ({"cl_mode": "global"}, "queue_size", 7, False),
+        ({"cl_mode": "dense"}, "sampling_strategy", "diverse", False),
+        ({"cl_mode": "dense"}, "momentum", 0.7, True),
+        ({"cl_mode": "dense", "key_encoder": "momentum"}, "momentum", 0.7, False),
+        ({"cl_mode": "dense", "dense_negatives": "pooled"}, "sampled_patches", 7, True),
+    ],
+)
+def test_fields_that_do_not_apply_make_no_other_run(mode, name, value, same):
+    assert (identity(config(**mode)) == identity(config(**mode, **{name: value}))) is same
+
+
+@given(st.permutations(["cl_mode", "temperature", "epochs", "model_kwargs"]))
+def test_the_order_of_keys_makes_no_other_run(order):
+    values = {"cl_mode": "global", "temperature": 0.3, "epochs": 7, "model_kwargs": {"a": 1}}
+    assert identity(config(**{k: values[k] for k in order})) == identity(config(**values))
+
+
+def test_a_config_survives_its_yaml_file():
+    made = config(model_kwargs={"img_size": 32, "x": 1e-7}, learning_rate=1e-5, query_patches=4)
+    assert config(**yamlfile.parse(yamlfile.dump(made.model_dump()), "x")) == made
+
+
+def test_base_files_are_followed_and_later_ones_win(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "deep.yaml").write_text("epochs: 7\nbatch_size: 3\ndata_dir: ../data\n")
+    (tmp_path / "top.yaml").write_text("base: a/deep.yaml\nbatch_size: 4\nbenchmarks: {x: b/x}\n")
+    made = build(read_layers(tmp_path / "top.yaml"))
+    assert (made.epochs, made.batch_size) == (7, 4)
+    assert made.data_dir == str(tmp_path / "data")
+    assert made.benchmarks == {"x": str(tmp_path / "b" / "x")}
+
+
+def test_an_error_names_the_file_that_holds_the_mistake(tmp_path):
+    (tmp_path / "deep.yaml").write_text("temperature: -1\n")
+    (tmp_path / "top.yaml").write_text("base: deep.yaml\nbatch_size: 4\n")
+    text = said(lambda: build(read_layers(tmp_path / "top.yaml")))
+    assert text.startswith(f"{tmp_path / 'deep.yaml'}: temperature: ")
+
+
+def test_a_circular_or_missing_base_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    assert "in a circle: a.yaml -> b.yaml -> a.yaml" in said(read_layers, tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("base: gone.yaml\n")
+    assert "c.yaml: base: gone.yaml: no such file" in said(read_layers, tmp_path / "c.yaml")
+    (tmp_path / "d.yaml").write_text("base: [a]\n")
+    assert "d.yaml: base: must be the path" in said(read_layers, tmp_path / "d.yaml")
+
+
+def test_variables_in_paths_are_replaced_when_they_are_set(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text("data_dir: $PICTURES/x\nbenchmarks: {b: $PICTURES/b}\n")
+    monkeypatch.delenv("PICTURES", raising=False)
+    assert build(read_layers(tmp_path / "a.yaml")).data_dir == "$PICTURES/x"
+    monkeypatch.setenv("PICTURES", "/pictures")
+    made = build(read_layers(tmp_path / "a.yaml"))
+    assert (made.data_dir, made.benchmarks) == ("/pictures/x", {"b": "/pictures/b"})
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.parent.glob("experiments/*.yaml")))
+def test_the_experiments_are_valid(file):
+    build(read_layers(file))

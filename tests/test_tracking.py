@@ -1,0 +1,435 @@
+"""The MLflow mirror, against real SQLite stores."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from densevit.config import RunConfig, identity
+from densevit.mirror import Mirroring
+from densevit.mlflow_store import open_store
+from densevit.rundir import read_json, run_folder, sweep_folder, write_atomic
+from densevit.tracking import main, mirror_once, mirroring, start_mirror, store_uri, up_to_date
+
+CONFIG = {
+    "dataset": "shapes",
+    "model_kwargs": {"img_size": 32, "patch_size": 4},
+    "epochs": 10,
+    "device": "cpu",
+    "experiment_name": "tests",
+}
+START = 1_700_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _default_store(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def new_outputs(tmp_path):
+    """A folder without a store."""
+    return tmp_path / "out puts"  # a space, as some home folders have
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{file}").get_experiment_by_name("any")
+    return file
+
+
+@pytest.fixture
+def outputs(new_outputs, empty_store):
+    """A folder with an empty store: to make one takes seconds."""
+    new_outputs.mkdir()
+    shutil.copy(empty_store, new_outputs)
+    return new_outputs
+
+
+def make_run(outputs, lines, state="finished", **changes):
+    """A run directory with a metrics file; returns its id."""
+    config = RunConfig(**{**CONFIG, **changes})
+    run_id = identity(config).run
+    folder = run_folder(outputs, run_id)
+    folder.create(config)
+    write_lines(folder, lines)
+    folder.write_status(state, started=START)
+    return run_id
+
+
+def write_lines(folder, lines, mode="w"):
+    with folder.metrics_file.open(mode) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def train_lines(first, last, offset=0.0):
+    return [
+        {
+            "step": step, "epoch": step / 10, "time": START + step + offset,
+            "train/loss": 1 / step, "train/top1": float(step),
+        }
+        for step in range(first, last + 1)
+    ]  # fmt: skip
+
+
+def client_of(outputs):
+    from mlflow import MlflowClient
+
+    return MlflowClient(store_uri(outputs))
+
+
+def runs_of(outputs, tag="densevit.run"):
+    """Tag value to run, for every run of the store that has the tag; each value once."""
+    client = client_of(outputs)
+    found = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    found = [run for run in found if tag in run.data.tags]
+    by_tag = {run.data.tags[tag]: run for run in found}
+    assert len(by_tag) == len(found)
+    return by_tag
+
+
+def history(outputs, run_id, key):
+    """(step, value, timestamp) of every stored point, in the order of steps."""
+    mlflow_id = runs_of(outputs)[run_id].info.run_id
+    points = client_of(outputs).get_metric_history(mlflow_id, key)
+    return sorted((p.step, p.value, p.timestamp) for p in points)
+
+
+def test_the_store_equals_the_files(new_outputs):
+    outputs = new_outputs
+    lines = train_lines(1, 1500)
+    lines.insert(500, {"step": 500, "epoch": 5, "time": START + 500.5, "val/top1": 30.0})
+    last = {"step": 1500, "epoch": 10, "time": START + 1501.0}
+    lines += [last | {"val/top1": 40.0, "val/loss": 2.0}, last | {"shapes-a/top1": 20.0}]
+    first = make_run(outputs, lines, queue_size=128)
+    second = make_run(outputs, train_lines(1, 3), state="failed", cl_mode="none", seed=3)
+    assert mirror_once(outputs, [first, second], "my-sweep") == []
+
+    parent = runs_of(outputs, "densevit.sweep")["my-sweep"]
+    children = runs_of(outputs)
+    assert set(children) == {first, second}
+    assert parent.info.run_name == "my-sweep"
+    assert parent.info.status == "FAILED"
+    for child in children.values():
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert children[first].info.status == "FINISHED"
+    assert children[second].info.status == "FAILED"
+    assert children[first].info.start_time == int(START * 1000)
+    ended = run_folder(outputs, first).status().updated
+    assert children[first].info.end_time == int(ended * 1000)
+
+    keys = {"train/loss", "train/top1", "val/top1", "val/loss", "shapes-a/top1"}
+    assert set(children[first].data.metrics) == keys
+    for key in keys:
+        written = [(i["step"], i[key], int(i["time"] * 1000)) for i in lines if key in i]
+        assert history(outputs, first, key) == sorted(written)
+
+
+def test_parameters_and_tags(outputs):
+    dense = make_run(outputs, [], queue_size=128, log_every=7)
+    plain = make_run(outputs, [], cl_mode="none")
+    assert mirror_once(outputs, [dense, plain]) == []
+    params = {run_id: run.data.params for run_id, run in runs_of(outputs).items()}
+    assert params[dense]["queue_size"] == "128"
+    assert params[dense]["temperature"] == "0.2"  # also at its default
+    assert json.loads(params[dense]["model_kwargs"]) == CONFIG["model_kwargs"]
+    assert params[dense]["seed"] == "0"
+    assert "momentum" not in params[dense]  # means nothing with a shared key encoder
+    assert not {"queue_size", "temperature", "lambda_weight"} & set(params[plain])
+    assert not {"device", "workers", "experiment_name"} & set(params[dense])
+    tags = runs_of(outputs)[dense].data.tags
+    assert tags["densevit.device"] == "cpu"
+    assert tags["densevit.log_every"] == "7"
+    assert tags["densevit.cell"] == read_json(run_folder(outputs, dense).identity_file)["cell"]
+    assert "mlflow.parentRunId" not in tags
+
+
+def test_a_second_look_sends_nothing_and_up_to_date_says_so(outputs, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 20))
+    assert not up_to_date(outputs, [run_id], "s")
+    assert mirror_once(outputs, [run_id], "s") == []
+    assert up_to_date(outputs, [run_id], "s")
+    assert not up_to_date(outputs, [run_id], "another sweep")
+    file = run_folder(outputs, run_id).tracking_file
+    before = file.read_bytes()
+    monkeypatch.setattr("mlflow.MlflowClient.log_batch", _refuse)
+    assert mirror_once(outputs, [run_id], "s") == []
+    assert file.read_bytes() == before
+    write_lines(run_folder(outputs, run_id), [{"step": 21}], "a")
+    assert not up_to_date(outputs, [run_id], "s")
+
+
+def _refuse(*args, **kwargs):
+    raise AssertionError("something was sent")
+
+
+def test_up_to_date_does_not_import_mlflow(outputs):
+    run_id = make_run(outputs, train_lines(1, 2))
+    assert mirror_once(outputs, [run_id]) == []
+    code = (
+        "import sys; from pathlib import Path; from densevit.tracking import up_to_date;"
+        "assert up_to_date(Path(sys.argv[1]), sys.argv[2:]); assert 'mlflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(outputs), run_id], check=True)
+
+
+def test_new_lines_of_a_step_that_was_sent_are_not_lost(outputs):
+    run_id = make_run(outputs, train_lines(1, 10), state="running")
+    mirror_once(outputs, [run_id])
+    more = {"step": 10, "epoch": 1, "time": START + 11}
+    write_lines(run_folder(outputs, run_id), [more | {"val/top1": 5.0}], "a")
+    mirror_once(outputs, [run_id])
+    write_lines(run_folder(outputs, run_id), [more | {"shapes-a/top1": 6.0}], "a")
+    mirror_once(outputs, [run_id])
+    assert [p[:2] for p in history(outputs, run_id, "val/top1")] == [(10, 5.0)]
+    assert [p[:2] for p in history(outputs, run_id, "shapes-a/top1")] == [(10, 6.0)]
+    assert len(history(outputs, run_id, "train/loss")) == 10
+
+
+@pytest.mark.parametrize("regrown", [40, 120])
+@pytest.mark.parametrize("alive", [False, True], ids=["new mirror", "same mirror"])
+def test_a_file_that_was_cut_back_gives_no_step_twice_and_loses_none(outputs, alive, regrown):
+    """A resumed run cuts its file to the checkpoint and goes on, before or beyond where it was."""
+    run_id = make_run(outputs, train_lines(1, 60), state="failed")
+    folder = run_folder(outputs, run_id)
+    mirror = Mirroring(outputs, store_uri(outputs), [run_id], None)
+    assert mirror.look(last=False) == []
+    # Other times and shorter numbers: the lines no longer end at the same bytes.
+    again = [i | {"train/loss": 2.0} for i in train_lines(21, regrown, offset=1000.25)]
+    write_lines(folder, train_lines(1, 20) + again)
+    folder.write_status("finished", started=START)
+    if not alive:
+        mirror = Mirroring(outputs, store_uri(outputs), [run_id], None)
+    assert mirror.look(last=False) == []
+    steps = [p[0] for p in history(outputs, run_id, "train/loss")]
+    assert steps == list(range(1, max(60, regrown) + 1))
+    assert up_to_date(outputs, [run_id])
+
+
+def test_killed_between_sending_and_remembering(outputs):
+    run_id = make_run(outputs, train_lines(1, 10), state="running")
+    folder = run_folder(outputs, run_id)
+    mirror_once(outputs, [run_id])
+    old = folder.tracking_file.read_bytes()
+    write_lines(folder, train_lines(11, 20), "a")
+    mirror_once(outputs, [run_id])
+    write_atomic(folder.tracking_file, old)
+    write_lines(folder, train_lines(21, 25), "a")
+    mirror_once(outputs, [run_id])
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 26))
+    folder.tracking_file.unlink()  # found again by its tag
+    mirror_once(outputs, [run_id])
+    assert len(history(outputs, run_id, "train/loss")) == 25
+
+
+def test_a_new_store_is_filled_from_the_files(outputs, tmp_path, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 10))
+    mirror_once(outputs, [run_id])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other' / 'store.db'}")
+    assert not up_to_date(outputs, [run_id])
+    assert mirror_once(outputs, [run_id]) == []
+    assert len(history(outputs, run_id, "train/loss")) == 10
+    assert up_to_date(outputs, [run_id])
+
+
+def test_a_store_that_was_deleted_is_made_again(outputs):
+    run_id = make_run(outputs, train_lines(1, 10))
+    assert start_mirror(outputs, [run_id], "s").stop()
+    assert up_to_date(outputs, [run_id], "s")
+    (outputs / "mlflow.db").unlink()
+    assert not up_to_date(outputs, [run_id], "s")
+    assert start_mirror(outputs, [run_id], "s").stop()
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 11))
+    assert up_to_date(outputs, [run_id], "s")
+
+
+def test_the_status_follows_the_run(outputs):
+    run_id = make_run(outputs, train_lines(1, 2), state="cancelled")
+    folder = run_folder(outputs, run_id)
+    mirror_once(outputs, [run_id], "s")
+    assert runs_of(outputs)[run_id].info.status == "KILLED"
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "KILLED"
+    folder.write_status("running", started=START)
+    with folder.lock():
+        mirror_once(outputs, [run_id], "s")
+        assert runs_of(outputs)[run_id].info.status == "RUNNING"
+        assert runs_of(outputs, "densevit.sweep")["s"].info.status == "RUNNING"
+        assert not up_to_date(outputs, [run_id], "s")
+    mirror_once(outputs, [run_id], "s")  # it let go of its lock without a word
+    assert runs_of(outputs)[run_id].info.status == "FAILED"
+    folder.write_status("finished", started=START)
+    mirror_once(outputs, [run_id], "s")
+    run = runs_of(outputs)[run_id]
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time == int(folder.status().updated * 1000)
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
+
+
+def test_pending_runs_are_not_in_the_store(outputs):
+    done = make_run(outputs, train_lines(1, 2))
+    assert mirror_once(outputs, [done, "0123456789ab"], "s") == []
+    assert set(runs_of(outputs)) == {done}
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "KILLED"
+    assert not up_to_date(outputs, [done, "0123456789ab"], "s")
+
+
+def test_a_run_of_two_sweeps_is_one_run(outputs):
+    run_id = make_run(outputs, train_lines(1, 2))
+    mirror_once(outputs, [run_id], "b")
+    mirror_once(outputs, [run_id], "a")
+    run = runs_of(outputs)[run_id]
+    assert run.data.tags["densevit.sweeps"] == "a,b"
+    parents = runs_of(outputs, "densevit.sweep")
+    assert run.data.tags["mlflow.parentRunId"] == parents["b"].info.run_id
+    assert up_to_date(outputs, [run_id], "a")
+    assert up_to_date(outputs, [run_id], "b")
+
+
+def test_numbers_that_are_none_do_not_break_the_rest(outputs):
+    odd = {"step": 3, "epoch": 0, "time": START, "train/loss": math.nan, "train/top1": math.inf}
+    run_id = make_run(outputs, [*train_lines(1, 2), odd, *train_lines(4, 5)])
+    assert mirror_once(outputs, [run_id]) == []
+    values = {p[0]: p[1] for p in history(outputs, run_id, "train/loss")}
+    assert math.isnan(values.pop(3))
+    assert values == {step: 1 / step for step in (1, 2, 4, 5)}
+    assert history(outputs, run_id, "train/top1")[2][1] > 1e300
+
+
+def test_a_damaged_run_is_told_and_the_others_are_sent(outputs):
+    bad = make_run(outputs, train_lines(1, 2))
+    write_atomic(run_folder(outputs, bad).metrics_file, '{"step": 1, "ti\n')
+    good = make_run(outputs, train_lines(1, 2), seed=1)
+    problems = mirror_once(outputs, [bad, good])
+    assert len(problems) == 1
+    assert problems[0].startswith(bad)
+    assert len(history(outputs, good, "train/loss")) == 2
+    assert not up_to_date(outputs, [bad, good])
+
+
+def test_the_sweeps_files_are_artifacts_of_the_parent(outputs):
+    run_id = make_run(outputs, train_lines(1, 2))
+    folder = sweep_folder(outputs, "s")
+    write_atomic(folder / "sweep.yaml", "name: s\n")
+    write_atomic(folder / "report" / "table.md", "| a |\n")
+    assert mirror_once(outputs, [run_id], "s") == []
+    parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
+    listed = [*client_of(outputs).list_artifacts(parent)]
+    assert {item.path for item in listed} == {"sweep.yaml", "report"}
+    stored = outputs / "mlartifacts" / parent / "artifacts" / "report" / "table.md"
+    assert stored.read_text() == "| a |\n"
+
+
+def test_an_unreachable_store_is_one_warning(outputs, monkeypatch):
+    runs = [make_run(outputs, train_lines(1, 2), seed=seed) for seed in range(3)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    began = time.monotonic()
+    problems = mirror_once(outputs, runs, "s")
+    assert time.monotonic() - began < 20
+    assert len(problems) == 1
+    assert "http://127.0.0.1:9" in problems[0]
+    assert "secret" not in problems[0]
+    assert not run_folder(outputs, runs[0]).tracking_file.exists()
+    mirror = start_mirror(outputs, runs, "s")
+    assert mirror.stop()
+    log = mirror.log.read_text()
+    assert log.count("warning: MLflow at http://127.0.0.1:9") == 1
+    assert "secret" not in log
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert mirror_once(outputs, runs, "s") == []
+
+
+def test_a_driver_is_told_of_an_unreachable_store(new_outputs, monkeypatch, capfd):
+    run_id = make_run(new_outputs, train_lines(1, 2))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with mirroring(new_outputs, [run_id]):
+        pass
+    assert capfd.readouterr().err.endswith("tracking.log\n")
+
+
+def test_sigterm_does_a_last_look(outputs):
+    run_id = make_run(outputs, train_lines(1, 5), state="running")
+    folder = run_folder(outputs, run_id)
+    with folder.lock():
+        mirror = start_mirror(outputs, [run_id], "s")
+        _wait_for(folder.tracking_file.exists)
+        assert runs_of(outputs)[run_id].info.status == "RUNNING"
+        write_lines(folder, train_lines(6, 9), "a")
+        folder.write_status("finished", started=START)
+    mirror.process.send_signal(signal.SIGTERM)
+    assert mirror.process.wait(30) == 0
+    mirror.process.stdin.close()
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 10))
+    assert up_to_date(outputs, [run_id], "s")
+    assert mirror.log.read_text() == ""
+
+
+def test_the_mirror_ends_with_its_driver(outputs):
+    run_id = make_run(outputs, train_lines(1, 5))
+    code = (
+        "import os, sys; from pathlib import Path; from densevit.tracking import start_mirror;"
+        "m = start_mirror(Path(sys.argv[1]), sys.argv[2:]); print(m.process.pid, flush=True);"
+        "os.kill(os.getpid(), 9)"
+    )
+    driver = subprocess.run(
+        [sys.executable, "-c", code, str(outputs), run_id], stdout=subprocess.PIPE, check=False
+    )
+    assert driver.returncode == -9
+    _wait_for(lambda: not _alive(int(driver.stdout)))
+    assert up_to_date(outputs, [run_id])
+
+
+def test_while_a_driver_works_and_not_when_all_was_sent_before(outputs, capfd):
+    run_id = make_run(outputs, train_lines(1, 5), state="running")
+    with mirroring(outputs, [run_id], "s"):
+        run_folder(outputs, run_id).write_status("finished", started=START)
+        write_atomic(sweep_folder(outputs, "s") / "report" / "table.md", "| a |\n")
+    assert up_to_date(outputs, [run_id], "s")
+    assert list((outputs / "mlartifacts").rglob("table.md"))
+    log = sweep_folder(outputs, "s") / "tracking.log"
+    log.unlink()
+    with mirroring(outputs, [run_id], "s"):
+        pass
+    assert not log.exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_several_mirrors_at_once_make_one_store(new_outputs):
+    """Processes that make the tables of one new SQLite file together crash without care."""
+    outputs = new_outputs
+    runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(4)]
+    mirrors = [start_mirror(outputs, runs, "s") for _ in range(2)]
+    assert all(mirror.stop() for mirror in mirrors)
+    assert mirrors[0].log.read_text() == ""
+    assert set(runs_of(outputs)) == set(runs)
+    assert len(runs_of(outputs, "densevit.sweep")) == 1
+    for run_id in runs:
+        assert [p[0] for p in history(outputs, run_id, "train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_no_run_is_a_mistake(outputs):
+    with pytest.raises(SystemExit) as error:
+        main([str(outputs)])
+    assert error.value.code == 2
+
+
+def _wait_for(condition, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
