@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import tempfile
 import time
@@ -268,3 +269,17 @@ def read_metrics(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
     return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log, without colour codes; of a progress bar what it showed last."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 16_384))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line for line in lines if line][-count:]

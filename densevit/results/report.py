@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from densevit.config import SCHEMA_VERSION
 from densevit.results.collect import gather
 from densevit.results.figures import save_accuracy
 from densevit.results.tables import METRICS, CellTable, cell_table, to_csv, to_markdown
-from densevit.rundir import STATES, run_folder, write_atomic
+from densevit.rundir import STATES, last_lines, run_folder, write_atomic
 from densevit.sweep.grid import value_word
 from densevit.sweep.plan import Plan
 
@@ -125,20 +123,6 @@ def _reproduction(plan: Plan, coverage: pd.DataFrame) -> str:
         for (cell, label), group in coverage.groupby(["cell", "label"], sort=False)
     ]
     return "\n\n".join([*lines, "\n".join(cells)])
-
-
-def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log, without colour codes; of a progress bar what it showed last."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 16_384))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return []
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line][-count:]
 
 
 def _rows(frame: pd.DataFrame) -> list:

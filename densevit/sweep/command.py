@@ -52,11 +52,11 @@ def run_sweep(plan: Plan, jobs: int, launcher: str, no_tracking: bool) -> int:
 
 def report_sweep(plan: Plan) -> None:
     """Write the report from what is finished so far, print its table and where it lies."""
-    from densevit.results import report  # pandas and matplotlib: a second
+    from densevit.results import report, tables  # pandas and matplotlib: a second
 
     console = console_for_tables()
     written = report.write(plan)
-    report.print_table(plan, console)
+    console.print(tables.to_rich(written.table))
     for name, path in (
         ("table", written.table_md), ("figure", written.figure_png), ("report", written.report_md),
     ):  # fmt: skip

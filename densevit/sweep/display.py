@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from densevit.rundir import Status
+from densevit.rundir import Status, last_lines
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.local import Progress, Watch
 from densevit.sweep.plan import Plan
@@ -79,14 +79,9 @@ class _View:
             self.console.print(line, highlight=False)
             return
         self.console.print(f"{line}: {status.message}", style="red", markup=False, highlight=False)
-        for text in last_lines(folder.log_file.read_text(errors="replace")):
+        for text in last_lines(folder.log_file, LOG_LINES):
             self.console.print(f"    {text}", markup=False, highlight=False)
         self.console.print(f"    ({folder.log_file})", markup=False, highlight=False)
-
-
-def last_lines(text: str, count: int = LOG_LINES) -> list[str]:
-    """The end of a log."""
-    return text.rstrip().splitlines()[-count:]
 
 
 def _advance(bars: Bars, task: TaskID, status: Status) -> None:
