@@ -134,14 +134,14 @@ def _train(options: argparse.Namespace) -> int:
 def _check_run(config: Any) -> None:
     """Refuse what cannot work before a folder is created for it."""
     from densevit.data.sources import open_data
-    from densevit.vit_names import check_names, image_size
+    from densevit.vit_names import check_names
 
     check_names(config, "command line")
     from densevit.model import check_model
     from densevit.train import check_supported
 
     check_supported(config)
-    open_data(config, image_size(config) or check_model(config, "command line"))
+    open_data(config, check_model(config, "command line"))
 
 
 def _sweep_run(options: argparse.Namespace) -> int:

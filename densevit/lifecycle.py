@@ -58,7 +58,7 @@ def is_finished(folder: RunFolder, config: RunConfig) -> bool:
 def _execute_locked(folder: RunFolder) -> int:
     with _logging_to(folder.log_file), _stop_on_signals() as boundary:
         code, state, message = 0, "finished", ""
-        folder.write_status("running", **_progress(folder), started=time.time())
+        folder.write_status("running", **{**folder.progress(), "started": time.time()})
         try:
             _record_start(folder)
             boundary()
@@ -82,16 +82,9 @@ def _execute_locked(folder: RunFolder) -> int:
 
 
 def _end(folder: RunFolder, state: State, message: str) -> None:
-    progress = _progress(folder)
-    folder.write_status(state, **progress, message=message)
+    folder.write_status(state, **folder.progress(), message=message)
     words = {"cancelled": "stopped; the same command carries on"}
     log.info("%s%s", words.get(state, state), f": {message}" if message else "")
-
-
-def _progress(folder: RunFolder) -> dict[str, Any]:
-    """How far the status file says the run is, kept when its state changes."""
-    held = read_json(folder.status_file) or {}
-    return {k: held[k] for k in ("epoch", "epochs", "step", "steps") if k in held}
 
 
 def _last_line(error: Exception) -> str:
@@ -129,6 +122,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:

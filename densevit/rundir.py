@@ -163,6 +163,11 @@ class RunFolder:
             return self.status()
         return status
 
+    def progress(self) -> dict[str, Any]:
+        """How far the status file says the run is: facts that outlive a change of its state."""
+        held = read_json(self.status_file) or {}
+        return {k: held[k] for k in ("epoch", "epochs", "step", "steps", "started") if k in held}
+
     def write_status(self, state: State, **facts: Any) -> None:
         """Replace the status file; see `Status` for the facts."""
         host, now = socket.gethostname(), time.time()

@@ -239,7 +239,8 @@ def _log_interval(trainer: Trainer, sums: dict[str, Tensor], count: int, seconds
         line["train/lambda"] = contrastive_weight(
             trainer.config, (trainer.step - 1) / max(trainer.steps, 1)
         )
-        line["train/temperature"] = float(trainer.contrast.temperature())
+        with torch.no_grad():
+            line["train/temperature"] = float(trainer.contrast.temperature())
     _write_line(trainer, line)
 
 

@@ -71,6 +71,7 @@ def training_batches(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        generator=torch.Generator(),  # its own, so that loading moves no other random stream
     )
     return loader, order
 
@@ -80,5 +81,9 @@ def plain_batches(
 ) -> DataLoader:
     """Batches of (pictures (B, 3, S, S), labels (B,), indices (B,)), each picture once."""
     return DataLoader(
-        Plain(images, view), batch_size=batch_size, num_workers=workers, pin_memory=pin
+        Plain(images, view),
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),
     )

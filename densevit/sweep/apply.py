@@ -8,7 +8,7 @@ from densevit.config import RunConfig
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.errors import UserError
 from densevit.lifecycle import is_finished
-from densevit.rundir import read_json, write_json
+from densevit.rundir import read_json, write_atomic, write_json
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, plan_record
 from densevit.vit_names import image_size
@@ -54,9 +54,10 @@ def check(plan: Plan, work: Work) -> None:
 
 
 def prepare(plan: Plan, work: Work) -> None:
-    """Create the run directories and write the plan beside them."""
+    """Create the run directories, and keep the sweep file and the plan in the sweep's folder."""
     for run in work.to_run:
         plan.run_folder(run).create(run.config)
+    write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
     write_json(plan.folder / "plan.json", plan_record(plan, plan.statuses()))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from densevit.errors import EXIT_CARRY_ON
+from densevit.rundir import read_json
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 
@@ -90,11 +91,13 @@ def _collect(plan: Plan, progress: Progress) -> list[Run]:
 
 
 def _settle(plan: Plan, run: Run, code: int) -> None:
-    """Say of a run that died before it could say anything itself that it failed."""
+    """Say of a run that died before it could say anything itself that it failed, and of what."""
     folder = plan.run_folder(run)
-    if code != 0 and folder.status().state in ("pending", "running"):
+    last_word = (read_json(folder.status_file) or {}).get("state", "pending")
+    if code != 0 and last_word in ("pending", "running"):
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        folder.write_status("failed", message=f"the process ended with {cause}")
+        message = f"the process ended with {cause}; start it again to carry on"
+        folder.write_status("failed", **folder.progress(), message=message)
 
 
 def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes]:

@@ -1,0 +1,35 @@
+"""Whether a finished quickstart has every number that it promises.
+
+python .ci/check_quickstart.py OUTPUTS
+"""
+
+import csv
+import sqlite3
+import sys
+from pathlib import Path
+
+BENCHMARKS = ("val", "shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch")
+SEEDS = 2
+CHANCE = 10.0  # percent; ten classes of equal size
+
+
+def main(outputs: Path) -> None:
+    report = outputs / "sweeps" / "quickstart" / "report"
+    with (report / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["cl_mode"] for row in rows] == ["none", "global", "dense"], rows
+    for row in rows:
+        for benchmark in BENCHMARKS:
+            assert float(row[f"{benchmark}_mean"]) > 0, (row, benchmark)
+            assert int(float(row[f"{benchmark}_n"])) == SEEDS, (row, benchmark)
+        assert float(row["val_mean"]) > 3 * CHANCE, f"{row['cl_mode']} has not learned: {row}"
+    for name in ("table.md", "report.md", "accuracy.png", "accuracy.pdf"):
+        assert (report / name).stat().st_size > 0, name
+    store = sqlite3.connect(f"file:{outputs / 'mlflow.db'}?mode=ro", uri=True)
+    finished = store.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0]
+    assert finished == 1 + len(rows) * SEEDS, f"MLflow shows {finished} finished runs"
+    print("quickstart: every cell is there")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,39 @@
+# make demo   set up, run the quickstart sweep, say where its results are
+# make test   set up, lint, run the tests
+# make slow   the long tests
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint slow constraints clean
+
+demo: $(VENV)/.installed
+	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
+
+test: lint
+	$(BIN)/pytest
+
+slow: $(VENV)/.installed
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Made again when the dependencies change and not before, so that a second call starts at once.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; say which with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "No virtual environment could be made; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+constraints: $(VENV)/.installed
+	{ echo "# The tested set: what \`make\` installs. Regenerate with \`make constraints\` after a change in setup.cfg."; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.tmp
+	mv constraints.tmp constraints.txt
+
+clean:
+	rm -rf $(VENV) build *.egg-info

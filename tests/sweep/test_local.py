@@ -1,0 +1,289 @@
+"""A sweep on this machine, as a user runs it: real processes, real trainings of a second."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from pictures import write_images
+
+from densevit import yamlfile
+from densevit.cli import main, main_sweep
+from densevit.errors import EXIT_CARRY_ON
+from densevit.rundir import read_metrics
+from densevit.sweep.plan import make_plan
+
+
+@pytest.fixture
+def sweep(tmp_path, tiny):
+    """A sweep file of two cells and two seeds over the tiny run."""
+    return write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global"]}, seeds=2)
+
+
+def write_sweep(tmp_path, tiny, **parts):
+    (tmp_path / "base.yaml").write_text(yamlfile.dump(tiny))
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yamlfile.dump({"name": "little", "base": "base.yaml", **parts}))
+    return file
+
+
+def run(*arguments, **options):
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())",
+    ]
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=240, **options
+    )
+
+
+def status(file, outputs, capsys):
+    assert main_sweep(["status", str(file), "--outputs", str(outputs), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, sweep, capsys):
+    outputs = tmp_path / "out"
+    before = status(sweep, outputs, capsys)
+    assert before["counts"] == {
+        "pending": 4,
+        "running": 0,
+        "finished": 0,
+        "failed": 0,
+        "cancelled": 0,
+    }
+    assert not outputs.exists(), "looking creates nothing"
+    done = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "4 runs in 2 cells: 0 finished before, 4 to run" in done.stdout
+    after = status(sweep, outputs, capsys)
+    assert after["counts"]["finished"] == 4
+    assert {r["state"] for r in after["runs"]} == {"finished"}
+    assert after["runs"][0].keys() == {"id", "cell", "seed", "config", "resources", "state"}
+    report = outputs / "sweeps" / "little" / "report"
+    table = (report / "table.md").read_text()
+    assert "missing" not in table
+    assert table.count("2/2") == 2
+    starts = [f.read_text() for f in sorted(outputs.glob("runs/*/provenance.json"))]
+
+    again = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
+    assert again.returncode == 0, again.stderr
+    assert "4 finished before, 0 to run" in again.stdout
+    assert (report / "table.md").read_text() == table
+    assert [f.read_text() for f in sorted(outputs.glob("runs/*/provenance.json"))] == starts
+
+    # One more value of an axis: only its cell is run. A lone run of the same settings is the same.
+    write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global", "dense"]}, seeds=2)
+    more = run(sweep, "--outputs", outputs, "--no-tracking", "--jobs", 2)
+    assert "4 finished before, 2 to run" in more.stdout
+    lone = ["train", "--config", str(tmp_path / "base.yaml"), "--cl-mode", "none", "--seed", "1"]
+    assert main([*lone, "--outputs", str(outputs), "--no-tracking"]) == 0
+    assert len(list(outputs.glob("runs/*"))) == 6
+    assert "is finished already" in done.stdout or len(starts) == 4
+
+
+def test_a_failed_run_stops_no_other_and_shows_its_log(tmp_path, tiny):
+    bad = write_sweep(
+        tmp_path,
+        {**tiny, "grad_clip": 0.0, "cl_mode": "none"},
+        grid={"learning_rate": [1e30, 1e-3]},
+    )
+    outputs = tmp_path / "out"
+    done = run(bad, "--outputs", outputs, "--no-tracking")
+    assert done.returncode == 1
+    assert "failed" in done.stdout
+    assert "the loss is nan at step" in done.stdout
+    assert "log.txt" in done.stdout
+    assert "1 of 2 runs are not finished" in done.stdout
+    table = (outputs / "sweeps" / "little" / "report" / "table.md").read_text()
+    assert "missing" in table
+    assert "1/1" in table
+    told = run("status", bad, "--outputs", outputs)
+    assert "1 finished, 1 failed" in told.stdout
+    assert "the loss is nan at step" in told.stdout
+
+
+def wait_for(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def long_sweep(tmp_path, tiny):
+    settings = {**tiny, "epochs": 60, "log_every": 1}
+    return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
+
+
+def start(file, outputs):
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())",
+    ]
+    return subprocess.Popen(
+        [*command, str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def running(plan):
+    return sum(s.state == "running" and s.step > 0 for s in plan.statuses().values())
+
+
+def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(tmp_path, tiny):
+    file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
+    plan = make_plan(file, outputs)
+    sweep = start(file, outputs)
+    wait_for(lambda: running(plan) == 2)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(90) == EXIT_CARRY_ON
+    assert "the same command carries on" in sweep.stdout.read()
+    assert [s.state for s in plan.statuses().values()] == ["cancelled", "cancelled"]
+    assert not any(plan.run_folder(run).locked() for run in plan.runs)
+    assert run(file, "--jobs", 2, "--outputs", outputs, "--no-tracking").returncode == 0
+    check_whole(plan)
+
+
+def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(tmp_path, tiny):
+    file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
+    plan = make_plan(file, outputs)
+    sweep = start(file, outputs)
+    wait_for(lambda: running(plan) == 2)
+    sweep.kill()
+    sweep.wait()
+    assert run(file, "--jobs", 2, "--outputs", outputs, "--no-tracking").returncode == 0
+    check_whole(plan)
+    for item in plan.runs:
+        starts = json.loads(plan.run_folder(item).provenance_file.read_text())["starts"]
+        assert len(starts) == 1
+
+
+def test_a_killed_run_is_failed_and_a_repeat_carries_on(tmp_path, tiny):
+    file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
+    plan = make_plan(file, outputs)
+    sweep = start(file, outputs)
+    wait_for(lambda: running(plan) == 2)
+    victim = plan.run_folder(plan.runs[0])
+    os.kill(victim.status().pid, signal.SIGKILL)
+    assert sweep.wait(180) == 1
+    assert "signal SIGKILL" in sweep.stdout.read()
+    assert [s.state for s in plan.statuses().values()] == ["failed", "finished"]
+    assert run(file, "--outputs", outputs, "--no-tracking").returncode == 0
+    check_whole(plan)
+
+
+def check_whole(plan):
+    """Every run is finished, with each step's metrics exactly once."""
+    for item in plan.runs:
+        folder = plan.run_folder(item)
+        assert folder.status().state == "finished"
+        lines, _ = read_metrics(folder.metrics_file)
+        assert [x["step"] for x in lines if "train/loss" in x] == list(range(1, 301))
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (
+            {"model_kwargs": {"img_size": 32, "patch_size": 8, "dpeth": 2}},
+            "unexpected keyword argument 'dpeth'",
+        ),
+        ({"model_name": "resnet18", "model_kwargs": {}}, "is no Vision Transformer"),
+        ({"sampled_patches": 17}, "sampled_patches: 17 is more than the 16 patches"),
+        ({"data_dir": "gone"}, "gone: no such folder"),
+        ({"benchmarks": {"dark": "gone"}}, "benchmarks: dark: "),
+        ({"batch_size": 64}, "batch_size: 64 is more than the 42 training images"),
+        ({"cl_mode": "joint"}, "cl_mode: joint can be planned but not trained"),
+        ({"lambda_weight": 2}, "lambda_weight: 2 is out of range"),
+        ({"model_name": "vit_tinny_patch16_224"}, "did you mean 'vit_tiny_patch16_224'?"),
+        ({"model_kwargs": {"img_size": 33, "patch_size": 8}}, "not divisible"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_creates_nothing(tmp_path, tiny, capsys, change, wanted):
+    file = write_sweep(tmp_path, {"cl_mode": "dense", **tiny, **change})
+    outputs = tmp_path / "out"
+    for command in (
+        lambda: main_sweep([str(file), "--outputs", str(outputs)]),
+        lambda: main(["train", "--config", str(tmp_path / "base.yaml"), "--outputs", str(outputs)]),
+    ):
+        assert command() == 2
+        said = capsys.readouterr().err.strip()
+        assert wanted in said
+        assert "\n" not in said
+    assert not outputs.exists()
+
+
+def test_a_class_that_is_missing_in_a_benchmark_is_named(tmp_path, tiny, capsys):
+    write_images(tmp_path / "shifted", {"red": 1, "green": 1, "blau": 1})
+    file = write_sweep(tmp_path, {**tiny, "benchmarks": {"shifted": str(tmp_path / "shifted")}})
+    assert main_sweep([str(file), "--outputs", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "lacks blue and has blau besides" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_launchers_say_that_they_are_not_there(tmp_path, tiny, sweep, capsys):
+    assert main_sweep([str(sweep), "--launcher", "slurm", "--outputs", str(tmp_path / "o")]) == 2
+    assert "launcher: slurm is not part of this version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["train", "--queue-sizes", "5"], "--queue-sizes: unknown; did you mean '--queue-size'?"),
+        (["train", "--queue-size", "many"], "queue_size: 'many' must be a whole number"),
+        (["train", "--temperature", "1e-3x"], "temperature: '1e-3x' must be a number"),
+        (["train", "--model-kwargs", "{a: 1"], "--model-kwargs '{a: 1'"),
+        (["train", "--config", "gone.yaml"], "gone.yaml: no such file"),
+        (["trian"], "trian"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(
+    arguments, wanted, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    said = capsys.readouterr().err.strip()
+    assert wanted in said
+    assert "\n" not in said
+    assert list(Path().iterdir()) == []
+
+
+def test_flags_read_numbers_and_mappings_as_yaml_does(tmp_path, tiny):
+    (tmp_path / "base.yaml").write_text(yamlfile.dump(tiny))
+    flags = [
+        "--learning-rate", "1e-3", "--contrastive-weight-adaptive", "--learnable-temp", "true",
+        "--query-patches", "4", "--model-kwargs", "{img_size: 32, patch_size: 16, embed_dim: 32, depth: 1, num_heads: 1}",
+        "--epochs", "1", "--experiment-name", "0123",
+    ]  # fmt: skip
+    base = [
+        "train",
+        "--config",
+        str(tmp_path / "base.yaml"),
+        "--outputs",
+        str(tmp_path / "o"),
+        "--no-tracking",
+    ]
+    assert main([*base, *flags]) == 0
+    (written,) = (tmp_path / "o" / "runs").glob("*/config.yaml")
+    got = yamlfile.load(written)
+    assert (got["learning_rate"], got["query_patches"], got["experiment_name"]) == (
+        0.001,
+        4,
+        "0123",
+    )
+    assert got["contrastive_weight_adaptive"] is True
+    assert got["learnable_temp"] is True
+    assert got["model_kwargs"]["patch_size"] == 16

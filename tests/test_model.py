@@ -1,0 +1,88 @@
+"""The network: tokens counted from timm, heads where they belong, clear refusals."""
+
+import pytest
+import torch
+
+from densevit.config import RunConfig
+from densevit.errors import UserError
+from densevit.model import DenseViT, check_model
+from densevit.vit_names import check_names, image_size, patch_size
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+
+
+def config(**fields):
+    return RunConfig(**{"model_kwargs": SMALL, "sampled_patches": 4, **fields})
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [SMALL, {**SMALL, "reg_tokens": 4}, {**SMALL, "class_token": False, "global_pool": "avg"}],
+    ids=["cls", "registers", "no cls"],
+)
+def test_prefix_tokens_are_no_patches(kwargs):
+    model = DenseViT(config(model_kwargs=kwargs), classes=5).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = model(images)
+    features = model.backbone.forward_features(images)
+    assert tokens.patches.shape == (2, 16, 24)
+    assert torch.equal(tokens.patches, features[:, -16:])
+    assert torch.equal(tokens.logits, model.backbone(images))
+    has_cls = kwargs.get("class_token", True)
+    wanted = features[:, 0] if has_cls else features.mean(1)
+    torch.testing.assert_close(tokens.image, wanted)
+
+
+def test_the_projection_head_is_that_of_the_design():
+    model = DenseViT(config(dense_dim=7), classes=2)
+    assert [tuple(p.shape) for p in model.projection.parameters()] == [
+        (2048, 24),
+        (2048,),
+        (7, 2048),
+        (7,),
+    ]
+    assert DenseViT(config(cl_mode="none"), classes=2).projection is None
+
+
+def test_arms_of_one_seed_share_their_backbone():
+    weights = []
+    for mode in ("none", "global", "dense"):
+        torch.manual_seed(3)
+        weights.append(DenseViT(config(cl_mode=mode), classes=5).backbone.state_dict())
+    for other in weights[1:]:
+        assert all(torch.equal(other[name], value) for name, value in weights[0].items())
+
+
+def test_check_model_tells_the_size_without_building():
+    assert check_model(config(), "x") == 32
+    big = RunConfig(model_name="vit_giant_patch14_224")
+    assert check_model(big, "x") == 224  # 4 GB of weights, were they allocated
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"model_name": "resnet18", "model_kwargs": {}}, "resnet18 is no Vision Transformer"),
+        ({"model_kwargs": {**SMALL, "dpth": 1}}, "timm cannot build"),
+        ({"model_kwargs": {**SMALL, "img_size": 30}}, "divisible by the patch size 8"),
+        ({"model_kwargs": {**SMALL, "img_size": [32, 64]}}, "must be square"),
+        ({"model_kwargs": {**SMALL, "num_classes": 3}}, "num_classes follows from the data set"),
+        ({"model_kwargs": {**SMALL, "num_heads": 5}}, "timm cannot build"),
+        ({"sampled_patches": 17}, "sampled_patches: 17 is more than the 16 patches"),
+        ({"query_patches": 17}, "query_patches: 17 is more than the 16 patches"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_a_line(fields, wanted):
+    with pytest.raises(UserError) as error:
+        check_model(config(**fields), "here")
+    assert str(error.value).startswith("here: ")
+    assert wanted in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_names_are_known_without_timm():
+    check_names(RunConfig(model_name="vit_small_patch16_224.augreg_in21k"), "x")
+    check_names(RunConfig(model_name="deit3_base_patch16_224"), "x")
+    assert image_size(RunConfig(model_name="vit_base_patch32_384.x")) == 384
+    assert patch_size(RunConfig(model_name="vit_base_patch32_384.x")) == 32
+    assert image_size(RunConfig(model_name="vit_so150m")) is None

@@ -1,0 +1,257 @@
+"""A whole run: what it writes, what it continues, and how it fails."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from densevit.checkpoint import load
+from densevit.config import RunConfig, identity
+from densevit.data.folders import scan
+from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, Stopped
+from densevit.lifecycle import execute
+from densevit.rundir import RunFolder, read_json, read_metrics
+from densevit.train import train
+
+
+def folder_of(tmp_path, settings, name="run"):
+    folder = RunFolder(tmp_path / "runs" / name)
+    folder.create(RunConfig(**settings))
+    return folder
+
+
+def lines_of(folder):
+    lines, _ = read_metrics(folder.metrics_file)
+    changing = ("time", "train/images_per_second")
+    return [{k: v for k, v in line.items() if k not in changing} for line in lines]
+
+
+def weights_of(folder):
+    state = load(folder.checkpoint_folder, torch.device("cpu"))
+    return {**state["model"], **{f"contrast.{k}": v for k, v in state["contrast"].items()}}
+
+
+MODES = [
+    {"cl_mode": "none"},
+    {"cl_mode": "global"},
+    {"cl_mode": "dense"},
+    {"cl_mode": "dense", "key_encoder": "momentum", "momentum": 0.9},
+    {"cl_mode": "dense", "sampling_strategy": "hardest", "learnable_temp": True,
+     "query_patches": 5, "correspondence_features": "random"},
+    {"cl_mode": "global", "contrastive_weight_adaptive": True, "lambda_weight": 1.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_run_leaves_what_the_design_says(tmp_path, tiny, mode):
+    folder = folder_of(tmp_path, {**tiny, **mode})
+    assert execute(folder) == 0
+    status = folder.status()
+    assert (status.state, status.epoch, status.epochs) == ("finished", 2, 2)
+    assert (status.step, status.steps) == (10, 10)  # 42 pictures, batches of 8, two epochs
+    results = read_json(folder.results_file)
+    ids = identity(folder.config())
+    assert (results["run"], results["cell"], results["seed"]) == (ids.run, ids.cell, 0)
+    assert list(results["benchmarks"]) == ["val", "dark"]
+    lines = lines_of(folder)
+    logged = [line["step"] for line in lines if "train/loss" in line]
+    assert logged == [2, 4, 5, 6, 8, 10]  # every second step, and each epoch's last
+    assert [line["step"] for line in lines if "val/top1" in line] == [5, 10]
+    assert all(math.isfinite(v) for line in lines for v in line.values())
+    assert ("train/contrastive_loss" in lines[0]) is (mode["cl_mode"] != "none")
+    start = read_json(folder.provenance_file)["starts"][0]
+    assert start["versions"]["torch"] == torch.__version__
+    assert {"git_sha", "git_diff", "host", "command", "time"} <= start.keys()
+    assert "finished" in folder.log_file.read_text()
+
+
+def test_the_results_follow_from_the_predictions(tmp_path, tiny, blobs):
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "epochs": 3})
+    assert execute(folder) == 0
+    table = pq.read_table(folder.predictions_file("dark"))
+    rows = table.to_pylist()
+    images = scan(blobs / "dark", "x")
+    assert [row["sample"] for row in rows] == list(images.ids)
+    assert [row["label"] for row in rows] == list(images.labels)
+    assert json.loads(table.schema.metadata[b"classes"]) == list(images.classes)
+    numbers = read_json(folder.results_file)["benchmarks"]["dark"]
+    top1 = np.mean([row["top5"][0] == row["label"] for row in rows])
+    assert numbers["top1"] == pytest.approx(100 * top1)
+    assert numbers["top5"] == 100.0  # three classes
+    chances = [row["probabilities"][row["top5"].index(row["label"])] for row in rows]
+    assert numbers["loss"] == pytest.approx(-np.mean(np.log(chances)), rel=1e-4)
+    assert numbers["n"] == 12
+    for row in rows:
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_all_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_pictures(tmp_path, tiny):
+    first = {}
+    for mode in ("none", "global", "dense"):
+        folder = folder_of(tmp_path, {**tiny, "cl_mode": mode, "learning_rate": 1e-30}, mode)
+        execute(folder)
+        first[mode] = (weights_of(folder), lines_of(folder))
+    for mode in ("global", "dense"):
+        for name, value in first["none"][0].items():
+            torch.testing.assert_close(first[mode][0][name], value, rtol=0, atol=1e-20)
+        for one, other in zip(first["none"][1], first[mode][1], strict=True):
+            wanted = one.get("train/classification_loss")
+            assert other.get("train/classification_loss") == pytest.approx(wanted)
+
+
+def test_the_total_is_weighed_as_the_design_says(tmp_path, tiny):
+    folder = folder_of(tmp_path, {**tiny, "lambda_weight": 0.3})
+    execute(folder)
+    for line in lines_of(folder):
+        if "train/loss" in line:
+            parts = 0.7 * line["train/classification_loss"] + 0.3 * line["train/contrastive_loss"]
+            assert line["train/loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_the_learning_rate_warms_up_and_decays(tmp_path, tiny):
+    settings = {**tiny, "epochs": 4, "warmup_epochs": 1, "log_every": 1, "cl_mode": "none"}
+    folder = folder_of(tmp_path, settings)
+    execute(folder)
+    got = [line["train/learning_rate"] for line in lines_of(folder) if "train/loss" in line]
+    warm = [1e-3 * step / 5 for step in range(5)]
+    decay = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / 15)) for step in range(15)]
+    assert got == pytest.approx(warm + decay)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_run_stopped_at_any_time_ends_with_the_same_bits(tmp_path, tiny, mode):
+    settings = {**tiny, **mode, "epochs": 3}
+    whole = folder_of(tmp_path, settings, "whole")
+    assert execute(whole) == 0
+    stopped = folder_of(tmp_path, settings, "stopped")
+    calls = 0
+
+    def boundary():
+        nonlocal calls
+        calls += 1
+        if calls in (3, 14, 22, 34):
+            raise Stopped("test")
+
+    starts = 0
+    while not stopped.results_file.exists():
+        starts += 1
+        with suppress(Stopped):
+            train(stopped, boundary)
+    assert starts > 2
+    assert lines_of(stopped) == lines_of(whole)
+    for name, value in weights_of(whole).items():
+        assert torch.equal(weights_of(stopped)[name], value), name
+
+
+def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(
+    tmp_path, tiny, blobs
+):
+    folder = folder_of(tmp_path, tiny)
+    assert execute(folder) == 0
+    before = (folder.checkpoint_folder / "last.pt").stat().st_mtime_ns, lines_of(folder)
+    starts = folder.provenance_file.read_text()
+    assert execute(folder) == 0
+    assert folder.provenance_file.read_text() == starts
+    more = {**tiny, "benchmarks": {**tiny["benchmarks"], "again": str(blobs / "dark")}}
+    folder.create(RunConfig(**more))
+    assert execute(folder) == 0
+    results = read_json(folder.results_file)["benchmarks"]
+    assert list(results) == ["val", "dark", "again"]
+    assert results["again"] == results["dark"]
+    assert (folder.checkpoint_folder / "last.pt").stat().st_mtime_ns == before[0]
+    assert lines_of(folder)[: len(before[1])] == before[1]
+
+
+def test_other_pictures_than_before_are_refused(tmp_path, tiny, blobs):
+    folder = folder_of(tmp_path, tiny)
+    assert execute(folder) == 0
+    record = read_json(folder.fingerprint_file)
+    record["train"]["images"] = 7
+    folder.fingerprint_file.write_text(json.dumps(record))
+    folder.results_file.unlink()
+    assert execute(folder) == EXIT_MISTAKE
+    assert "the train images have changed" in folder.status().message
+
+
+def test_what_cannot_be_trained_yet_is_refused_by_name(tmp_path, tiny):
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "joint"})
+    assert execute(folder) == EXIT_MISTAKE
+    assert folder.status().message.startswith("cl_mode: joint can be planned but not trained")
+
+
+def test_a_diverging_run_fails_with_step_and_learning_rate(tmp_path, tiny):
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "learning_rate": 1e30, "grad_clip": 0})
+    assert execute(folder) == EXIT_FAILED
+    assert "the loss is nan at step" in folder.status().message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_picture_fails_the_run_and_names_itself(tmp_path, tiny, workers):
+    import shutil
+
+    shutil.copytree(tiny["data_dir"], tmp_path / "data")
+    torn = tmp_path / "data" / "train" / "red" / "3.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    folder = folder_of(tmp_path, {**tiny, "data_dir": str(tmp_path / "data"), "workers": workers})
+    assert execute(folder) == EXIT_MISTAKE
+    assert folder.status().message.startswith(f"{torn}: cannot be read as an image")
+
+
+def test_a_torn_checkpoint_is_named(tmp_path, tiny):
+    folder = folder_of(tmp_path, tiny)
+    folder.checkpoint_folder.mkdir()
+    (folder.checkpoint_folder / "last.pt").write_bytes(b"PK torn")
+    assert execute(folder) == EXIT_MISTAKE
+    assert "last.pt: is damaged" in folder.status().message
+
+
+def start(folder):
+    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
+    settings = {**tiny, "epochs": 40, "cl_mode": "global", "log_every": 1}
+    folder = folder_of(tmp_path, settings)
+    for number, code, state in (
+        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled"),
+        (signal.SIGINT, EXIT_CARRY_ON, "cancelled"),
+        (signal.SIGKILL, -signal.SIGKILL, "failed"),
+    ):
+        length = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
+        process = start(folder)
+        wait_for(
+            lambda length=length: (
+                folder.metrics_file.exists() and folder.metrics_file.stat().st_size > length + 800
+            )
+        )
+        assert folder.status().state == "running"
+        assert folder.locked()
+        busy = start(folder)
+        assert busy.wait(60) == EXIT_CARRY_ON
+        assert "another process is working on this run" in busy.stdout.read()
+        process.send_signal(number)
+        assert process.wait(60) == code
+        assert folder.status().state == state
+        assert not folder.locked()
+    process = start(folder)
+    assert process.wait(120) == 0
+    steps = [line["step"] for line in lines_of(folder) if "train/loss" in line]
+    assert steps == list(range(1, 40 * 5 + 1)), "no line missing, none doubled"
+    assert len(read_json(folder.provenance_file)["starts"]) == 4
+    assert [file.name for file in folder.checkpoint_folder.iterdir()] == ["last.pt"]
