@@ -1,0 +1,54 @@
+"""Real photographs and drawings (PACS), where they lie beside the checkout."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from densevit.config import build, read_layers
+from densevit.data.loading import training_batches
+from densevit.data.sources import open_data
+from densevit.data.views import training_views
+
+ROOT = Path(__file__).parent.parent.parent
+PICTURES = ROOT.parent / "shared" / "data"
+
+pytestmark = pytest.mark.skipif(
+    not (PICTURES / "pacs" / "photo").is_dir(), reason=f"PACS is not in {PICTURES}"
+)
+
+
+@pytest.fixture
+def pacs(monkeypatch):
+    monkeypatch.setenv("DENSEVIT_DATA", str(PICTURES))
+    config = build(read_layers(ROOT / "experiments" / "pacs_small.yaml"))
+    return config, open_data(config, 64)
+
+
+def test_the_experiment_finds_its_pictures(pacs):
+    _, data = pacs
+    assert len(data.train.classes) == 7
+    assert len(data.train) + len(data.val) == 1670  # the photos of PACS (Li et al. 2017, table 1)
+    assert list(data.benchmarks) == ["art_painting", "cartoon", "sketch"]
+    largest = max(Counter(data.val.labels).values()) / len(data.val)
+    assert 0.25 < largest < 0.27  # what guessing the largest class scores
+
+
+def test_every_domain_decodes_and_the_views_keep_the_picture_apart(pacs):
+    _, data = pacs
+    for images in (data.train, data.val, *data.benchmarks.values()):
+        picture = images.image(len(images) // 2)
+        assert (picture.mode, picture.size) == ("RGB", (128, 128))
+    views = training_views(64, (0.5,) * 3, (0.5,) * 3)
+    batches, order = training_batches(
+        data.train, views, batch_size=16, seed=0, workers=0, pin=False
+    )
+    order.epoch = 0
+    first, second, labels, indices = next(iter(batches))
+    assert first.shape == second.shape == (16, 3, 64, 64)
+    assert [data.train.labels[i] for i in indices] == labels.tolist()
+    # Two views of a picture are nearer in mean colour than views of different pictures.
+    colours = [view.mean((2, 3)).numpy() for view in (first, second)]
+    distances = np.linalg.norm(colours[0][:, None] - colours[1][None], axis=-1)
+    assert np.diag(distances).mean() < distances.mean()
