@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from densevit import __version__, yamlfile
-from densevit.config import FIELDS, Layer, absolute_paths, build, identity, read_layers
+from densevit.config import (
+    FIELDS,
+    Layer,
+    RunConfig,
+    absolute_paths,
+    build,
+    identity,
+    read_layers,
+    source_of,
+)
 from densevit.errors import (
     EXIT_CARRY_ON,
     EXIT_FAILED,
@@ -25,7 +34,7 @@ from densevit.errors import (
     UserError,
     nearest,
 )
-from densevit.rundir import RunFolder, outputs_root, run_folder
+from densevit.rundir import RunFolder, outputs_root, read_json, run_folder
 
 SWEEP_COMMANDS = ("run", "plan", "status", "report")
 
@@ -114,12 +123,14 @@ def _train(options: argparse.Namespace) -> int:
         # Started by a launcher, which keeps what is printed in the run's log.
         return execute(RunFolder(Path(options.run_dir)))
     layers = read_layers(Path(options.config)) if options.config else []
-    flags = {name: given for name in FIELDS if (given := getattr(options, f"field_{name}"))}
+    given = {name: getattr(options, f"field_{name}") for name in FIELDS}
+    flags = {name: text for name, text in given.items() if text is not None}
     settings = {name: _parsed(name, text) for name, text in flags.items()}
-    config = build([*layers, Layer("command line", absolute_paths(settings, Path.cwd()))])
-    _check_run(config)
+    layers = [*layers, Layer("command line", absolute_paths(settings, Path.cwd()))]
+    config = build(layers)
     outputs = outputs_root(options.outputs)
     folder = run_folder(outputs, identity(config).run)
+    _check_run(config, layers, folder)
     folder.create(config)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     print(f"run {folder.path.name} in {folder.path}", flush=True)
@@ -131,17 +142,24 @@ def _train(options: argparse.Namespace) -> int:
         return execute(folder)
 
 
-def _check_run(config: Any) -> None:
-    """Refuse what cannot work before a folder is created for it."""
-    from densevit.data.sources import open_data
+def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> None:
+    """Refuse what cannot work before a folder is created or changed for it."""
+    from densevit.data.sources import check_fingerprint, open_data
     from densevit.vit_names import check_names
 
-    check_names(config, "command line")
+    check_names(config, lambda key: source_of(layers, key))
     from densevit.model import check_model
     from densevit.train import check_supported
 
-    check_supported(config)
-    open_data(config, check_model(config, "command line"))
+    try:
+        check_supported(config)
+        data = open_data(config, check_model(config))
+    except UserError as error:
+        key = str(error).split(":")[0]
+        raise UserError(f"{source_of(layers, key)}: {error}") from None
+    held = read_json(folder.fingerprint_file)
+    if held is not None:
+        check_fingerprint(held, data.fingerprint(), folder.path)
 
 
 def _sweep_run(options: argparse.Namespace) -> int:
@@ -205,10 +223,9 @@ def _shown(value: Any) -> str:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -249,3 +266,7 @@ def _run_command(program: str, parser: argparse.ArgumentParser, arguments: list[
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_MISTAKE

@@ -29,6 +29,17 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _canonical(value: Any) -> Any:
+    """Equal values as equal data: 1.0 is 1, -0.0 is 0, in nested data too."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_whole)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 
@@ -52,7 +63,7 @@ class RunConfig(BaseModel):
     model_name: str = Field(
         "vit_tiny_patch16_224", description="any timm Vision Transformer", min_length=1
     )
-    model_kwargs: dict[str, Any] = Field(
+    model_kwargs: Annotated[dict[str, Any], BeforeValidator(_canonical)] = Field(
         {}, description="passed to timm.create_model (img_size, patch_size, depth, ...)"
     )
     dataset: Name = Field(
@@ -193,17 +204,6 @@ def _digest(preimage: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
 
 
-def _canonical(value: Any) -> Any:
-    """Equal values to equal JSON: 1.0 is 1, -0.0 is 0, in nested data too."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        return {str(k): _canonical(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(v) for v in value]
-    return value
-
-
 class Layer(NamedTuple):
     """Settings from one place; `source` names the place in errors ("file" or "file: section")."""
 
@@ -225,10 +225,10 @@ def build(layers: Sequence[Layer]) -> RunConfig:
         # An unknown key is told first: a misspelt name often is the cause of the rest.
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         key = str(problems[0]["loc"][0])
-        source = _source(layers, key)
+        source = source_of(layers, key)
         raise UserError(f"{source}: {explain(problems[0], FIELDS)}") from None
     if config.warmup_epochs >= config.epochs and config.warmup_epochs > 0:
-        source = _source(layers, "epochs" if "epochs" in merged else "warmup_epochs")
+        source = source_of(layers, "epochs" if "epochs" in merged else "warmup_epochs")
         raise UserError(
             f"{source}: warmup_epochs: {config.warmup_epochs} leaves nothing of epochs: "
             f"{config.epochs}; it must be smaller"
@@ -236,7 +236,8 @@ def build(layers: Sequence[Layer]) -> RunConfig:
     return config
 
 
-def _source(layers: Sequence[Layer], key: str) -> str:
+def source_of(layers: Sequence[Layer], key: str) -> str:
+    """The place that gave a key its value, for errors; the last layer if none did."""
     given = [layer.source for layer in layers if key in layer.settings]
     return given[-1] if given else layers[-1].source
 

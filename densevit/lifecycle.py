@@ -41,18 +41,16 @@ def execute(folder: RunFolder) -> int:
         if not mine:
             log.warning("%s: another process is working on this run", folder.path)
             return EXIT_CARRY_ON
-        if is_finished(folder, folder.config()):
+        if has_results(folder, folder.config()):
             log.info("%s: is finished already", folder.path)
             return 0
         return _execute_locked(folder)
 
 
-def is_finished(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether the run has ended and has numbers for everything that `config` evaluates."""
+def has_results(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run has been trained and has numbers for everything that `config` evaluates."""
     results = read_json(folder.results_file)
-    if results is None or folder.status().state != "finished":
-        return False
-    return set(benchmark_names(config)) <= results["benchmarks"].keys()
+    return results is not None and set(benchmark_names(config)) <= results["benchmarks"].keys()
 
 
 def _execute_locked(folder: RunFolder) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from densevit.config import RunConfig, applies
-from densevit.errors import UserError
+from densevit.errors import UserError, nearest
 from densevit.torchvision_guard import ensure_torchvision
 
 ensure_torchvision()
@@ -77,23 +79,20 @@ def has_class_token(backbone: nn.Module) -> bool:
     return getattr(backbone, "cls_token", None) is not None
 
 
-def check_model(config: RunConfig, source: str) -> int:
+def check_model(config: RunConfig) -> int:
     """The side in pixels of the pictures that a run's model takes; allocates no weights.
 
-    Errors: `UserError` beginning with `source` for a model that timm cannot build, that is no
+    Errors: `UserError` beginning with the field, for a model that timm cannot build, that is no
     ViT, or that makes fewer patches of a picture than the run wants.
     """
-    try:
-        with torch.device("meta"):
-            backbone = _backbone(config, classes=2)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+    with torch.device("meta"):
+        backbone = _backbone(config, classes=2)
     patches = backbone.patch_embed.num_patches
     for name in ("sampled_patches", "query_patches"):
         value = getattr(config, name)
         if applies(name, config) and value != "all" and value > patches:
             raise UserError(
-                f"{source}: {name}: {value} is more than the {patches} patches that "
+                f"{name}: {value} is more than the {patches} patches that "
                 f"{config.model_name} makes of a picture"
             )
     return backbone.patch_embed.img_size[0]
@@ -106,8 +105,7 @@ def _backbone(config: RunConfig, classes: int) -> nn.Module:
     try:
         backbone = timm.create_model(config.model_name, num_classes=classes, **kwargs)
     except Exception as error:  # timm raises whatever its layers raise; the user gave the names
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"model_name: timm cannot build {config.model_name}: {reason}") from None
+        raise UserError(_cannot_build(config, error)) from None
     embed = getattr(backbone, "patch_embed", None)
     if not hasattr(backbone, "num_prefix_tokens") or not hasattr(embed, "num_patches"):
         raise UserError(
@@ -120,3 +118,15 @@ def _backbone(config: RunConfig, classes: int) -> nn.Module:
             f"size {embed.patch_size[0]}"
         )
     return backbone
+
+
+def _cannot_build(config: RunConfig, error: Exception) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
+    if unknown:
+        names = inspect.signature(timm.models.VisionTransformer).parameters
+        return f"model_kwargs: {unknown[1]}: unknown to {config.model_name}; " + nearest(
+            unknown[1], names
+        )
+    key = "model_kwargs" if config.model_kwargs else "model_name"
+    return f"{key}: timm cannot build {config.model_name}: {reason}"

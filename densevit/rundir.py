@@ -28,9 +28,15 @@ STATES: tuple[State, ...] = ("pending", "running", "finished", "failed", "cancel
 
 
 def outputs_root(given: str | None) -> Path:
-    """Where outputs go: the given folder, else $DENSEVIT_OUTPUTS, else ./outputs (absolute)."""
+    """Where outputs go: the given folder, else $DENSEVIT_OUTPUTS, else ./outputs (absolute).
+
+    Errors: `UserError` if that is a file.
+    """
     chosen = given or os.environ.get("DENSEVIT_OUTPUTS") or "outputs"
-    return Path(chosen).expanduser().absolute()
+    path = Path(chosen).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"outputs: {path}: is a file and no folder")
+    return path
 
 
 def sweep_folder(outputs: Path, name: str) -> Path:

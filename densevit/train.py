@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ def train(folder: RunFolder, boundary: Boundary) -> None:
     """
     config = folder.config()
     check_supported(config)
-    data = open_data(config, check_model(config, "model"))
+    data = open_data(config, check_model(config))
     device = _device(config)
     torch.manual_seed(config.seed)
     _remember_fingerprint(folder, data)
@@ -97,7 +98,7 @@ def train(folder: RunFolder, boundary: Boundary) -> None:
 
 
 def check_supported(config: RunConfig) -> None:
-    """Refuse what can be planned but not trained yet.
+    """Refuse what can be planned but not trained yet, and a GPU where there is none.
 
     Errors: `UserError` naming the field.
     """
@@ -109,6 +110,8 @@ def check_supported(config: RunConfig) -> None:
     for name, value in unbuilt.items():
         if config.science().get(name) == value:
             raise UserError(f"{name}: {value} can be planned but not trained by this version")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda: torch sees no GPU here")
 
 
 def _trainer(
@@ -296,6 +299,8 @@ def _plain(trainer: Trainer, images: Images) -> DataLoader:
 def _save(trainer: Trainer) -> None:
     """A checkpoint at an epoch's end, with the position in metrics.jsonl that belongs to it."""
     contrast = trainer.contrast
+    with trainer.folder.metrics_file.open("ab") as file:
+        os.fsync(file.fileno())  # a checkpoint must not outlive the lines that it counts
     state = {
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -322,10 +327,22 @@ def _resume(trainer: Trainer) -> None:
         trainer.epoch, trainer.step = state["epoch"], state["step"]
         trainer.seconds = state["seconds"]
         log.info("continuing after epoch %d of %d", trainer.epoch, trainer.config.epochs)
-    finished = trainer.folder.results_file.exists()
-    if not finished:  # lines after the last checkpoint are written again
-        with trainer.folder.metrics_file.open("ab") as file:
-            file.truncate(state["metrics_bytes"] if state is not None else 0)
+    folder = trainer.folder
+    if folder.results_file.exists():  # only a benchmark is missing
+        if state is None:
+            raise UserError(
+                f"{folder.path}: its checkpoint is gone, so that nothing more can be evaluated; "
+                f"remove the folder to train the run again"
+            )
+        return
+    kept = state["metrics_bytes"] if state is not None else 0
+    with folder.metrics_file.open("ab") as file:
+        if file.tell() < kept:
+            raise UserError(
+                f"{folder.metrics_file}: has lost lines that its checkpoint counts; "
+                f"remove {folder.path} to train the run again"
+            )
+        file.truncate(kept)  # lines after the last checkpoint are written again
 
 
 def _write_line(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -358,7 +375,5 @@ def _remember_fingerprint(folder: RunFolder, data: Data) -> None:
 
 
 def _device(config: RunConfig) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise UserError("device: cuda: torch sees no GPU here")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+    wanted = config.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if wanted else "cpu")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -14,20 +15,22 @@ from densevit.config import RunConfig
 from densevit.errors import UserError, nearest
 
 
-def check_names(config: RunConfig, source: str) -> None:
+def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
     """Refuse a model name that timm does not have and a size that its patch does not divide.
 
-    Errors: `UserError` that begins with `source`.
+    Errors: `UserError` that begins with `source(key)`, the place that gave the key its value.
     """
     names = _registered()
     name = config.model_name.split(".")[0]
     if names and name not in names:
         hint = nearest(name, {n for n in names if "vit" in n})
-        raise UserError(f"{source}: model_name: timm has no model {config.model_name!r}; {hint}")
+        told = f"model_name: timm has no model {config.model_name!r}; {hint}"
+        raise UserError(f"{source('model_name')}: {told}")
     size, patch = image_size(config), patch_size(config)
     if size and patch and size % patch:
         raise UserError(
-            f"{source}: model_kwargs: img_size {size} is not divisible by the patch size {patch}"
+            f"{source('model_kwargs')}: model_kwargs: img_size {size} is not divisible by the "
+            f"patch size {patch}"
         )
 
 

@@ -41,13 +41,30 @@ def parse(text: str, name: str) -> dict[str, Any]:
         raise UserError(f"{name}:{where} {error.problem or 'is not YAML'}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: is not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{name}: holds a number that cannot be read: {error}") from None
     except RecursionError:
         raise UserError(f"{name}: is nested too deeply") from None
     if data is None:
         raise UserError(f"{name}: is empty")
     if not isinstance(data, dict):
         raise UserError(f"{name}: must be a mapping of keys to values, not a {_kind(data)}")
+    _check_plain(data, name)
     return data
+
+
+def _check_plain(value: Any, name: str, depth: int = 0) -> None:
+    """Refuse what is no finite tree of printable text: an alias of itself, half a character."""
+    if depth > 40:
+        raise UserError(f"{name}: is nested too deeply, or an alias names what holds it")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{name}: {value!r} is no valid text") from None
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    for part in parts if isinstance(parts, list) else []:
+        _check_plain(part, name, depth + 1)
 
 
 def dump(data: dict[str, Any]) -> str:
@@ -106,6 +123,12 @@ def _install_scalars() -> None:
             regexp = re.compile(rf"^(?:{pattern})$")
             cls.add_implicit_resolver(f"tag:yaml.org,2002:{name}", regexp, list(first))
     _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+    _Loader.yaml_constructors = {
+        tag: build
+        for tag, build in _Loader.yaml_constructors.items()
+        if tag is None
+        or tag.rpartition(":")[2] in ("map", "seq", "str", "int", "float", "bool", "null")
+    }
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:

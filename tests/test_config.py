@@ -78,6 +78,7 @@ def test_one_and_one_point_zero_are_the_same_run():
         assert identity(config(**{name: 1})) == identity(config(**{name: 1.0}))
     nested = [config(model_kwargs={"img_size": size}) for size in (32, 32.0)]
     assert identity(nested[0]) == identity(nested[1])
+    assert type(nested[1].model_kwargs["img_size"]) is int, "and what timm is given is one"
 
 
 def test_the_id_is_the_hash_of_the_stored_preimage():

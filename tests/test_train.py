@@ -242,9 +242,6 @@ def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
         )
         assert folder.status().state == "running"
         assert folder.locked()
-        busy = start(folder)
-        assert busy.wait(60) == EXIT_CARRY_ON
-        assert "another process is working on this run" in busy.stdout.read()
         process.send_signal(number)
         assert process.wait(60) == code
         assert folder.status().state == state
@@ -255,3 +252,33 @@ def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
     assert steps == list(range(1, 40 * 5 + 1)), "no line missing, none doubled"
     assert len(read_json(folder.provenance_file)["starts"]) == 4
     assert [file.name for file in folder.checkpoint_folder.iterdir()] == ["last.pt"]
+
+
+def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):
+    folder = folder_of(tmp_path, tiny)
+    with folder.lock() as mine:
+        assert mine
+        busy = start(folder)
+        assert busy.wait(60) == EXIT_CARRY_ON
+        assert "another process is working on this run" in busy.stdout.read()
+    assert not folder.status_file.exists()
+
+
+def test_a_lost_checkpoint_or_lost_metrics_are_told_and_nothing_is_trained_over_them(
+    tmp_path, tiny, blobs
+):
+    folder = folder_of(tmp_path, tiny)
+    assert execute(folder) == 0
+    before = folder.metrics_file.read_bytes(), folder.results_file.read_text()
+    (folder.checkpoint_folder / "last.pt").rename(tmp_path / "kept.pt")
+    more = {**tiny, "benchmarks": {**tiny["benchmarks"], "again": str(blobs / "dark")}}
+    folder.create(RunConfig(**more))
+    assert execute(folder) == EXIT_MISTAKE
+    assert "its checkpoint is gone" in folder.status().message
+    assert (folder.metrics_file.read_bytes(), folder.results_file.read_text()) == before
+    (tmp_path / "kept.pt").rename(folder.checkpoint_folder / "last.pt")
+    folder.results_file.unlink()
+    folder.metrics_file.write_bytes(before[0][:100])
+    assert execute(folder) == EXIT_MISTAKE
+    assert "has lost lines" in folder.status().message
+    assert folder.metrics_file.read_bytes() == before[0][:100]

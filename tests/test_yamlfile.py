@@ -62,6 +62,13 @@ def test_the_traps_are_real_in_plain_pyyaml():
         ("", "is empty"),
         ("a: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("a: \x01", "is not YAML"),
+        ("a: " + "1" * 5000, "holds a number that cannot be read"),
+        ("a: !!int foo", "holds a number that cannot be read"),
+        ("a: !!timestamp 2024-01-01", "could not determine a constructor"),
+        ("a: !!binary eA==", "could not determine a constructor"),
+        ("a: !!set {x}", "could not determine a constructor"),
+        ("a: &a {x: *a}", "an alias names what holds it"),
+        ('a: "\\ud800"', "is no valid text"),
     ],
 )
 def test_a_damaged_file_is_one_line_that_names_it(text, said):

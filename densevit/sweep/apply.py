@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from densevit.config import RunConfig
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.errors import UserError
-from densevit.lifecycle import is_finished
+from densevit.lifecycle import has_results
 from densevit.rundir import read_json, write_atomic, write_json
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, plan_record
@@ -28,7 +28,7 @@ def decide(plan: Plan) -> Work:
     Runs that failed, were cancelled, or lack a benchmark are started again and carry on from
     their checkpoint.
     """
-    done = tuple(run for run in plan.runs if is_finished(plan.run_folder(run), run.config))
+    done = tuple(run for run in plan.runs if has_results(plan.run_folder(run), run.config))
     held = {run.id for run in done}
     return Work(tuple(run for run in plan.runs if run.id not in held), done)
 
@@ -68,21 +68,31 @@ def _check_models(runs: tuple[Run, ...], file: str) -> None:
     for config in {run.cell: run.config for run in runs}.values():
         try:
             check_supported(config)
+            check_model(config)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
-        check_model(config, file)
 
 
 def _open(config: RunConfig, file: str, needed: bool) -> Data | None:
     """The pictures of a run; None when they are gone and not needed: results outlive them."""
     try:
-        return open_data(config, image_size(config) or 224)
+        return open_data(config, _input_size(config))
     except UserError as error:
         if needed:
             raise UserError(f"{file}: {error}") from None
         return None
 
 
+def _input_size(config: RunConfig) -> int:
+    """What the name tells, else what timm says: for that it must be imported."""
+    told = image_size(config)
+    if told is None:
+        from densevit.model import check_model
+
+        told = check_model(config)
+    return told
+
+
 def _data_key(config: RunConfig) -> str:
-    facts = (config.dataset, config.data_dir, config.benchmarks, config.batch_size)
-    return repr((*facts, image_size(config)))
+    model = (config.model_name, config.model_kwargs)  # which say the size of the pictures
+    return repr((config.dataset, config.data_dir, config.benchmarks, config.batch_size, *model))

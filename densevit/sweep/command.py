@@ -136,7 +136,8 @@ def _print_ui(plan: Plan, console: Console) -> None:
 
 def console_for_tables() -> Console:
     """A console that does not squeeze tables to 80 columns when it writes to a file or pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    # No markup: names and descriptions are the user's and may hold brackets.
+    return Console(markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def _axes_table(plan: Plan, first: str, *last: str) -> Table:

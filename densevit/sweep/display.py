@@ -25,7 +25,7 @@ def watching(plan: Plan, total: int, console: Console) -> Iterator[Watch]:
         yield view.tell_ended
         return
     bars = Bars(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),

@@ -114,7 +114,7 @@ def _combinations(spec: SweepSpec) -> Iterator[tuple[str, Settings]]:
 
 def _excluded_by(spec: SweepSpec, config: RunConfig) -> int | None:
     for number, rule in enumerate(spec.exclude):
-        if matches(rule.where, config.__dict__):
+        if matches(rule.where, config):
             return number
     return None
 
@@ -122,7 +122,7 @@ def _excluded_by(spec: SweepSpec, config: RunConfig) -> int | None:
 def _check_baseline(spec: SweepSpec, kept: dict[str, RunConfig]) -> None:
     if spec.baseline is None:
         return
-    if not any(matches(spec.baseline, config.__dict__) for config in kept.values()):
+    if not any(matches(spec.baseline, config) for config in kept.values()):
         raise UserError(f"{spec.file}: baseline: {spec.baseline} is no cell of this sweep")
 
 
@@ -130,16 +130,16 @@ def _run(spec: SweepSpec, cell: str, config: RunConfig, seed: int) -> Run:
     seeded = config if seed == config.seed else config.model_copy(update={"seed": seed})
     resources = spec.resources.model_dump(exclude={"when"}, exclude_none=True)
     for rule in spec.resources.when:
-        if matches(rule.where, config.__dict__):
+        if matches(rule.where, config):
             resources.update(rule.model_dump(exclude={"where"}, exclude_none=True))
     return Run(identity(seeded).run, cell, seeded, resources)
 
 
 def _axes(spec: SweepSpec, configs: list[RunConfig]) -> tuple[str, ...]:
-    """The fields of the file in which the cells really differ."""
+    """The fields of the file in which cells to which they apply differ."""
     varied = []
     for name in spec.axes():
-        values = [getattr(c, name) if applies(name, c) else None for c in configs]
+        values = [getattr(c, name) for c in configs if applies(name, c)]
         if any(value != values[0] for value in values):
             varied.append(name)
     return tuple(varied)

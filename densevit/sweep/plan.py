@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densevit.config import source_of
 from densevit.rundir import STATES, RunFolder, State, Status, run_folder, sweep_folder
 from densevit.sweep.grid import Grid, Run, cell_label, expand
 from densevit.sweep.spec import SweepSpec, read_spec
@@ -61,9 +62,14 @@ def make_plan(file: Path, outputs: Path) -> Plan:
     for run in grid.cells:
         names = (run.config.model_name, repr(run.config.model_kwargs))
         if names not in checked:
-            check_names(run.config, str(file))
+            check_names(run.config, lambda key: _source(spec, key))
             checked.add(names)
     return Plan(spec, grid, outputs)
+
+
+def _source(spec: SweepSpec, key: str) -> str:
+    """The file that gives a field its value in this sweep."""
+    return str(spec.file) if key in spec.axes() else source_of(spec.layers, key)
 
 
 def count_states(statuses: dict[str, Status]) -> dict[State, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,9 @@ from densevit.config import (
     Int,
     Layer,
     Name,
+    RunConfig,
     absolute_paths,
+    applies,
     base_path,
     explain,
     is_execution,
@@ -59,10 +62,15 @@ class SweepResources(Resources):
     when: list[ResourcesWhen] = []
 
 
+MOST_SEEDS = 10_000
+
+
 def _seed_list(value: Any) -> Any:
     """A number of seeds n means the seeds 0 to n-1."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
+    if isinstance(value, int) and value > MOST_SEEDS:
+        raise ValueError(f"at most {MOST_SEEDS} seeds")
     return list(range(value)) if isinstance(value, int) and value is not True else value
 
 
@@ -117,9 +125,15 @@ def read_spec(path: Path) -> SweepSpec:
     return spec.model_copy(update={"layers": (*layers, fixed)})
 
 
-def matches(where: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    """Whether every value equals the wanted one; wanted text may hold * and ? for a pattern."""
-    return all(_equal(wanted, values.get(name)) for name, wanted in where.items())
+def matches(where: Mapping[str, Any], config: RunConfig) -> bool:
+    """Whether every value equals the wanted one; a field that does not apply equals nothing.
+
+    Wanted text may hold * and ? for a pattern, and a list wants any of its values.
+    """
+    return all(
+        applies(name, config) and _equal(wanted, getattr(config, name))
+        for name, wanted in where.items()
+    )
 
 
 def _equal(wanted: Any, value: Any) -> bool:
@@ -157,13 +171,19 @@ def _check_keys(spec: SweepSpec) -> None:
         for name in names:
             if name not in FIELDS:
                 raise UserError(f"{file}: {section}.{name}: unknown key; {nearest(name, FIELDS)}")
-            if name == "seed" and section != "fixed":
+            if name == "seed":
                 raise UserError(f"{file}: {section}.seed: replicates are given by `seeds:`")
             if section in ("grid", "zip", "include") and is_execution(name):
                 raise UserError(
                     f"{file}: {section}.{name}: says how a run is executed and makes no other "
                     f"run; it belongs under `fixed:`"
                 )
+    for section, where in [
+        *(("exclude.where", rule.where) for rule in spec.exclude),
+        *(("resources.when.where", rule.where) for rule in spec.resources.when),
+        ("baseline", spec.baseline or {}),
+    ]:
+        _check_where(f"{file}: {section}", where)
     seen: dict[str, str] = {}
     for section, axes in [("grid", spec.grid), *(("zip", group) for group in spec.zip)]:
         for name, values in axes.items():
@@ -179,6 +199,18 @@ def _check_keys(spec: SweepSpec) -> None:
             raise UserError(f"{file}: zip: lists of equal length are needed: {shown or 'no axis'}")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise UserError(f"{file}: seeds: {spec.seeds} names a seed twice")
+
+
+def _check_where(source: str, where: Settings) -> None:
+    """A wanted value that its field cannot have would match nothing, in silence."""
+    for name, wanted in where.items():
+        for value in wanted if isinstance(wanted, list) else [wanted]:
+            if isinstance(value, str) and re.search(r"[*?\[]", value):
+                continue
+            try:
+                RunConfig(**{name: value})
+            except ValidationError as error:
+                raise UserError(f"{source}.{explain(error.errors()[0], FIELDS)}") from None
 
 
 def _named_fields(spec: SweepSpec) -> list[tuple[str, list[str]]]:

@@ -147,6 +147,13 @@ def test_where_takes_patterns_lists_and_values_of_base_and_default(tmp_path, whe
     assert len(grid_of(tmp_path, text).cells) == kept
 
 
+def test_an_exclusion_counts_and_matches_only_where_its_fields_apply(tmp_path):
+    text = "name: a\ngrid: {cl_mode: [none, dense], temperature: [0.07, 0.2]}\n"
+    grid = grid_of(tmp_path, text + "exclude: [{where: {temperature: 0.07}, because: x}]\n")
+    assert [count for _, count in grid.excluded] == [1]
+    assert [cell_label(r.config, grid.axes) for r in grid.cells] == ["none", "dense"]
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
@@ -182,6 +189,12 @@ def test_where_takes_patterns_lists_and_values_of_base_and_default(tmp_path, whe
         ("name: a\nresources: {gpus: -1}", "resources.gpus: -1 is out of range"),
         ("name: a\nresources: {when: [{where: {x: 1}}]}", "resources.when.where.x: unknown key"),
         ("name: a\nbase: gone.yaml", "base: gone.yaml: no such file"),
+        ("name: a\nfixed: {seed: 3}", "fixed.seed: replicates are given by `seeds:`"),
+        ("name: a\nseeds: 100000000000", "seeds: 100000000000: "),
+        ("name: a\nexclude: [{where: {cl_mode: dens}, because: x}]", "did you mean 'dense'?"),
+        ("name: a\nexclude: [{where: {temperature: hot}, because: x}]", "exclude.where.temperature: 'hot' must be a number"),
+        ("name: a\nbaseline: {cl_mode: nome}", "baseline.cl_mode: 'nome' is not valid; did you mean 'none'?"),
+        ("name: a\nresources: {when: [{where: {epochs: x}}]}", "resources.when.where.epochs: 'x' must be"),
         (
             "name: a\ngrid: {cl_mode: [none, dense]}\n"
             "exclude: [{where: {cl_mode: none}, because: x}, {where: {cl_mode: dense}, because: y}]",
@@ -200,6 +213,11 @@ def test_an_unknown_model_and_an_indivisible_size_are_told_by_the_plan(tmp_path)
         UserError, match=r"no model 'vit_tinny.*did you mean 'vit_tiny_patch16_224'"
     ):
         make_plan(file, tmp_path)
+    (tmp_path / "base.yaml").write_text("model_name: vit_tinny_patch16_224\n")
+    file.write_text("name: a\nbase: base.yaml\n")
+    with pytest.raises(UserError, match=r"base\.yaml: model_name: "):
+        make_plan(file, tmp_path)
+    (tmp_path / "base.yaml").unlink()
     file.write_text("name: a\nfixed: {model_kwargs: {img_size: 100}}\n")
     with pytest.raises(UserError, match="img_size 100 is not divisible by the patch size 16"):
         make_plan(file, tmp_path)

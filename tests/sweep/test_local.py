@@ -116,7 +116,7 @@ def wait_for(condition, seconds=90):
 
 
 def long_sweep(tmp_path, tiny):
-    settings = {**tiny, "epochs": 60, "log_every": 1}
+    settings = {**tiny, "epochs": 120, "log_every": 1}
     return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
 
 
@@ -184,7 +184,7 @@ def check_whole(plan):
         folder = plan.run_folder(item)
         assert folder.status().state == "finished"
         lines, _ = read_metrics(folder.metrics_file)
-        assert [x["step"] for x in lines if "train/loss" in x] == list(range(1, 301))
+        assert [x["step"] for x in lines if "train/loss" in x] == list(range(1, 601))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def check_whole(plan):
     [
         (
             {"model_kwargs": {"img_size": 32, "patch_size": 8, "dpeth": 2}},
-            "unexpected keyword argument 'dpeth'",
+            "model_kwargs: dpeth: unknown to vit_tiny_patch16_224; did you mean 'depth'?",
         ),
         ({"model_name": "resnet18", "model_kwargs": {}}, "is no Vision Transformer"),
         ({"sampled_patches": 17}, "sampled_patches: 17 is more than the 16 patches"),
@@ -287,3 +287,65 @@ def test_flags_read_numbers_and_mappings_as_yaml_does(tmp_path, tiny):
     assert got["contrastive_weight_adaptive"] is True
     assert got["learnable_temp"] is True
     assert got["model_kwargs"]["patch_size"] == 16
+
+
+def test_a_finished_run_is_not_reused_over_other_pictures(tmp_path, tiny, capsys):
+    write_images(tmp_path / "data" / "train", {"a": 8, "b": 8})
+    write_images(tmp_path / "data" / "val", {"a": 2, "b": 2})
+    file = write_sweep(tmp_path, {**tiny, "data_dir": "data", "benchmarks": {}, "epochs": 1})
+    lone = ["train", "--config", str(tmp_path / "base.yaml"), "--outputs", str(tmp_path / "o")]
+    assert main([*lone, "--no-tracking"]) == 0
+    (written,) = (tmp_path / "o" / "runs").glob("*/config.yaml")
+    before = written.read_text()
+    (tmp_path / "data" / "val" / "a" / "1.png").unlink()
+    for again in (
+        lambda: main([*lone, "--no-tracking", "--workers", "1"]),
+        lambda: main_sweep([str(file), "--outputs", str(tmp_path / "o"), "--no-tracking"]),
+    ):
+        capsys.readouterr()
+        assert again() == 2
+        assert "the val images have changed" in capsys.readouterr().err
+        assert written.read_text() == before
+
+
+def test_a_size_that_no_name_tells_is_asked_of_timm_on_a_repeat(tmp_path, tiny):
+    kwargs = {**tiny["model_kwargs"], "img_size": [32, 32]}
+    shapes = {**tiny, "dataset": "shapes", "data_dir": "drawn", "benchmarks": {}}
+    file = write_sweep(tmp_path, {**shapes, "model_kwargs": kwargs, "epochs": 1, "batch_size": 800})
+    call = [str(file), "--outputs", str(tmp_path / "o"), "--no-tracking"]
+    assert main_sweep(call) == 0
+    assert main_sweep(call) == 0
+
+
+def test_what_another_sweep_adds_takes_nothing_from_a_finished_run(tmp_path, tiny, capsys):
+    outputs = ["--outputs", str(tmp_path / "o"), "--no-tracking"]
+    one = write_sweep(tmp_path, {**tiny, "epochs": 1})
+    assert main_sweep([str(one), *outputs]) == 0
+    table = (tmp_path / "o" / "sweeps" / "little" / "report" / "table.md").read_text()
+    write_images(tmp_path / "torn", {"red": 1, "green": 1, "blue": 1})
+    (tmp_path / "torn" / "red" / "0.png").write_bytes(b"no picture")
+    benchmarks = {**tiny["benchmarks"], "torn": str(tmp_path / "torn")}
+    two = write_sweep(tmp_path, {**tiny, "epochs": 1, "benchmarks": benchmarks})
+    assert main_sweep([str(two), *outputs]) == 1
+    one = write_sweep(tmp_path, {**tiny, "epochs": 1})
+    assert main_sweep(["report", str(one), *outputs[:2]]) == 0
+    assert (tmp_path / "o" / "sweeps" / "little" / "report" / "table.md").read_text() == table
+
+
+@pytest.mark.parametrize("place", ["file", "/proc/nothing"])
+def test_outputs_that_cannot_be_written_are_one_line(tmp_path, sweep, capsys, place):
+    (tmp_path / "file").write_text("")
+    outputs = tmp_path / place if place == "file" else place
+    assert main_sweep([str(sweep), "--outputs", str(outputs), "--no-tracking"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert str(outputs) in said
+    assert "\n" not in said
+
+
+def test_brackets_in_words_are_no_markup(tmp_path, tiny, capsys):
+    file = write_sweep(tmp_path, tiny, description="compares [/b] and [red]", include=[{"epochs": 3}],
+                       exclude=[{"where": {"epochs": 9}, "because": "see [/1]"}])  # fmt: skip
+    assert main_sweep(["plan", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "compares [/b] and [red]" in said
+    assert "see [/1]" in said
