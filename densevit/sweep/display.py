@@ -42,7 +42,8 @@ def watching(plan: Plan, total: int, console: Console) -> Iterator[Watch]:
             going = [*progress.active, *progress.elsewhere]
             for run in going:
                 if run.id not in tasks:
-                    tasks[run.id] = bars.add_task(view.title(run), total=1, unit="epochs")
+                    total = run.config.epochs
+                    tasks[run.id] = bars.add_task(view.title(run), total=total, unit="epochs")
                 _advance(bars, tasks[run.id], plan.run_folder(run).status())
             for gone in tasks.keys() - {run.id for run in going}:
                 bars.remove_task(tasks.pop(gone))
