@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -130,7 +132,9 @@ def _print_ui(plan: Plan, console: Console) -> None:
     from densevit.tracking import store_uri
 
     uri = shlex.quote(store_uri(plan.outputs))
-    command = f"mlflow ui --backend-store-uri {uri} --host 127.0.0.1"
+    # By its path where the environment is not activated, so that the line can be pasted.
+    mlflow = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
+    command = f"{shlex.quote(mlflow)} ui --backend-store-uri {uri} --host 127.0.0.1"
     console.print(f"{'MLflow':<7} {command}", highlight=False, soft_wrap=True)
 
 
