@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,6 @@ def write_predictions(predictions: Predictions, images: Images, path: Path) -> N
 
     `top5` are class indices, most probable first; the class names are in the file's metadata.
     """
-    import json
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -5,13 +5,9 @@ import sys
 import textwrap
 
 # Stands for torchvision beside a CPU build of torch: importing it registers a shape function for
-# operators that no compiled library has defined. The real one is used where it behaves so.
+# operators that no compiled library has defined.
 _FAKE = """
 import torch
-try:
-    import torchvision.nothing_yet
-except ImportError:
-    pass
 @torch.library.register_fake("torchvision::nms")
 def _(dets, scores, iou_threshold):
     return dets

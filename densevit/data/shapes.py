@@ -22,6 +22,7 @@ import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
 from densevit.data.shapes_draw import Recipe, paint
+from densevit.rundir import sync_folder
 
 # A change of any drawing raises it: stored pictures of another version are then not used.
 VERSION = 1
@@ -198,14 +199,14 @@ def _store(split: str, size: int, home: Path, seed: int) -> None:
     folder.mkdir()
     try:
         _write(folder, split, size, seed)
-        _sync(folder)
+        sync_folder(folder)
         try:
             folder.rename(home / split)
         except OSError:
             # Where locks do not reach over machines, another one may have been first.
             if not (home / split).is_dir():
                 raise
-        _sync(home)
+        sync_folder(home)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -247,11 +248,3 @@ def _write(folder: Path, split: str, size: int, seed: int) -> None:
 def _header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
