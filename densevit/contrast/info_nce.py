@@ -13,12 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# The private operator of torch that returns (attention output, log-sum-exp) on the CPU.
-_KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+# The private operators of torch that return (attention output, log-sum-exp, ...) on a device.
+_KERNELS = {
+    "cpu": "_scaled_dot_product_flash_attention_for_cpu",
+    "cuda": "_scaled_dot_product_efficient_attention",
+}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Queue rows per step of the chunked form. Fixed, so that a query's loss does not depend on how many
-# other queries share its batch.
-_BLOCK = 512
+# The chunked form takes as many queue rows at once as give this many logits (16 MiB), but never
+# fewer than the other number: with very many queries the products would become slow.
+_BLOCK_LOGITS, _LEAST_BLOCK = 2**22, 512
 
 
 def queue_info_nce(
@@ -49,8 +53,10 @@ def queue_info_nce(
         (M,) losses in nats, float32 whatever the inputs and autocast are. Gradients go to queries,
         to positives and to a tensor temperature. Memory is O(M·D + K·D), and O(G·K) for exclude.
 
-    On the CPU this is torch's fused attention kernel (see `fused_available`). Elsewhere, CUDA
-    included, it is an exact streamed log-sum-exp over blocks of the queue, whose products follow
+    With queries in bfloat16 or float16, or under autocast to one of them, the products with the
+    queue are of that type, and their sums, the softmax and all else are float32. This is torch's
+    fused attention kernel where `fused_available` says so. Elsewhere it is an exact streamed
+    log-sum-exp over blocks of the queue, in float32 throughout, whose products follow
     `torch.set_float32_matmul_precision`.
 
     Raises:
@@ -58,83 +64,131 @@ def queue_info_nce(
             not positive.
     """
     _check(queries, positives, queue, temperature, exclude)
+    dtype = _product_dtype(queries)
     with torch.autocast(queries.device.type, enabled=False):
         if isinstance(temperature, Tensor):
             temperature = temperature.float().reshape(())
         # Dividing here leaves the chain rule for queries and temperature to autograd.
         scaled = queries.float() / temperature
         positive = (scaled * positives.float()).sum(dim=1)  # (M,)
-        groups = 1 if exclude is None else len(exclude)
+        if exclude is not None and exclude.device.type == "cpu" and not exclude.any():
+            exclude = None  # the common case with many images; elsewhere looking means waiting
+        groups = _threads_runs(scaled) if exclude is None else len(exclude)
         grouped = scaled.unflatten(0, (groups, len(scaled) // groups))  # (M, D) -> (G, M/G, D)
-        negatives = _QueueLogSumExp.apply(grouped, queue.detach().float(), exclude)
+        negatives = _QueueLogSumExp.apply(grouped, queue.detach(), exclude, dtype)
         # log(e^a + e^b) − a = softplus(b − a): no cancellation where the positive dominates, and
         # value and slope 0 at b = -inf, where nothing is left of the queue.
         return F.softplus(negatives.flatten() - positive)  # (G, M/G) -> (M,)
 
 
-def fused_available(device: torch.device | str) -> bool:
-    """Whether `queue_info_nce` takes torch's fused attention kernel on this device (CPU only).
+def fused_available(device: torch.device | str, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether `queue_info_nce` takes torch's fused attention kernel for a device and dtype.
 
-    The kernel is a private operator of torch, so it is tried once a process on a small case; where
-    it is missing or answers otherwise, the slower and equally exact chunked form takes over.
+    The kernels are private operators of torch, so each is tried once a process on a small case;
+    where it is missing or answers otherwise, the slower and exact chunked form takes over.
     """
-    return torch.device(device).type == "cpu" and _fused_works()
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        return False
+    return kind in _KERNELS and dtype in _DTYPES and _fused_works(kind, dtype)
+
+
+def _product_dtype(queries: Tensor) -> torch.dtype:
+    kind = queries.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+    return dtype if dtype in _DTYPES else torch.float32
+
+
+def _threads_runs(queries: Tensor) -> int:
+    """Into how many equal runs to cut queries (M, D) for the kernel, where nothing is excluded.
+
+    The CPU kernel hands blocks of up to 256 queries to threads, so that with few blocks some of
+    them wait for the last: a run a thread was 18 % faster for 1,568 queries on 2 threads.
+    """
+    threads = torch.get_num_threads() if queries.device.type == "cpu" else 1
+    fits = len(queries) % threads == 0 and len(queries) // threads >= 192
+    return threads if fits else 1
 
 
 class _QueueLogSumExp(torch.autograd.Function):
     """Log-sum-exp (G, m) of queries (G, m, D) over the rows of queue (K, D) left by exclude."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, queue: Tensor, exclude: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, queue: Tensor, exclude: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         # The kernel divides by the number of queries: none of them would end the process.
-        if queries.numel() > 0 and fused_available(queries.device):
-            mean, lse = _fused(queries, queue, exclude)
+        if queries.numel() > 0 and _fits(queries) and fused_available(queries.device, dtype):
+            mean, lse = _fused(queries.to(dtype), queue.to(dtype), exclude)
         else:
-            mean, lse = _chunked(queries, queue, exclude)
+            mean, lse = _chunked(queries, queue.float(), exclude)
         ctx.save_for_backward(mean)
         return lse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (mean,) = ctx.saved_tensors
-        return grad.unsqueeze(-1) * mean, None, None
+        return grad.unsqueeze(-1) * mean, None, None, None
+
+
+def _fits(queries: Tensor) -> bool:
+    """Whether the kernel of the device takes features of this length: on GPUs, multiples of 8."""
+    return queries.device.type != "cuda" or queries.shape[-1] % 8 == 0
 
 
 def _fused(queries: Tensor, queue: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
     """Softmax-weighted mean of the queue (G, m, D) and log-sum-exp (G, m), by fused attention."""
-    groups = queries.shape[0]
+    if exclude is None:
+        return _attend(queries, queue, None)
+    mask = _additive(exclude, queries.dtype)  # (G, K)
+    if queries.shape[1] == 1:  # a row of the mask for each query: one run of G, not G runs of one
+        mean, lse = _attend(queries.transpose(0, 1), queue, mask[None, None])
+        mean, lse = mean.transpose(0, 1), lse.transpose(0, 1)  # (1, G, D), (1, G) -> (G, 1, ...)
+    else:  # stride 0 over the queries of a run: no copy
+        mask = mask[:, None, None].expand(-1, -1, queries.shape[1], -1)  # (G, 1, m, K)
+        mean, lse = _attend(queries, queue, mask)
+    # For a fully masked row the kernel gives no usable log-sum-exp.
+    empty = exclude.all(dim=1)  # (G,)
+    mean = mean.masked_fill(empty[:, None, None], 0.0)
+    return mean, lse.masked_fill(empty[:, None], -math.inf)
+
+
+def _attend(queries: Tensor, queue: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The kernel of the device, with the queue as keys and values of every run (G, m, D)."""
+    groups, count, _ = queries.shape
     keys = queue.expand(groups, 1, -1, -1)  # (K, D) -> (G, 1, K, D), stride 0: no copy
-    mask = None
-    if exclude is not None:
-        mask = torch.zeros(exclude.shape, device=queries.device, dtype=torch.float32)
-        # (G, K) -> (G, 1, 1, K): the kernel broadcasts it over the queries with stride 0.
-        mask = mask.masked_fill_(exclude, -math.inf)[:, None, None]
-    mean, lse = getattr(torch.ops.aten, _KERNEL)(
-        queries.unsqueeze(1), keys, keys, 0.0, False, attn_mask=mask, scale=1.0
-    )
-    mean, lse = mean.squeeze(1), lse.squeeze(1)  # (G, 1, m, D), (G, 1, m) -> (G, m, D), (G, m)
-    if exclude is not None:
-        # For a fully masked row the kernel gives no usable log-sum-exp.
-        empty = exclude.all(dim=1)  # (G,)
-        mean = mean.masked_fill(empty[:, None, None], 0.0)
-        lse = lse.masked_fill(empty[:, None], -math.inf)
-    return mean, lse
+    kernel = getattr(torch.ops.aten, _KERNELS[queries.device.type])
+    if queries.device.type == "cpu":
+        mean, lse = kernel(queries.unsqueeze(1), keys, keys, 0.0, False, attn_mask=mask, scale=1.0)
+    else:
+        mean, lse, *_ = kernel(queries.unsqueeze(1), keys, keys, mask, True, scale=1.0)
+    # (G, 1, m, D), (G, 1, m or more) -> (G, m, D), (G, m): the GPU kernel pads its log-sum-exp.
+    return mean.squeeze(1).float(), lse.squeeze(1)[:, :count]
+
+
+def _additive(exclude: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask (G, K) as numbers, 0 or -inf."""
+    groups, size = exclude.shape
+    # Rows of a whole number of 16 elements, as torch pads them: the GPU kernel reads aligned words.
+    padded = torch.zeros(groups, -(-size // 16) * 16, device=exclude.device, dtype=dtype)
+    return padded[:, :size].masked_fill_(exclude, -math.inf)
 
 
 def _chunked(queries: Tensor, queue: Tensor, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `_fused`, streamed over blocks of the queue on any device.
+    """As `_fused`, in float32, streamed over blocks of the queue on any device.
 
     Milakov and Gimelshein, "Online normalizer calculation for softmax", algorithm 3.
     """
     highest = queries.new_full(queries.shape[:2], -math.inf)  # (G, m), largest score so far
     total = torch.zeros_like(highest)  # (G, m), Σ exp(score − highest)
     weighted = torch.zeros_like(queries)  # (G, m, D), Σ exp(score − highest)·row
-    for start in range(0, len(queue), _BLOCK):
-        block = queue[start : start + _BLOCK]  # (k, D)
+    rows = max(_LEAST_BLOCK, _BLOCK_LOGITS // max(highest.numel(), 1))
+    for start in range(0, len(queue), rows):
+        block = queue[start : start + rows]  # (k, D)
         scores = queries @ block.T  # (G, m, k)
         if exclude is not None:
-            scores.masked_fill_(exclude[:, None, start : start + _BLOCK], -math.inf)
+            scores.masked_fill_(exclude[:, None, start : start + rows], -math.inf)
         latest = torch.maximum(highest, scores.amax(dim=-1))
         # While everything is excluded the maximum is -inf, and -inf − -inf would be NaN.
         shift = latest.masked_fill(latest == -math.inf, 0.0)
@@ -149,19 +203,22 @@ def _chunked(queries: Tensor, queue: Tensor, exclude: Tensor | None) -> tuple[Te
 
 
 @functools.cache
-def _fused_works() -> bool:
-    """Try the fused kernel on two groups, one of them masked, and compare shapes and values."""
-    queries = torch.linspace(-1.0, 1.0, 12, dtype=torch.float32, device="cpu").reshape(2, 3, 2)
-    queue = torch.linspace(1.0, -2.0, 8, dtype=torch.float32, device="cpu").reshape(4, 2)
-    exclude = torch.zeros(2, 4, dtype=torch.bool, device="cpu")
+def _fused_works(kind: str, dtype: torch.dtype) -> bool:
+    """Try a kernel on two runs, one of them masked, and compare shapes and values."""
+    queries = torch.linspace(-1.0, 1.0, 48, dtype=dtype, device=kind).reshape(2, 3, 8)
+    queue = torch.linspace(1.0, -2.0, 40, dtype=dtype, device=kind).reshape(5, 8)
+    exclude = torch.zeros(2, 5, dtype=torch.bool, device=kind)
     exclude[1, :2] = True
     try:
         got = _fused(queries, queue, exclude)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # missing, or called otherwise
         return False
-    wanted = _chunked(queries, queue, exclude)
+    wanted = _chunked(queries.float(), queue.float(), exclude)
+    tolerance = 1e-5 if dtype == torch.float32 and kind == "cpu" else 2e-2  # TF32, half precision
     return all(
-        g.shape == w.shape and g.dtype == w.dtype and torch.allclose(g, w, rtol=1e-5, atol=1e-5)
+        g.shape == w.shape
+        and g.dtype == w.dtype
+        and torch.allclose(g, w, rtol=tolerance, atol=tolerance)
         for g, w in zip(got, wanted, strict=True)
     )
 

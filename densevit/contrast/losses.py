@@ -1,4 +1,4 @@
-"""The contrastive loss of a run: its queue, its temperature, and one call a step."""
+"""The contrastive loss of a run: its queues, its temperature, and one call a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densevit.config import RunConfig
+from densevit.config import RunConfig, loss_weights
 from densevit.contrast.info_nce import queue_info_nce
 from densevit.contrast.matching import match, random_match
 from densevit.contrast.queue import FeatureQueue
@@ -20,23 +20,51 @@ TEMPERATURE_RANGE = (0.01, 1.0)  # of a learned temperature
 
 
 class Projected(NamedTuple):
-    """One view of a batch: its tokens, and the head that projects them."""
+    """One view of a batch: its tokens, and the heads (`global`, `dense`) that project them."""
 
     tokens: Tokens
-    head: nn.Module
+    heads: nn.ModuleDict
+
+
+class Pairs(NamedTuple):
+    """The queries of one loss and what belongs to each of them.
+
+    queries, positives: (M, D), L2-normalised; only queries carry a gradient.
+    keys: (B, n, D), the projections of view 2 before they are normalised; n is 1 for global.
+    chosen: (B, Q), the patches of view 1 that are queries; partner: (B, Q), the patch of view 2
+        that is the positive of each, -1 for none. M is B·Q. Both None for global.
+    """
+
+    queries: Tensor
+    positives: Tensor
+    keys: Tensor
+    chosen: Tensor | None = None
+    partner: Tensor | None = None
+
+
+class ContrastiveLosses(NamedTuple):
+    """The loss of a step, a scalar with gradient, and its parts (`global`, `dense`) without."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
 
 
 class ContrastiveLoss(nn.Module):
-    """Dense or global InfoNCE against a queue.
+    """InfoNCE of images (global), of patches (dense) or of both (joint) against queues.
 
     Queries come from view 1 with gradient, keys from view 2 without. The negatives are the queue
-    as it stood before the batch: a step never sees its own keys.
+    as it stood before the batch: a step never sees its own keys. Joint is DenseCL's
+    (1−w)·global + w·dense, w = `joint_dense_weight`, with a head and a queue for each
+    (Wang et al., section 3.3); a loss of weight 0 is not computed.
     """
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self.config = config
-        self.queue = FeatureQueue(config.queue_size, config.dense_dim)
+        self.weights = loss_weights(config)
+        self.queues = nn.ModuleDict(
+            {kind: FeatureQueue(config.queue_size, config.dense_dim) for kind in self.weights}
+        )
         start = torch.tensor(math.log(config.temperature))
         self.log_temperature = nn.Parameter(start) if config.learnable_temp else None
 
@@ -54,76 +82,111 @@ class ContrastiveLoss(nn.Module):
             self.log_temperature.clamp_(math.log(low), math.log(high))
 
     def forward(
-        self, view1: Projected, view2: Projected, image_ids: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """The mean loss over all queries, a scalar; the batch's keys then enter the queue.
+        self,
+        view1: Projected,
+        view2: Projected,
+        image_ids: Tensor,
+        generator: torch.Generator,
+        truth: Tensor | None = None,
+        *,
+        enqueue: bool = True,
+    ) -> ContrastiveLosses:
+        """The mean loss over all queries; the batch's keys then enter the queues.
 
-        `view1` gives the queries and `view2` the keys, each with the head of the network that
-        encoded it. `image_ids` (B,) name the pictures; `generator` draws what is random.
+        Args:
+            view1: gives the queries.
+            view2: gives the keys, with the heads of the network that encoded it.
+            image_ids: (B,), which pictures these are.
+            generator: of all that is drawn.
+            truth: (B, N) of `true_match`, needed by `correspondence_features: geometry`.
+            enqueue: False leaves the queues as they are, for a look from outside.
         """
-        if self.config.cl_mode == "global":
-            queries, positives = _global_pairs(view1, view2)
-            entries, entry_ids = positives, image_ids
-        else:
-            queries, positives, keys = self._dense_pairs(view1, view2, generator)
-            entries, entry_ids = self._entries(keys, image_ids, generator)
-        losses = queue_info_nce(
-            queries,
-            positives,
-            self.queue.features,
-            self.temperature(),
-            exclude=self._own_entries(image_ids),
-        )
-        self.queue.enqueue(entries, entry_ids)
-        return losses.mean()
+        pairs = {kind: self.pairs(kind, view1, view2, generator, truth) for kind in self.weights}
+        losses = {kind: self._loss(kind, pairs[kind], image_ids) for kind in self.weights}
+        if enqueue:
+            for kind in self.weights:
+                self._enqueue(kind, pairs[kind], image_ids, generator)
+        total = sum(weight * losses[kind] for kind, weight in self.weights.items())
+        return ContrastiveLosses(total, {kind: loss.detach() for kind, loss in losses.items()})
 
-    def _own_entries(self, image_ids: Tensor) -> Tensor | None:
+    def pairs(
+        self,
+        kind: str,
+        view1: Projected,
+        view2: Projected,
+        generator: torch.Generator,
+        truth: Tensor | None = None,
+    ) -> Pairs:
+        """Queries, positives and keys of one loss; the arguments are those of `forward`."""
+        if kind == "global":
+            with torch.no_grad():
+                keys = view2.heads[kind](view2.tokens.image).float()  # (B, D)
+            queries = _unit(view1.heads[kind](view1.tokens.image))
+            return Pairs(queries, _unit(keys), keys.unsqueeze(1))
+        with torch.no_grad():
+            raw = view2.heads[kind](view2.tokens.patches).float()  # (B, N, D)
+            keys = _unit(raw)
+        patches = view1.tokens.patches
+        batch, count, _ = patches.shape
+        if self.config.query_patches == "all":
+            chosen = torch.arange(count, device=patches.device).expand(batch, -1)  # (B, N)
+        else:
+            chosen = sample(patches, self.config.query_patches, "random", generator=generator)
+            patches = _take(patches, chosen)  # (B, Q, E)
+        queries = _unit(view1.heads[kind](patches))  # (B, Q, D)
+        features = self.config.correspondence_features
+        if features == "backbone":
+            partner = match(patches, view2.tokens.patches)  # (B, Q)
+        elif features == "dense":
+            partner = match(queries, keys)
+        elif features == "random":
+            partner = random_match(batch, count, generator, keys.device)[:, : chosen.shape[1]]
+        elif truth is None:
+            raise ValueError("truth must be given for correspondence_features 'geometry'")
+        else:
+            partner = truth.gather(1, chosen)
+        positives = _take(keys, partner.clamp_min(0))  # (B, Q, D)
+        return Pairs(queries.flatten(0, 1), positives.flatten(0, 1), raw, chosen, partner)
+
+    def _loss(self, kind: str, pairs: Pairs, image_ids: Tensor) -> Tensor:
+        """The mean over the queries that have a positive; 0 if none has."""
+        losses = queue_info_nce(
+            pairs.queries,
+            pairs.positives,
+            self.queues[kind].features,
+            self.temperature(),
+            exclude=self._own_entries(kind, image_ids),
+        )
+        if pairs.partner is None or self.config.correspondence_features != "geometry":
+            return losses.mean()
+        matched = pairs.partner.flatten() >= 0
+        return (losses * matched).sum() / matched.sum().clamp_min(1)
+
+    def _own_entries(self, kind: str, image_ids: Tensor) -> Tensor | None:
         """(B, K), True where a queue entry comes from the query's own picture."""
         if not self.config.exclude_same_image:
             return None
-        return image_ids[:, None] == self.queue.image_ids[None, :]
+        return image_ids[:, None] == self.queues[kind].image_ids[None, :]
 
-    def _dense_pairs(
-        self, view1: Projected, view2: Projected, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B·Q, D), their positives (B·Q, D), and all keys (B, N, D)."""
-        with torch.no_grad():
-            keys = _unit(view2.head(view2.tokens.patches))  # (B, N, D)
-        patches = view1.tokens.patches
-        batch, count, _ = patches.shape
-        if self.config.query_patches != "all":
-            chosen = sample(patches, self.config.query_patches, "random", generator=generator)
-            patches = _take(patches, chosen)  # (B, Q, E)
-        queries = _unit(view1.head(patches))  # (B, Q, D)
-        if self.config.correspondence_features == "backbone":
-            partner = match(patches, view2.tokens.patches)  # (B, Q)
-        elif self.config.correspondence_features == "dense":
-            partner = match(queries, keys)
-        else:
-            partner = random_match(batch, count, generator, keys.device)[:, : patches.shape[1]]
-        positives = _take(keys, partner)  # (B, Q, D)
-        return queries.flatten(0, 1), positives.flatten(0, 1), keys
-
-    def _entries(
-        self, keys: Tensor, image_ids: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """The keys that enter the queue (B·n, D) and the picture of each (B·n,)."""
+    @torch.no_grad()
+    def _enqueue(
+        self, kind: str, pairs: Pairs, image_ids: Tensor, generator: torch.Generator
+    ) -> None:
+        queue = self.queues[kind]
+        if kind == "global" or self.config.dense_negatives == "pooled":
+            # Pooled after the head and before normalising, then normalised (DenseCL's queue).
+            queue.enqueue(_unit(pairs.keys.mean(dim=1)), image_ids)
+            return
+        keys = _unit(pairs.keys)
         chosen = sample(
             keys,
             self.config.sampled_patches,
             self.config.sampling_strategy,
-            queue=self.queue.features,
+            queue=queue.features,
             generator=generator,
         )  # (B, n)
         ids = image_ids[:, None].expand_as(chosen)
-        return _take(keys, chosen).flatten(0, 1), ids.flatten()
-
-
-def _global_pairs(view1: Projected, view2: Projected) -> tuple[Tensor, Tensor]:
-    """One query and one key a picture, (B, D) each."""
-    with torch.no_grad():
-        keys = _unit(view2.head(view2.tokens.image))
-    return _unit(view1.head(view1.tokens.image)), keys
+        queue.enqueue(_take(keys, chosen).flatten(0, 1), ids.flatten())
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -133,4 +196,4 @@ def _unit(features: Tensor) -> Tensor:
 
 def _take(features: Tensor, indices: Tensor) -> Tensor:
     """Rows (B, n, D) of features (B, N, D) at indices (B, n)."""
-    return features.gather(1, indices[..., None].expand(-1, -1, features.shape[-1]))
+    return features.gather(1, indices.unsqueeze(2).expand(-1, -1, features.shape[2]))

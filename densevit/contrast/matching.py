@@ -1,5 +1,7 @@
 """Which patch of view 2 is the positive of each patch of view 1."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,3 +53,77 @@ def random_match(
         raise ValueError(f"patches must be at least 1, got {patches}")
     source = device if generator is None else generator.device
     return torch.randint(patches, (batch, patches), generator=generator, device=source).to(device)
+
+
+def true_match(view1: Tensor, view2: Tensor, grid: tuple[int, int]) -> Tensor:
+    """For each patch of view 1, the patch of view 2 that covers the same place of the picture.
+
+    The place of a patch is its centre. Nothing is learned here: it follows from the crops, as in
+    Pinheiro et al., "Unsupervised Learning of Dense Visual Representations" (2020).
+
+    Args:
+        view1: (B, 4), what `densevit.data.views` records of each view: left, top, right and bottom
+            of its crop in pixels of the picture, left and right swapped when it is flipped.
+        view2: (B, 4), likewise.
+        grid: rows and columns of patches in a view; N is their product.
+
+    Returns:
+        (B, N) int64 indices into the patches of view 2, row by row; -1 where view 2 does not show
+        the place.
+
+    Raises:
+        ValueError: a shape does not fit, or the grid is empty.
+    """
+    if view1.ndim != 2 or view1.shape[1] != 4:
+        raise ValueError(f"view1 must be (B, 4), got {tuple(view1.shape)}")
+    if view2.shape != view1.shape:
+        raise ValueError(f"view2 must be {tuple(view1.shape)}, got {tuple(view2.shape)}")
+    rows, columns = grid
+    if rows < 1 or columns < 1:
+        raise ValueError(f"grid must have at least one row and one column, got {grid}")
+    centres = [
+        (torch.arange(count, device=view1.device) + 0.5) / count for count in (rows, columns)
+    ]
+    down, across = (c.flatten() for c in torch.meshgrid(*centres, indexing="ij"))  # (N,) in [0, 1]
+    left, top, right, bottom = view1.unsqueeze(2).unbind(dim=1)  # (B, 1) each
+    left2, top2, right2, bottom2 = view2.unsqueeze(2).unbind(dim=1)
+    x, y = left + across * (right - left), top + down * (bottom - top)  # (B, N), in the picture
+    across, down = (x - left2) / (right2 - left2), (y - top2) / (bottom2 - top2)  # in view 2
+    inside = (across >= 0) & (across < 1) & (down >= 0) & (down < 1)
+    row = (down * rows).long().clamp(0, rows - 1)
+    column = (across * columns).long().clamp(0, columns - 1)
+    return (row * columns + column).masked_fill(~inside, -1)
+
+
+class MatchQuality(NamedTuple):
+    """Shares in [0, 1], each a tensor of one element.
+
+    precision: of the patches whose true match exists, how many are matched to it or to one of the
+        up to eight patches around it. NaN where none exists.
+    overlap: how many patches of view 1 have a true match.
+    unique: different matches of a picture over its number of matched patches; 1 is one-to-one.
+    """
+
+    precision: Tensor
+    overlap: Tensor
+    unique: Tensor
+
+
+@torch.no_grad()
+def match_quality(partner: Tensor, truth: Tensor, grid: tuple[int, int]) -> MatchQuality:
+    """How good matches (B, Q) are, given the true ones (B, Q) of the same patches (-1: none).
+
+    Both are indices into a grid of (rows, columns) patches; a partner of -1 counts as no match.
+    """
+    columns = grid[1]
+    row_gap = (partner // columns - truth // columns).abs()
+    column_gap = (partner % columns - truth % columns).abs()
+    exists, made = truth >= 0, partner >= 0
+    near = exists & made & (row_gap <= 1) & (column_gap <= 1)
+    used = torch.zeros(len(partner), grid[0] * columns + 1, dtype=torch.bool, device=truth.device)
+    used.scatter_(1, partner + 1, True)  # column 0 collects the patches without a match
+    return MatchQuality(
+        precision=near.sum() / exists.sum(),
+        overlap=exists.float().mean(),
+        unique=used[:, 1:].sum() / made.sum(),
+    )

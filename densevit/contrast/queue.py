@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 
@@ -13,10 +13,16 @@ class FeatureQueue(nn.Module):
     He et al., "Momentum Contrast", section 3.2 ("dictionary as a queue"). Slots not yet filled hold
     random unit vectors with image id -1, so that the loss has all its negatives from the start.
 
+    With torch.distributed initialised, every rank's keys enter the queue of every rank, in the
+    order of the ranks, so that all queues stay equal if they began so (the same random state on
+    every rank when they are made).
+
     Buffers, all of them in the state dict:
         features: (size, dim) float32. In-place: clone it where an older content is still needed.
         image_ids: (size,) int64, -1 for a slot not yet filled.
         position: () int64, the slot that the next key takes; the oldest feature lies there.
+        written: (size,) int64, which call of `enqueue`, counted from 1, filled the slot.
+        calls: () int64, how many calls of `enqueue` there were.
 
     Args:
         size: number of slots, >= 1.
@@ -30,6 +36,8 @@ class FeatureQueue(nn.Module):
     features: Tensor
     image_ids: Tensor
     position: Tensor
+    written: Tensor
+    calls: Tensor
 
     def __init__(self, size: int, dim: int, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -41,6 +49,8 @@ class FeatureQueue(nn.Module):
         self.register_buffer("features", F.normalize(noise, dim=1))
         self.register_buffer("image_ids", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("written", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
         # The same number as `position`: reading the buffer would wait for the device.
         self._position = 0
         self.register_load_state_dict_post_hook(_read_position)
@@ -50,7 +60,7 @@ class FeatureQueue(nn.Module):
         """Replace the M oldest features; of more keys than slots, the last ones stay.
 
         Args:
-            keys: (M, dim), any M; stored without gradient.
+            keys: (M, dim), any M, but the same on every rank; stored without gradient.
             image_ids: (M,) integers >= 0, the image of each key.
 
         Raises:
@@ -61,12 +71,16 @@ class FeatureQueue(nn.Module):
             raise ValueError(f"keys must be (M, {dim}), got {tuple(keys.shape)}")
         if image_ids.shape != keys.shape[:1]:
             raise ValueError(f"image_ids must be ({len(keys)},), got {tuple(image_ids.shape)}")
+        keys, image_ids = _of_all_ranks(keys), _of_all_ranks(image_ids)
+        self.calls += 1
         dropped = max(len(keys) - size, 0)
         keys, image_ids = keys[dropped:], image_ids[dropped:]
         start = (self._position + dropped) % size
         until_end = min(len(keys), size - start)
         wrapped = len(keys) - until_end
-        for store, new in ((self.features, keys), (self.image_ids, image_ids)):
+        written = self.calls.expand(len(keys))
+        stores = (self.features, keys), (self.image_ids, image_ids), (self.written, written)
+        for store, new in stores:
             store[start : start + until_end] = new[:until_end]
             store[:wrapped] = new[until_end:]
         self._position = (start + len(keys)) % size
@@ -79,6 +93,24 @@ class FeatureQueue(nn.Module):
         """
         filled = self.image_ids[self.image_ids >= 0]
         return len(filled.unique()) / len(self.image_ids)
+
+    def age(self) -> float:
+        """Mean age of the filled slots in calls of `enqueue`; 1 is what the last call brought.
+
+        This is how many steps the encoder has moved on since the negatives of the next step were
+        encoded. 0 while no slot is filled. Waits for the device.
+        """
+        ages = (self.calls + 1 - self.written)[self.image_ids >= 0]
+        return ages.double().mean().item() if len(ages) else 0.0
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """Rows (M, ...) of every rank, (world·M, ...) in the order of the ranks."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def _read_position(queue: nn.Module, _incompatible_keys: Any) -> None:

@@ -1,11 +1,16 @@
-"""The matching against loops in float64."""
+"""The matching against loops in float64, the true one against pixels that say where they are."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
-from densevit.contrast.matching import match, random_match
+from densevit.contrast.matching import match, match_quality, random_match, true_match
+from densevit.data.views import training_views
 
 
 def normal(*shape, seed):
@@ -80,3 +85,211 @@ def test_wrong_shapes_are_refused():
         match(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match="patches must be at least 1, got 0"):
         random_match(2, 0, None, "cpu")
+    place = torch.zeros(2, 4)
+    with pytest.raises(ValueError, match=r"view1 must be \(B, 4\), got \(4,\)"):
+        true_match(place[0], place, (2, 2))
+    with pytest.raises(ValueError, match=r"view2 must be \(2, 4\), got \(1, 4\)"):
+        true_match(place, place[:1], (2, 2))
+    with pytest.raises(ValueError, match=r"grid must have .* got \(0, 3\)"):
+        true_match(place, place, (0, 3))
+
+
+SIZE, HEIGHT, WIDTH = 48, 150, 220
+# Picture pixels. Bicubic resampling repeats a ramp but for float32; at a crop's rim its kernel is
+# cut off, so that the outermost pixels read up to 0.1 too far inside.
+READING = 0.15
+
+
+def seen(view, seed):
+    """The place (2, SIZE, SIZE) in the picture, x and y, of each pixel of a view; and the record.
+
+    Two pictures hold for each pixel the x, or the y, of its own centre.
+    """
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) + 0.5
+    view.rest = lambda image: torch.from_numpy(np.array(image)).double()  # no colours changed
+    pixels, places = [], []
+    for coordinate in (x, y):
+        torch.manual_seed(seed)
+        read, place = view(Image.fromarray(coordinate))
+        pixels.append(read)
+        places.append(place)
+    assert torch.equal(*places)
+    return torch.stack(pixels), places[0]
+
+
+def read_match(pixels1, pixels2, grid):
+    """For each patch of view 1 the patch of view 2, from pixels only; and whether it is certain.
+
+    The place read at the centre of the patch is looked up in view 2: the patch with the pixel that
+    reads nearest, or -1 where none reads as near as a pixel of view 2 reaches. It is certain when
+    no place within the reading error gives another answer.
+    """
+    rows, columns = grid
+    x2, y2 = pixels2[0].mean(dim=0), pixels2[1].mean(dim=1)  # a crop has straight sides
+    partners, certain = [], []
+    for row in range(rows):
+        for column in range(columns):
+            # Sides of patches are even, so that a centre lies between four pixels.
+            down, across = (
+                (2 * row + 1) * SIZE // rows // 2,
+                (2 * column + 1) * SIZE // columns // 2,
+            )
+            x, y = pixels1[:, down - 1 : down + 1, across - 1 : across + 1].mean(dim=(1, 2))
+            answers = [
+                nearest_patch(x2, x + dx, columns, y2, y + dy, rows)
+                for dx in (0, -READING, READING)
+                for dy in (0, -READING, READING)
+            ]
+            partners.append(answers[0])
+            certain.append(len(set(answers)) == 1)
+    return partners, certain
+
+
+def nearest_patch(x2, x, columns, y2, y, rows):
+    pixels = []
+    for readings, place in ((y2, y), (x2, x)):
+        gap, pixel = (readings - place).abs().min(dim=0)
+        reach = (readings[-5] - readings[4]).abs() / (SIZE - 9) / 2  # half a pixel, rims apart
+        if gap > reach:
+            return -1
+        pixels.append(int(pixel))
+    return pixels[0] * rows // SIZE * columns + pixels[1] * columns // SIZE
+
+
+@pytest.mark.parametrize("grid", [(6, 6), (4, 12), (8, 3), (1, 2)])
+def test_true_match_is_what_the_pixels_of_both_views_show(grid):
+    views = training_views(SIZE, (0,) * 3, (1,) * 3)
+    kinds, doubtful, total = set(), 0, 0
+    for seed in range(60):
+        (pixels1, place1), (pixels2, place2) = (
+            seen(view, 2 * seed + i) for i, view in enumerate(views)
+        )
+        got = true_match(place1[None], place2[None], grid)[0].tolist()
+        wanted, certain = read_match(pixels1, pixels2, grid)
+        wrong = [i for i, sure in enumerate(certain) if sure and got[i] != wanted[i]]
+        assert wrong == [], (seed, place1, place2)
+        doubtful += len(certain) - sum(certain)
+        total += len(certain)
+        kinds.add(tuple(bool(pixels[0, 0, 0] > pixels[0, 0, -1]) for pixels in (pixels1, pixels2)))
+        kinds.add("partly" if -1 in got and max(got) >= 0 else "not" if max(got) < 0 else "fully")
+    # Every flip of either view, and views that overlap fully, partly and not at all.
+    assert kinds >= {(a, b) for a in (False, True) for b in (False, True)} | {"fully", "partly"}
+    # 0.15 pixels either way, of patches that are mostly wider than 10.
+    assert doubtful / total < 0.06
+
+
+# Crops with whole-numbered sides, flipped or not, as `View` records them.
+SIDES = st.tuples(st.integers(0, 300), st.integers(1, 300))
+PLACES = st.tuples(SIDES, SIDES, st.booleans()).map(
+    lambda p: (
+        (p[0][0] + p[0][1], p[1][0], p[0][0], p[1][0] + p[1][1])
+        if p[2]
+        else (p[0][0], p[1][0], p[0][0] + p[0][1], p[1][0] + p[1][1])
+    )
+)
+GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+def looped_match(view1, view2, grid):
+    """In float64: the patch, or -1, and how near, in patches, a centre comes to a border."""
+    answers = []
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            x = view1[0] + (column + 0.5) / grid[1] * (view1[2] - view1[0])
+            y = view1[1] + (row + 0.5) / grid[0] * (view1[3] - view1[1])
+            across = (x - view2[0]) / (view2[2] - view2[0]) * grid[1]
+            down = (y - view2[1]) / (view2[3] - view2[1]) * grid[0]
+            inside = 0 <= across < grid[1] and 0 <= down < grid[0]
+            near = min(abs(across - round(across)), abs(down - round(down)))
+            answers.append((int(down) * grid[1] + int(across) if inside else -1, near))
+    return answers
+
+
+def matched(view1, view2, grid):
+    return true_match(torch.tensor([view1]).float(), torch.tensor([view2]).float(), grid)[
+        0
+    ].tolist()
+
+
+@settings(max_examples=300)
+@given(view1=PLACES, view2=PLACES, grid=GRIDS)
+def test_true_match_equals_a_loop_in_float64(view1, view2, grid):
+    got = matched(view1, view2, grid)
+    assert len(got) == grid[0] * grid[1]
+    for patch, (wanted, near) in zip(got, looped_match(view1, view2, grid), strict=True):
+        # On a border float32 may fall to either side; (300 + 300) · 2⁻²⁴ / 1 · 9 patches is 3e-4.
+        assert patch == wanted or near < 1e-3
+
+
+@settings(max_examples=300)
+@given(view1=PLACES, view2=PLACES, grid=GRIDS)
+def test_swapped_views_lead_back_to_the_patch_or_one_beside_it(view1, view2, grid):
+    """Where view 2 is no larger: a match's centre lies within half a patch of view 1's centre."""
+    assume(abs(view2[2] - view2[0]) <= abs(view1[2] - view1[0]))
+    assume(view2[3] - view2[1] <= view1[3] - view1[1])
+    there, back = matched(view1, view2, grid), matched(view2, view1, grid)
+    for patch, partner in enumerate(there):
+        if partner >= 0 and back[partner] >= 0:
+            one, two = divmod(patch, grid[1]), divmod(back[partner], grid[1])
+            assert max(abs(a - b) for a, b in zip(one, two, strict=True)) <= 1
+
+
+@settings(max_examples=100)
+@given(view=PLACES, grid=GRIDS)
+def test_identical_views_match_each_patch_to_itself_and_a_flip_mirrors_the_rows(view, grid):
+    patches = torch.arange(grid[0] * grid[1]).reshape(grid)
+    mirrored = (view[2], view[1], view[0], view[3])
+    assert matched(view, view, grid) == patches.flatten().tolist()
+    assert matched(view, mirrored, grid) == patches.flip(1).flatten().tolist()
+
+
+def test_views_that_share_no_place_match_nothing_and_each_image_is_on_its_own():
+    left, all_of_it = (0, 0, 50, 80), (0, 0, 100, 80)
+    right = (100, 0, 50, 80)  # flipped
+    below = (0, 80, 50, 160)  # touches the one above along a side
+    view1 = torch.tensor([left, right, left, all_of_it, left]).float()
+    view2 = torch.tensor([right, left, below, left, left]).float()
+    got = true_match(view1, view2, (2, 4))
+    assert got.dtype == torch.int64
+    assert got[:3].tolist() == [[-1] * 8] * 3
+    # Centres at x = 12.5 and 37.5 of the whole lie in patches 1 and 3 (of 12.5 pixels) of the half.
+    assert got[3].tolist() == [1, 3, -1, -1, 5, 7, -1, -1]
+    assert got[4].tolist() == list(range(8))
+
+
+def quality(partner, truth, grid):
+    numbers = match_quality(torch.tensor(partner), torch.tensor(truth), grid)
+    return [number.item() for number in numbers]
+
+
+def test_precision_counts_the_true_patch_and_the_eight_around_it():
+    grid, truth = (4, 5), [[12] * 20]  # row 2, column 2
+    precise, overlap, unique = quality([list(range(20))], truth, grid)
+    assert (precise, overlap, unique) == (pytest.approx(9 / 20), 1, 1)
+    right = [6, 7, 8, 11, 12, 13, 16, 17, 18]
+    assert [i for i in range(20) if quality([[i]], [[12]], grid)[0] == 1] == right
+
+
+def test_the_last_patch_of_a_row_is_no_neighbour_of_the_first_of_the_next():
+    assert quality([[4, 5, 9, 10]], [[5, 4, 10, 9]], (4, 5))[0] == 0
+    assert quality([[4, 3]], [[9, 9]], (4, 5))[0] == 1  # above it, and above it to the left
+
+
+def test_patches_without_a_true_match_count_for_overlap_only():
+    # Of four patches two have a true match, one of which is found.
+    assert quality([[0, 19, 7, 7]], [[1, 0, -1, -1]], (4, 5)) == [0.5, 0.5, 0.75]
+    precise, overlap, unique = quality([[0, 1]], [[-1, -1]], (4, 5))
+    assert math.isnan(precise)
+    assert (overlap, unique) == (0, 1)
+
+
+def test_a_patch_without_a_match_is_neither_right_nor_used():
+    # -1 lies beside patch 0 as a number only; of three matched patches two are different.
+    assert quality([[-1, 3, 3, 9]], [[0, 3, 8, 0]], (4, 5)) == [0.5, 1, pytest.approx(2 / 3)]
+    assert math.isnan(quality([[-1, -1]], [[0, 1]], (4, 5))[2])
+
+
+def test_unique_counts_each_picture_on_its_own_and_shares_are_of_all_pictures():
+    # 1 of 3 and 3 of 3; the same patch in two pictures is two matches.
+    partner, truth = [[2, 2, 2], [2, 0, 1]], [[2, -1, 2], [-1, -1, -1]]
+    assert quality(partner, truth, (2, 2)) == [1, pytest.approx(2 / 6), pytest.approx(4 / 6)]

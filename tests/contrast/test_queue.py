@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from densevit.contrast.queue import FeatureQueue
@@ -16,33 +16,59 @@ def seeded(size, dim, seed=0):
 
 
 def oldest_first(queue):
-    """The content as a list of (feature, image id), oldest first."""
-    rows = list(zip(queue.features.tolist(), queue.image_ids.tolist(), strict=True))
+    """The content as a list of (feature, image id, call that wrote it), oldest first."""
+    columns = queue.features, queue.image_ids, queue.written
+    rows = list(zip(*(column.tolist() for column in columns), strict=True))
     position = queue.position.item()
     return rows[position:] + rows[:position]
 
 
 def batches_of(lengths, dim):
-    """Batches of keys that are all different, each with its own image id."""
+    """Batches of keys that are all different; three in a row come from one image."""
     count = 0
     for length in lengths:
-        ids = torch.arange(count, count + length)
-        yield ids[:, None] + torch.arange(dim) / 8, ids
+        numbers = torch.arange(count, count + length)
+        yield numbers[:, None] + torch.arange(dim) / 8, numbers // 3
         count += length
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(size=st.integers(1, 23), lengths=st.lists(st.integers(0, 60), max_size=30))
-def test_fifo_equals_a_plain_list(size, lengths):
+@example(size=4, lengths=[0, 0, 9, 0, 4, 1, 0, 17])
+def test_fifo_diversity_and_age_equal_a_plain_list(size, lengths):
     queue = seeded(size, 2)
     content = oldest_first(queue)
     pushed = 0
-    for keys, ids in batches_of(lengths, 2):
+    for call, (keys, ids) in enumerate(batches_of(lengths, 2), start=1):
         queue.enqueue(keys, ids)
-        content = (content + list(zip(keys.tolist(), ids.tolist(), strict=True)))[-size:]
+        new = [(key, image, call) for key, image in zip(keys.tolist(), ids.tolist(), strict=True)]
+        content = (content + new)[-size:]
         pushed += len(ids)
         assert oldest_first(queue) == content
         assert queue.position.item() == pushed % size
+        assert queue.calls.item() == call
+        filled = [(image, written) for _, image, written in content if image >= 0]
+        assert len(filled) == min(pushed, size)
+        assert queue.diversity() == len({image for image, _ in filled}) / size
+        # The next step finds what this call brought one step old.
+        ages = [call + 1 - written for _, written in filled]
+        assert queue.age() == pytest.approx(sum(ages) / len(ages) if ages else 0, rel=1e-12)
+
+
+def test_age_is_how_many_calls_ago_a_slot_was_written():
+    queue = seeded(6, 2)
+    assert queue.age() == 0
+    queue.enqueue(torch.zeros(0, 2), torch.arange(0))
+    assert queue.age() == 0  # a call that brought nothing fills no slot
+    queue.enqueue(torch.zeros(2, 2), torch.arange(2))
+    assert queue.age() == 1
+    queue.enqueue(torch.zeros(2, 2), torch.arange(2))
+    assert queue.age() == 1.5  # 2 2 1 1, and two slots not yet filled
+    for _ in range(20):
+        queue.enqueue(torch.zeros(2, 2), torch.arange(2))
+    assert queue.age() == 2  # 3 3 2 2 1 1: in the long run (size/M + 1)/2
+    queue.enqueue(torch.zeros(15, 2), torch.arange(15))
+    assert queue.age() == 1
 
 
 def test_a_new_queue_holds_random_unit_vectors_without_an_image():
@@ -50,7 +76,8 @@ def test_a_new_queue_holds_random_unit_vectors_without_an_image():
     torch.testing.assert_close(queue.features.norm(dim=1), torch.ones(500))
     assert queue.features.mean(dim=0).norm() < 0.2  # 1/√500 = 0.045 for random directions
     assert (queue.image_ids == -1).all()
-    assert queue.position.item() == 0
+    assert queue.position.item() == queue.calls.item() == 0
+    assert (queue.written == 0).all()
     assert queue.features.dtype == torch.float32
     assert torch.equal(queue.features, seeded(500, 16).features)
     assert not torch.equal(queue.features, seeded(500, 16, seed=1).features)
@@ -102,11 +129,12 @@ def test_a_restored_queue_continues_exactly(restore, stop):
     for keys, ids in batches[:stop]:
         queue.enqueue(keys, ids)
     restored = restore(queue)
-    assert set(queue.state_dict()) == {"features", "image_ids", "position"}
+    assert set(queue.state_dict()) == {"features", "image_ids", "position", "written", "calls"}
     for keys, ids in batches[stop:]:
         queue.enqueue(keys, ids)
         restored.enqueue(keys, ids)
         assert oldest_first(restored) == oldest_first(queue)
+        assert restored.age() == queue.age()
         for name, value in queue.state_dict().items():
             assert torch.equal(restored.state_dict()[name], value)
 
@@ -130,9 +158,10 @@ def test_impossible_sizes_are_refused(size, dim, name):
 
 def test_wrong_shapes_are_refused_and_change_nothing():
     queue = seeded(8, 4)
-    before = oldest_first(queue)
+    before, calls = oldest_first(queue), queue.calls.item()
     with pytest.raises(ValueError, match=r"keys must be \(M, 4\), got \(3, 5\)"):
         queue.enqueue(torch.zeros(3, 5), torch.arange(3))
     with pytest.raises(ValueError, match=r"image_ids must be \(3,\), got \(2,\)"):
         queue.enqueue(torch.zeros(3, 4), torch.arange(2))
     assert oldest_first(queue) == before
+    assert queue.calls.item() == calls

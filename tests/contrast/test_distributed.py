@@ -1,0 +1,73 @@
+"""Two real processes that fill their queues together, against one that gets the whole batch."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from densevit.contrast.queue import FeatureQueue
+
+SIZE, DIM, RANKS = 11, 3, 2
+# Keys of one rank in each step: 2·4 and 2·3 do not divide 11, 2·7 and 2·13 are more than 11.
+LENGTHS = [4, 3, 7, 0, 1, 13, 4, 5]
+
+
+def new_queue():
+    return FeatureQueue(SIZE, DIM, generator=torch.Generator().manual_seed(5))
+
+
+def global_batch(step):
+    """Keys and image ids of both ranks, in the order of the ranks, and all of them different."""
+    count = RANKS * LENGTHS[step]
+    numbers = torch.arange(count) + 100 * step
+    return numbers[:, None] + torch.arange(DIM) / 8, numbers
+
+
+def steps_of_a_rank(rank, folder, break_rank):
+    """Enqueue the rank's halves of the global batches, and write down the state after each."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS,
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    queue, states = new_queue(), []
+    for step, length in enumerate(LENGTHS):
+        if rank == break_rank and step == 2:
+            raise RuntimeError("this rank breaks")
+        half = slice(rank * length, (rank + 1) * length)
+        keys, ids = (part[half] for part in global_batch(step))
+        # As a loss gives them: with a gradient, and in the odd steps not in one piece of memory.
+        keys = keys.clone().requires_grad_() * 1
+        if step % 2:
+            keys = keys.T.contiguous().T
+        queue.enqueue(keys, ids)
+        states.append({name: value.clone() for name, value in queue.state_dict().items()})
+    torch.save(states, folder / f"{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def run_ranks(folder, break_rank=None):
+    """What each rank wrote down; an error in one of them is an error here."""
+    multiprocessing.spawn(steps_of_a_rank, (folder, break_rank), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_processes_end_with_the_queue_of_one_that_gets_the_global_batch(tmp_path):
+    first, second = run_ranks(tmp_path)
+    alone = new_queue()
+    for step in range(len(LENGTHS)):
+        alone.enqueue(*global_batch(step))
+        assert equal(first[step], alone.state_dict())
+        assert equal(second[step], first[step])
+    assert first[-1]["calls"] == len(LENGTHS)
+    assert set(first[-1]["image_ids"].tolist()) > {700, 709}  # of both ranks' last keys
+
+
+def test_an_error_in_one_process_is_seen(tmp_path):
+    with pytest.raises(multiprocessing.ProcessRaisedException, match="this rank breaks"):
+        run_ranks(tmp_path, break_rank=1)
