@@ -149,10 +149,10 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
 
     check_names(config, lambda key: source_of(layers, key))
     from densevit.model import check_model
-    from densevit.train import check_supported
+    from densevit.train import check_device
 
     try:
-        check_supported(config)
+        check_device(config)
         data = open_data(config, check_model(config))
     except UserError as error:
         key = str(error).split(":")[0]

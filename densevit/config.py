@@ -89,10 +89,20 @@ class RunConfig(BaseModel):
     )
     # The contrastive loss
     lambda_weight: float = Field(
-        0.5, description="total = (1-w) * classification + w * contrastive", ge=0, le=1
+        0.5,
+        description="total = (1-w) * classification + w * contrastive; 0 is supervised, 1 "
+        "self-supervised with a linear probe beside it",
+        ge=0,
+        le=1,
     )
     contrastive_weight_adaptive: bool = Field(
         False, description="the weight rises linearly from 0 to lambda_weight over the run"
+    )
+    joint_dense_weight: float = Field(
+        0.5,
+        description="of joint: contrastive = (1-w) * global + w * dense; 0 is MoCo v2",
+        ge=0,
+        le=1,
     )
     queue_size: Int = Field(65536, description="features held as negatives", ge=1)
     temperature: float = Field(
@@ -109,10 +119,14 @@ class RunConfig(BaseModel):
         "all", description="how many patches an image are queries of the loss: all or a number"
     )
     correspondence_features: Literal["backbone", "dense", "random", "geometry"] = Field(
-        "backbone", description="what the matching of patches compares"
+        "backbone",
+        description="what the matching of patches compares: backbone or dense features, nothing "
+        "(random), or where they lie in the picture (geometry)",
     )
     dense_negatives: Literal["patches", "pooled"] = Field(
-        "patches", description="what the queue of the dense loss holds"
+        "patches",
+        description="what the queue of the dense loss holds: sampled patches, or one pooled "
+        "feature an image",
     )
     exclude_same_image: bool = Field(
         True, description="leave out queue entries that come from the query's own image"
@@ -141,6 +155,17 @@ class RunConfig(BaseModel):
     )
     workers: Int = _execution(4, "processes that load images; 0 loads in the run itself", ge=0)
     log_every: Int = _execution(50, "steps between two logged lines", ge=1)
+    health_every: Int = _execution(
+        1000,
+        "steps between two looks at the features' health, which each epoch ends with too",
+        ge=1,
+    )
+    on_collapse: Literal["warn", "stop"] = _execution(
+        "warn", "what to do when the contrastive features collapse"
+    )
+    gradient_checkpointing: bool = _execution(
+        False, "activations are computed again for the gradient: less memory, same results"
+    )
 
     def science(self) -> dict[str, Any]:
         """What makes the run's cell: applicable science fields that differ from their default."""
@@ -158,24 +183,48 @@ FIELDS = RunConfig.model_fields
 _DEFAULTS = {name: field.get_default() for name, field in FIELDS.items()}
 
 _CONTRASTIVE = {
-    "lambda_weight", "contrastive_weight_adaptive", "queue_size", "temperature", "learnable_temp",
+    "contrastive_weight_adaptive", "queue_size", "temperature", "learnable_temp",
     "exclude_same_image", "key_encoder", "dense_dim", "projection_hidden_dim",
 }  # fmt: skip
 _DENSE = {"query_patches", "correspondence_features", "dense_negatives"}
 _PATCH_NEGATIVES = {"sampling_strategy", "sampled_patches"}
 
 
+def loss_weights(config: RunConfig) -> dict[str, float]:
+    """The contrastive losses that a run computes, `global` and `dense`, and the weight of each.
+
+    The weights add to 1. Empty without a contrastive loss: `cl_mode: none`, or `lambda_weight: 0`.
+    """
+    if config.cl_mode == "none" or config.lambda_weight == 0:
+        return {}
+    dense = {"global": 0.0, "dense": 1.0, "joint": config.joint_dense_weight}[config.cl_mode]
+    return {k: w for k, w in (("global", 1.0 - dense), ("dense", dense)) if w > 0}
+
+
+def self_supervised(config: RunConfig) -> bool:
+    """Whether the backbone learns from the contrastive loss alone: λ = 1 from the first step.
+
+    The classification head then is a linear probe on features that it does not change.
+    """
+    constant = not config.contrastive_weight_adaptive
+    return bool(loss_weights(config)) and config.lambda_weight == 1 and constant
+
+
 def applies(name: str, config: RunConfig) -> bool:
     """Whether a field means anything under the run's other choices (its cl_mode above all)."""
-    dense = config.cl_mode in ("dense", "joint")
-    if name in _CONTRASTIVE:
+    losses = loss_weights(config)
+    if name == "lambda_weight":
         return config.cl_mode != "none"
+    if name == "joint_dense_weight":
+        return config.cl_mode == "joint" and bool(losses)
+    if name in _CONTRASTIVE:
+        return bool(losses)
     if name in _DENSE:
-        return dense
+        return "dense" in losses
     if name in _PATCH_NEGATIVES:
-        return dense and config.dense_negatives == "patches"
+        return "dense" in losses and config.dense_negatives == "patches"
     if name == "momentum":
-        return config.cl_mode != "none" and config.key_encoder == "momentum"
+        return bool(losses) and config.key_encoder == "momentum"
     return True
 
 

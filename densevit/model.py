@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from densevit.config import RunConfig, applies
+from densevit.config import RunConfig, applies, loss_weights, self_supervised
 from densevit.errors import UserError, nearest
 from densevit.torchvision_guard import ensure_torchvision
 
@@ -30,19 +30,23 @@ class Tokens(NamedTuple):
 class DenseViT(nn.Module):
     """Backbone and heads of one run.
 
-    `projection` maps patches (dense) or the image (global) to the contrastive space; it is None
-    without a contrastive loss. The backbone is built first, so that for one seed all arms of an
-    ablation start from the same weights.
+    `heads` maps to the contrastive space: `global` the image, `dense` the patches, each with
+    weights of its own (DenseCL, section 3.2); it holds what the run's losses need. The backbone is
+    built first, so that for one seed all arms of an ablation start from the same weights.
     """
 
     def __init__(self, config: RunConfig, classes: int) -> None:
         super().__init__()
         self.backbone = _backbone(config, classes)
-        width = self.backbone.num_features
-        self.projection = (
-            None
-            if config.cl_mode == "none"
-            else projection_head(width, config.projection_hidden_dim, config.dense_dim)
+        if config.gradient_checkpointing:
+            self.backbone.set_grad_checkpointing()
+        self.probe = self_supervised(config)
+        width, hidden = self.backbone.num_features, config.projection_hidden_dim
+        self.heads = nn.ModuleDict(
+            {
+                kind: projection_head(width, hidden, config.dense_dim)
+                for kind in loss_weights(config)
+            }
         )
 
     @property
@@ -51,9 +55,9 @@ class DenseViT(nn.Module):
         return self.backbone.patch_embed.img_size[0]
 
     @property
-    def patches(self) -> int:
-        """Number N of patches of a picture."""
-        return self.backbone.patch_embed.num_patches
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in a picture."""
+        return self.backbone.patch_embed.grid_size
 
     def forward(self, images: Tensor) -> Tokens:
         """Tokens of pictures (B, 3, S, S)."""
@@ -61,7 +65,9 @@ class DenseViT(nn.Module):
         patches = features[:, self.backbone.num_prefix_tokens :]
         # Without a CLS token the image is the mean of its patches, as timm's `avg` pooling has it.
         image = features[:, 0] if has_class_token(self.backbone) else patches.mean(dim=1)
-        return Tokens(image, patches, self.backbone.forward_head(features))
+        # A probe reads the features and must not change them (as in SimCLR's linear evaluation).
+        seen = features.detach() if self.probe else features
+        return Tokens(image, patches, self.backbone.forward_head(seen))
 
     def pictures(self) -> dict:
         """How the network wants its pictures: mean, std, crop_pct and interpolation, from timm."""

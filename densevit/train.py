@@ -17,25 +17,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from densevit import checkpoint
+from densevit.checkup import PROBE_PICTURES, measure
 from densevit.config import SCHEMA_VERSION, RunConfig, identity
-from densevit.contrast.losses import ContrastiveLoss, Projected
-from densevit.data.loading import EpochOrder, plain_batches, training_batches
+from densevit.data.loading import Batch, EpochOrder, plain_batches, probe_batch, training_batches
 from densevit.data.sources import Data, Images, check_fingerprint, open_data
 from densevit.data.views import derived_seed, plain_view, training_views
 from densevit.errors import RunError, UserError
 from densevit.evaluate import predict, write_predictions
-from densevit.model import DenseViT, Tokens, check_model
+from densevit.model import check_model, has_class_token
+from densevit.objective import (
+    Learner,
+    build_learner,
+    build_optimizer,
+    compute_losses,
+    contrastive_weight,
+    optimise,
+)
 from densevit.rundir import RunFolder, read_json, write_json
 from densevit.torchvision_guard import ensure_torchvision
 
 ensure_torchvision()
 
-from timm.optim import param_groups_weight_decay  # noqa: E402
 from timm.scheduler import CosineLRScheduler  # noqa: E402
 
 log = logging.getLogger("densevit")
@@ -53,24 +58,32 @@ class Trainer:
     config: RunConfig
     folder: RunFolder
     device: torch.device
-    model: DenseViT
-    contrast: ContrastiveLoss | None
-    averaged: AveragedModel | None  # the momentum encoder of the keys
+    learner: Learner
     optimizer: torch.optim.Optimizer
+    scheduler: CosineLRScheduler
     batches: DataLoader
     order: EpochOrder
+    probe: Batch
     boundary: Boundary
-    steps_per_epoch: int
-    scheduler: CosineLRScheduler
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
     started: float = field(default_factory=time.time)
     told: float = 0.0
+    collapsed: bool = False  # at the last look
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.batches)
 
     @property
     def steps(self) -> int:
         return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def weight(self) -> float:
+        """λ of the step that comes next."""
+        return contrastive_weight(self.config, self.step / max(self.steps, 1))
 
 
 def train(folder: RunFolder, boundary: Boundary) -> None:
@@ -80,14 +93,14 @@ def train(folder: RunFolder, boundary: Boundary) -> None:
     Errors: `UserError` for a configuration or data that cannot work.
     """
     config = folder.config()
-    check_supported(config)
+    check_device(config)
     data = open_data(config, check_model(config))
-    device = _device(config)
-    torch.manual_seed(config.seed)
     _remember_fingerprint(folder, data)
-    model = DenseViT(config, len(data.train.classes)).to(device)
-    trainer = _trainer(config, folder, device, model, data.train, boundary)
+    trainer = _trainer(config, folder, data, boundary)
     _resume(trainer)
+    if trainer.step == 0:
+        _tell_meaning(trainer)
+        _check_health(trainer)  # of the untrained network, which the rest is compared with
     for epoch in range(trainer.epoch, config.epochs):
         _train_epoch(trainer, epoch)
         if trainer.epoch < config.epochs:  # the last epoch is evaluated below, on everything
@@ -97,51 +110,27 @@ def train(folder: RunFolder, boundary: Boundary) -> None:
     _tell(trainer)
 
 
-def check_supported(config: RunConfig) -> None:
-    """Refuse what can be planned but not trained yet, and a GPU where there is none.
-
-    Errors: `UserError` naming the field.
-    """
-    unbuilt = {
-        "cl_mode": "joint",
-        "dense_negatives": "pooled",
-        "correspondence_features": "geometry",
-    }
-    for name, value in unbuilt.items():
-        if config.science().get(name) == value:
-            raise UserError(f"{name}: {value} can be planned but not trained by this version")
+def check_device(config: RunConfig) -> None:
+    """Errors: `UserError` when a GPU is wanted where there is none."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda: torch sees no GPU here")
 
 
-def _trainer(
-    config: RunConfig,
-    folder: RunFolder,
-    device: torch.device,
-    model: DenseViT,
-    images: Images,
-    boundary: Boundary,
-) -> Trainer:
-    contrast = None if config.cl_mode == "none" else ContrastiveLoss(config).to(device)
-    averaged = None
-    if contrast is not None and config.key_encoder == "momentum":
-        averaging = get_ema_multi_avg_fn(config.momentum)
-        averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-        averaged.update_parameters(model)  # the average begins with the initial weights
-    pictures = model.pictures()
-    views = training_views(model.image_size, pictures["mean"], pictures["std"])
+def _trainer(config: RunConfig, folder: RunFolder, data: Data, boundary: Boundary) -> Trainer:
+    device = _device(config)
+    torch.manual_seed(config.seed)
+    learner = build_learner(config, len(data.train.classes), device)
+    pictures = learner.model.pictures()
+    views = training_views(learner.model.image_size, pictures["mean"], pictures["std"])
     batches, order = training_batches(
-        images,
+        data.train,
         views,
         batch_size=config.batch_size,
         seed=config.seed,
         workers=config.workers,
         pin=device.type == "cuda",
     )
-    groups = param_groups_weight_decay(model, config.weight_decay)
-    if contrast is not None and config.learnable_temp:
-        groups.append({"params": list(contrast.parameters()), "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = build_optimizer(learner)
     scheduler = CosineLRScheduler(
         optimizer,
         t_initial=(config.epochs - config.warmup_epochs) * len(batches),
@@ -149,15 +138,30 @@ def _trainer(
         warmup_prefix=True,
         t_in_epochs=False,
     )
+    probe = probe_batch(data.val, views, PROBE_PICTURES)
     return Trainer(
-        config, folder, device, model, contrast, averaged, optimizer, batches, order, boundary,
-        len(batches), scheduler,
-    )  # fmt: skip
+        config, folder, device, learner, optimizer, scheduler, batches, order, probe, boundary
+    )
+
+
+def _tell_meaning(trainer: Trainer) -> None:
+    """Say once what a reader of the configuration may not expect."""
+    config, learner = trainer.config, trainer.learner
+    if config.cl_mode != "none" and learner.contrast is None:
+        log.info("lambda_weight 0: supervised training, no contrastive loss is computed")
+    if learner.model.probe:
+        log.info(
+            "lambda_weight 1: self-supervised; accuracies are those of a linear probe, trained "
+            "beside the backbone on features that it does not change"
+        )
+    if "global" in learner.model.heads and not has_class_token(learner.model.backbone):
+        log.info("%s has no class token: the mean of its patches stands for the picture",
+                 config.model_name)  # fmt: skip
 
 
 def _train_epoch(trainer: Trainer, epoch: int) -> None:
     trainer.order.epoch = epoch
-    trainer.model.train()
+    trainer.learner.model.train()
     # A generator an epoch: a run continued at an epoch's end draws what it would have drawn.
     generator = torch.Generator(trainer.device)
     generator.manual_seed(derived_seed(DRAWS, trainer.config.seed, epoch))
@@ -175,56 +179,52 @@ def _train_epoch(trainer: Trainer, epoch: int) -> None:
             _log_interval(trainer, sums, count, time.perf_counter() - since)
             trainer.seconds += time.perf_counter() - since
             sums, since, count = {}, time.perf_counter(), 0
+        if trainer.step % trainer.config.health_every == 0 or last:
+            paused = time.perf_counter()
+            _check_health(trainer)
+            since += time.perf_counter() - paused  # no part of the speed of training
         if time.monotonic() - trainer.told > STATUS_SECONDS:
             _tell(trainer)
     trainer.epoch = epoch + 1
 
 
-def _train_step(
-    trainer: Trainer, batch: list[Tensor], generator: torch.Generator
-) -> dict[str, Tensor]:
+def _train_step(trainer: Trainer, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
     """One step; its numbers stay on the device."""
-    config, model, contrast = trainer.config, trainer.model, trainer.contrast
-    view1, view2, labels, ids = (part.to(trainer.device, non_blocking=True) for part in batch)
     trainer.scheduler.step_update(trainer.step)
-    tokens = model(torch.cat([view1, view2]))  # one pass over (2B, 3, S, S)
-    first, second = (
-        type(tokens)(*half) for half in zip(*(t.chunk(2) for t in tokens), strict=True)
+    losses = compute_losses(trainer.learner, batch.to(trainer.device), trainer.weight, generator)
+    optimise(trainer.learner, trainer.optimizer, losses)
+    numbers = {
+        "loss": losses.total.detach(),
+        "classification_loss": losses.classification.detach(),
+        "top1": 100 * losses.top1,
+    }
+    if losses.contrastive is not None:
+        numbers["contrastive_loss"] = losses.contrastive.detach()
+    if len(losses.parts) > 1:
+        numbers |= {f"{kind}_loss": loss for kind, loss in losses.parts.items()}
+    return numbers
+
+
+def _check_health(trainer: Trainer) -> None:
+    """Log the health of the features; say so, or stop, when they collapse."""
+    numbers = measure(trainer.learner, trainer.probe, trainer.weight)
+    _write_line(trainer, {f"health/{name}": value for name, value in numbers.items()})
+    before, trainer.collapsed = trainer.collapsed, numbers.get("collapsed") == 1.0
+    if trainer.step == 0 or not trainer.collapsed:
+        return  # an untrained network may well look alike everywhere
+    ranks = ", ".join(
+        f"{kind} {numbers[f'{kind}_effective_rank']:.1f}"
+        for kind in trainer.learner.contrast.weights
     )
-    classification = F.cross_entropy(tokens.logits, labels.repeat(2))  # both views are classified
-    hits = (first.logits.argmax(dim=1) == labels).float().mean()
-    numbers = {"classification_loss": classification.detach(), "top1": 100 * hits}
-    loss = classification
-    if contrast is not None:
-        weight = contrastive_weight(config, trainer.step / max(trainer.steps, 1))
-        contrastive = contrast(
-            Projected(first, model.projection), _keys(trainer, view2, second), ids, generator
-        )
-        loss = (1 - weight) * classification + weight * contrastive
-        numbers["contrastive_loss"] = contrastive.detach()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.grad_clip > 0:
-        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    trainer.optimizer.step()
-    if contrast is not None:
-        contrast.clamp_temperature()
-    if trainer.averaged is not None:
-        trainer.averaged.update_parameters(model)
-    return {"loss": loss.detach(), **numbers}
-
-
-def _keys(trainer: Trainer, images: Tensor, tokens: Tokens) -> Projected:
-    """View 2 as keys: the tokens at hand, or those of the momentum encoder (MoCo, section 3.2)."""
-    if trainer.averaged is None:
-        return Projected(tokens, trainer.model.projection)
-    with torch.no_grad():
-        return Projected(trainer.averaged(images), trainer.averaged.module.projection)
-
-
-def contrastive_weight(config: RunConfig, progress: float) -> float:
-    """λ at a share of the run's steps in [0, 1]: constant, or rising linearly from 0."""
-    return config.lambda_weight * (progress if config.contrastive_weight_adaptive else 1.0)
+    told = (
+        f"the contrastive features have collapsed at step {trainer.step}: effective rank {ranks} "
+        f"of {trainer.config.dense_dim}; a lower learning_rate, key_encoder: momentum or another "
+        f"temperature may help"
+    )
+    if trainer.config.on_collapse == "stop":
+        raise RunError(f"{told}; on_collapse: warn trains on")
+    if not before:
+        log.warning("%s", told)
 
 
 def _log_interval(trainer: Trainer, sums: dict[str, Tensor], count: int, seconds: float) -> None:
@@ -238,18 +238,20 @@ def _log_interval(trainer: Trainer, sums: dict[str, Tensor], count: int, seconds
         )
     line["train/learning_rate"] = trainer.optimizer.param_groups[0]["lr"]
     line["train/images_per_second"] = count * trainer.config.batch_size / seconds
-    if trainer.contrast is not None:
-        line["train/lambda"] = contrastive_weight(
-            trainer.config, (trainer.step - 1) / max(trainer.steps, 1)
-        )
+    contrast = trainer.learner.contrast
+    if contrast is not None:
+        progress = (trainer.step - 1) / max(trainer.steps, 1)
+        line["train/lambda"] = contrastive_weight(trainer.config, progress)
+        # What a network earns that cannot tell the positive from the negatives.
+        line["train/chance_loss"] = math.log(trainer.config.queue_size + 1)
         with torch.no_grad():
-            line["train/temperature"] = float(trainer.contrast.temperature())
+            line["train/temperature"] = float(contrast.temperature())
     _write_line(trainer, line)
 
 
 def _validate(trainer: Trainer, images: Images) -> None:
     numbers = predict(
-        trainer.model, _plain(trainer, images), trainer.device, trainer.boundary
+        trainer.learner.model, _plain(trainer, images), trainer.device, trainer.boundary
     ).summary()
     _write_line(trainer, {f"val/{name}": numbers[name] for name in ("top1", "top5", "loss")})
     log.info(
@@ -276,7 +278,7 @@ def _evaluate_missing(trainer: Trainer, data: Data) -> None:
         if name in results["benchmarks"]:
             continue
         predictions = predict(
-            trainer.model, _plain(trainer, images), trainer.device, trainer.boundary
+            trainer.learner.model, _plain(trainer, images), trainer.device, trainer.boundary
         )
         write_predictions(predictions, images, folder.predictions_file(name))
         numbers = results["benchmarks"][name] = predictions.summary()
@@ -288,7 +290,7 @@ def _evaluate_missing(trainer: Trainer, data: Data) -> None:
 
 
 def _plain(trainer: Trainer, images: Images) -> DataLoader:
-    view = plain_view(trainer.model.image_size, **trainer.model.pictures())
+    view = plain_view(trainer.learner.model.image_size, **trainer.learner.model.pictures())
     pin = trainer.device.type == "cuda"
     batch_size = 2 * trainer.config.batch_size  # what a training step holds, without its gradients
     return plain_batches(
@@ -298,34 +300,35 @@ def _plain(trainer: Trainer, images: Images) -> DataLoader:
 
 def _save(trainer: Trainer) -> None:
     """A checkpoint at an epoch's end, with the position in metrics.jsonl that belongs to it."""
-    contrast = trainer.contrast
     with trainer.folder.metrics_file.open("ab") as file:
         os.fsync(file.fileno())  # a checkpoint must not outlive the lines that it counts
     state = {
         "epoch": trainer.epoch,
         "step": trainer.step,
         "seconds": trainer.seconds,
+        "collapsed": trainer.collapsed,
         "metrics_bytes": trainer.folder.metrics_file.stat().st_size,
-        "model": trainer.model.state_dict(),
-        "contrast": contrast.state_dict() if contrast is not None else {},
-        "averaged": trainer.averaged.state_dict() if trainer.averaged is not None else {},
         "optimizer": trainer.optimizer.state_dict(),
+        **{name: part.state_dict() for name, part in _parts(trainer.learner).items()},
     }
     checkpoint.save(trainer.folder.checkpoint_folder, state)
+
+
+def _parts(learner: Learner) -> dict[str, nn.Module]:
+    """What a checkpoint holds of a learner."""
+    parts = {"model": learner.model, "contrast": learner.contrast, "averaged": learner.averaged}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _resume(trainer: Trainer) -> None:
     """Continue from the checkpoint, if any, and cut off the metrics that were logged after it."""
     state = checkpoint.load(trainer.folder.checkpoint_folder, trainer.device)
     if state is not None:
-        trainer.model.load_state_dict(state["model"])
+        for name, part in _parts(trainer.learner).items():
+            part.load_state_dict(state[name])
         trainer.optimizer.load_state_dict(state["optimizer"])
-        if trainer.contrast is not None:
-            trainer.contrast.load_state_dict(state["contrast"])
-        if trainer.averaged is not None:
-            trainer.averaged.load_state_dict(state["averaged"])
         trainer.epoch, trainer.step = state["epoch"], state["step"]
-        trainer.seconds = state["seconds"]
+        trainer.seconds, trainer.collapsed = state["seconds"], state["collapsed"]
         log.info("continuing after epoch %d of %d", trainer.epoch, trainer.config.epochs)
     folder = trainer.folder
     if folder.results_file.exists():  # only a benchmark is missing

@@ -101,7 +101,8 @@ def test_seed_and_execution_are_no_part_of_a_cell():
     assert identity(config(seed=5)).cell == cell
     assert identity(config(seed=5)).run != identity(config()).run
     for name in [n for n in FIELDS if is_execution(n)]:
-        other = {"workers": 0, "log_every": 7, "device": "cpu", "benchmarks": {"x": "y"}}
+        other = {"workers": 0, "log_every": 7, "device": "cpu", "benchmarks": {"x": "y"},
+                 "health_every": 9, "on_collapse": "stop", "gradient_checkpointing": True}  # fmt: skip
         assert identity(config(**{name: other.get(name, "other")})) == identity(config())
 
 
@@ -121,6 +122,12 @@ def test_seed_and_execution_are_no_part_of_a_cell():
         ({"cl_mode": "dense"}, "momentum", 0.7, True),
         ({"cl_mode": "dense", "key_encoder": "momentum"}, "momentum", 0.7, False),
         ({"cl_mode": "dense", "dense_negatives": "pooled"}, "sampled_patches", 7, True),
+        ({"cl_mode": "dense"}, "joint_dense_weight", 0.7, True),
+        ({"cl_mode": "joint"}, "joint_dense_weight", 0.7, False),
+        ({"cl_mode": "joint", "joint_dense_weight": 0}, "query_patches", 7, True),
+        ({"cl_mode": "joint", "joint_dense_weight": 0}, "queue_size", 7, False),
+        ({"cl_mode": "dense", "lambda_weight": 0}, "queue_size", 7, True),
+        ({"cl_mode": "dense", "lambda_weight": 0}, "momentum", 0.7, True),
     ],
 )
 def test_fields_that_do_not_apply_make_no_other_run(mode, name, value, same):

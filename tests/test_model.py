@@ -33,20 +33,29 @@ def test_prefix_tokens_are_no_patches(kwargs):
     torch.testing.assert_close(tokens.image, wanted)
 
 
-def test_the_projection_head_is_that_of_the_design():
-    model = DenseViT(config(dense_dim=7), classes=2)
-    assert [tuple(p.shape) for p in model.projection.parameters()] == [
-        (2048, 24),
-        (2048,),
-        (7, 2048),
-        (7,),
-    ]
-    assert DenseViT(config(cl_mode="none"), classes=2).projection is None
+@pytest.mark.parametrize(
+    ("fields", "heads"),
+    [
+        ({"cl_mode": "none"}, []),
+        ({"cl_mode": "global"}, ["global"]),
+        ({"cl_mode": "dense"}, ["dense"]),
+        ({"cl_mode": "joint"}, ["global", "dense"]),
+        ({"cl_mode": "joint", "joint_dense_weight": 0}, ["global"]),
+        ({"cl_mode": "joint", "lambda_weight": 0}, []),
+    ],
+    ids=str,
+)
+def test_each_loss_has_a_projection_head_of_its_own(fields, heads):
+    model = DenseViT(config(dense_dim=7, **fields), classes=2)
+    assert list(model.heads) == heads
+    for head in model.heads.values():
+        shapes = [tuple(p.shape) for p in head.parameters()]
+        assert shapes == [(2048, 24), (2048,), (7, 2048), (7,)]
 
 
 def test_arms_of_one_seed_share_their_backbone():
     weights = []
-    for mode in ("none", "global", "dense"):
+    for mode in ("none", "global", "dense", "joint"):
         torch.manual_seed(3)
         weights.append(DenseViT(config(cl_mode=mode), classes=5).backbone.state_dict())
     for other in weights[1:]:
@@ -73,6 +82,7 @@ def test_check_model_tells_the_size_without_building():
         ({"model_kwargs": {**SMALL, "num_heads": 5}}, "model_kwargs: timm cannot build"),
         ({"sampled_patches": 17}, "sampled_patches: 17 is more than the 16 patches"),
         ({"query_patches": 17}, "query_patches: 17 is more than the 16 patches"),
+        ({"cl_mode": "joint", "sampled_patches": 17}, "sampled_patches: 17 is more than"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_a_line(fields, wanted):
@@ -80,6 +90,20 @@ def test_what_cannot_be_built_is_refused_in_a_line(fields, wanted):
         check_model(config(**fields))
     assert wanted in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cl_mode": "global"},
+        {"dense_negatives": "pooled"},
+        {"cl_mode": "joint", "joint_dense_weight": 0},
+        {"lambda_weight": 0},
+    ],
+    ids=str,
+)
+def test_a_number_that_means_nothing_to_the_run_is_no_mistake(fields):
+    assert check_model(config(sampled_patches=99, **fields)) == 32
 
 
 def test_names_are_known_without_timm():

@@ -36,7 +36,8 @@ def lines_of(folder):
 
 def weights_of(folder):
     state = load(folder.checkpoint_folder, torch.device("cpu"))
-    return {**state["model"], **{f"contrast.{k}": v for k, v in state["contrast"].items()}}
+    parts = ("model", "contrast", "averaged")
+    return {f"{p}.{name}": v for p in parts for name, v in state.get(p, {}).items()}
 
 
 MODES = [
@@ -47,6 +48,10 @@ MODES = [
     {"cl_mode": "dense", "sampling_strategy": "hardest", "learnable_temp": True,
      "query_patches": 5, "correspondence_features": "random"},
     {"cl_mode": "global", "contrastive_weight_adaptive": True, "lambda_weight": 1.0},
+    {"cl_mode": "joint", "lambda_weight": 1.0, "key_encoder": "momentum", "momentum": 0.9,
+     "dense_negatives": "pooled"},
+    {"cl_mode": "joint", "correspondence_features": "geometry", "sampling_strategy": "diverse"},
+    {"cl_mode": "joint", "lambda_weight": 0.0},
 ]  # fmt: skip
 
 
@@ -66,7 +71,10 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny, mode):
     assert logged == [2, 4, 5, 6, 8, 10]  # every second step, and each epoch's last
     assert [line["step"] for line in lines if "val/top1" in line] == [5, 10]
     assert all(math.isfinite(v) for line in lines for v in line.values())
-    assert ("train/contrastive_loss" in lines[0]) is (mode["cl_mode"] != "none")
+    contrastive = mode["cl_mode"] != "none" and mode.get("lambda_weight") != 0.0
+    assert ("train/contrastive_loss" in lines[1]) is contrastive
+    assert ("train/dense_loss" in lines[1]) is (contrastive and mode["cl_mode"] == "joint")
+    assert [line["step"] for line in lines if "health/image_rank" in line] == [0, 5, 10]
     start = read_json(folder.provenance_file)["starts"][0]
     assert start["versions"]["torch"] == torch.__version__
     assert {"git_sha", "git_diff", "host", "command", "time"} <= start.keys()
@@ -181,10 +189,29 @@ def test_other_pictures_than_before_are_refused(tmp_path, tiny, blobs):
     assert "the train images have changed" in folder.status().message
 
 
-def test_what_cannot_be_trained_yet_is_refused_by_name(tmp_path, tiny):
-    folder = folder_of(tmp_path, {**tiny, "cl_mode": "joint"})
-    assert execute(folder) == EXIT_MISTAKE
-    assert folder.status().message.startswith("cl_mode: joint can be planned but not trained")
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"cl_mode": "joint", "model_kwargs": {"class_token": False, "global_pool": "avg"}},
+            "has no class token: the mean of its patches stands for the picture",
+        ),
+        ({"cl_mode": "joint", "lambda_weight": 0.0}, "no contrastive loss is computed"),
+        ({"cl_mode": "dense", "lambda_weight": 1.0}, "accuracies are those of a linear probe"),
+        ({"cl_mode": "dense"}, None),
+    ],
+    ids=str,
+)
+def test_what_a_reader_may_not_expect_is_said_once(tmp_path, tiny, fields, said):
+    kwargs = {**tiny["model_kwargs"], **fields.get("model_kwargs", {})}
+    folder = folder_of(tmp_path, {**tiny, **fields, "model_kwargs": kwargs})
+    assert execute(folder) == 0
+    told = folder.log_file.read_text()
+    phrases = "class token", "no contrastive loss", "linear probe"
+    if said is None:
+        assert not any(phrase in told for phrase in phrases)
+    else:
+        assert told.count(said) == 1
 
 
 def test_a_diverging_run_fails_with_step_and_learning_rate(tmp_path, tiny):

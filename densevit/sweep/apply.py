@@ -63,11 +63,11 @@ def prepare(plan: Plan, work: Work) -> None:
 
 def _check_models(runs: tuple[Run, ...], file: str) -> None:
     from densevit.model import check_model  # imports torch: seconds
-    from densevit.train import check_supported
+    from densevit.train import check_device
 
     for config in {run.cell: run.config for run in runs}.values():
         try:
-            check_supported(config)
+            check_device(config)
             check_model(config)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None

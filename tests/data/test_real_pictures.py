@@ -45,10 +45,15 @@ def test_every_domain_decodes_and_the_views_keep_the_picture_apart(pacs):
         data.train, views, batch_size=16, seed=0, workers=0, pin=False
     )
     order.epoch = 0
-    first, second, labels, indices = next(iter(batches))
-    assert first.shape == second.shape == (16, 3, 64, 64)
-    assert [data.train.labels[i] for i in indices] == labels.tolist()
+    batch = next(iter(batches))
+    assert batch.view1.shape == batch.view2.shape == (16, 3, 64, 64)
+    assert [data.train.labels[i] for i in batch.ids] == batch.labels.tolist()
+    for place in (batch.place1, batch.place2):
+        assert place.min() >= 0
+        assert place.max() <= 128
+        assert (place[:, 1] < place[:, 3]).all()
+        assert (place[:, 0] != place[:, 2]).all()
     # Two views of a picture are nearer in mean colour than views of different pictures.
-    colours = [view.mean((2, 3)).numpy() for view in (first, second)]
+    colours = [view.mean((2, 3)).numpy() for view in (batch.view1, batch.view2)]
     distances = np.linalg.norm(colours[0][:, None] - colours[1][None], axis=-1)
     assert np.diag(distances).mean() < distances.mean()

@@ -116,9 +116,12 @@ def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """This process's environment with the run's share of the processors and GPUs."""
+    """This process's environment with the run's share of the processors and GPUs.
+
+    A number of threads that the user has set is kept.
+    """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     gpus = _gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

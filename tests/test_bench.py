@@ -1,0 +1,56 @@
+"""The bench runs, and writes what its readers expect; the times themselves are not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench" / "contrast_step.py"
+SMALL = [
+    "--model-kwargs", "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}",
+    "--batch", "2", "--queue", "256", "--query-patches", "4", "--sampled-patches", "5",
+    "--device", "cpu", "--threads", "1", "--rounds", "1", "--steps", "1", "--warmup", "1",
+]  # fmt: skip
+
+
+def bench(*arguments):
+    command = [sys.executable, str(BENCH), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_small_table(tmp_path):
+    file = tmp_path / "bench.json"
+    done = bench(*SMALL, "--arms", "queries,plain", "--repeat-pictures", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert set(result) == {"command", "machine", "settings", "arms"}
+    assert result["settings"]["queue"] == 256
+    assert result["machine"]["torch"]
+    # With what they are compared to.
+    assert list(result["arms"]) == ["none", "dense", "queries", "plain"]
+    for row in result["arms"].values():
+        assert len(row["seconds"]) == 1
+        assert row["peak_mib"] >= row["before_mib"] > 0
+        assert len(row["to_none"]) == len(row["to_dense"]) == 3
+    assert result["arms"]["none"]["extra_percent"] == 0
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 4
+    assert any("dense, 4 queries" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--arms", "denze"], "--arms: unknown arm 'denze'; did you mean 'dense'?"),
+        (["--rounds", "0"], "argument --rounds: '0' must be a whole number >= 1"),
+        (["--arms", "none", "--model", "vit_tny"], "Unknown model (vit_tny)"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, told):
+    done = bench(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert told in done.stderr

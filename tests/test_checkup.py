@@ -1,0 +1,156 @@
+"""The health of runs: a short training that works, and trainings that cannot."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+from densevit.checkup import measure
+from densevit.config import RunConfig
+from densevit.data.loading import probe_batch, training_batches
+from densevit.data.sources import open_data
+from densevit.data.views import training_views
+from densevit.errors import EXIT_FAILED
+from densevit.lifecycle import execute
+from densevit.objective import build_learner, build_optimizer, compute_losses, optimise
+from densevit.rundir import RunFolder, read_metrics
+
+SHAPES = {
+    "dataset": "shapes",
+    "model_kwargs": {
+        "img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4,
+    },
+    "batch_size": 32, "warmup_epochs": 1, "learning_rate": 1.5e-3, "lambda_weight": 0.2,
+    "key_encoder": "momentum", "momentum": 0.99, "queue_size": 4096, "sampled_patches": 8,
+    "projection_hidden_dim": 256, "workers": 0, "device": "cpu",
+}  # fmt: skip
+
+
+def run(tmp_path, settings):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(RunConfig(**settings))
+    return execute(folder), folder
+
+
+def series(folder, name):
+    lines, _ = read_metrics(folder.metrics_file)
+    return [line[name] for line in lines if name in line]
+
+
+def test_a_short_dense_training_gets_better_at_matching_and_does_not_collapse(tmp_path):
+    code, folder = run(tmp_path, {**SHAPES, "epochs": 5, "log_every": 75})
+    assert code == 0
+    untrained, *_, trained = series(folder, "health/match_precision")
+    assert trained > untrained + 0.02
+    rank = series(folder, "health/dense_effective_rank")
+    assert rank[-1] > 0.25 * 128
+    assert series(folder, "health/collapsed") == [0.0] * 6
+    # It first rises, since random vectors are easier to tell apart than what is learned.
+    losses = series(folder, "train/contrastive_loss")
+    assert losses[-1] < min(losses[1:-1]) < series(folder, "train/chance_loss")[0]
+    assert series(folder, "train/chance_loss")[0] == pytest.approx(math.log(4097))
+    overlap = series(folder, "health/overlap_share")
+    assert overlap == [overlap[0]] * 6  # it belongs to the views, not to the network
+
+
+def learner_and_probe(settings):
+    config = RunConfig(**settings)
+    data = open_data(config, 32)
+    torch.manual_seed(0)
+    learner = build_learner(config, len(data.train.classes), torch.device("cpu"))
+    views = training_views(32, (0.5,) * 3, (0.5,) * 3)
+    return learner, data, views, probe_batch(data.val, views, 64)
+
+
+def test_a_queue_of_constant_features_fires_the_alarm():
+    learner, data, views, probe = learner_and_probe({**SHAPES, "lambda_weight": 1})
+    assert measure(learner, probe, 1)["collapsed"] == 0
+    batches, _ = training_batches(data.train, views, batch_size=32, seed=0, workers=0, pin=False)
+    optimizer, generator = build_optimizer(learner), torch.Generator().manual_seed(0)
+    for batch in batches:
+        learner.contrast.queues["dense"].features.fill_(128**-0.5)
+        optimise(learner, optimizer, compute_losses(learner, batch, 1.0, generator))
+    numbers = measure(learner, probe, 1)
+    assert numbers["collapsed"] == 1
+    assert numbers["dense_feature_std"] < 0.3
+
+
+@pytest.mark.parametrize("answer", ["warn", "stop"])
+def test_an_absurd_temperature_fires_the_alarm(tmp_path, answer):
+    settings = {**SHAPES, "temperature": 1e3, "lambda_weight": 1.0, "epochs": 2}
+    code, folder = run(tmp_path, {**settings, "on_collapse": answer, "health_every": 50})
+    alarms = series(folder, "health/collapsed")
+    lines, _ = read_metrics(folder.metrics_file)
+    looks = [line["step"] for line in lines if "health/collapsed" in line]
+    said = "the contrastive features have collapsed at step"
+    assert alarms[0] == 0
+    if answer == "warn":
+        assert code == 0
+        assert looks == [0, 50, 75, 100, 150]  # every 50 steps and at the ends of epochs
+        assert alarms[-1] == 1
+        assert folder.log_file.read_text().count(said) == 1
+    else:
+        assert code == EXIT_FAILED
+        assert alarms[-1] == 1
+        assert alarms.count(1) == 1
+        assert folder.status().state == "failed"
+        assert folder.status().message.startswith(said)
+        assert "on_collapse: warn trains on" in folder.status().message
+
+
+def test_looking_changes_nothing(tiny):
+    settings = {**tiny, "cl_mode": "joint", "key_encoder": "momentum", "query_patches": 5}
+    learner, _, _, probe = learner_and_probe(settings)
+    parts = learner.model, learner.contrast, learner.averaged
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    state = torch.get_rng_state()
+    numbers = measure(learner, probe, 0.5)
+    assert measure(learner, probe, 0.5) == numbers
+    assert torch.equal(torch.get_rng_state(), state)
+    for part, held in zip(parts, before, strict=True):
+        assert part.training
+        assert all(torch.equal(value, held[name]) for name, value in part.state_dict().items())
+        assert all(parameter.grad is None for parameter in part.parameters())
+
+
+@pytest.mark.parametrize(
+    ("fields", "kinds"),
+    [
+        ({"cl_mode": "none"}, []),
+        ({"cl_mode": "global"}, ["global"]),
+        ({"cl_mode": "dense", "correspondence_features": "random"}, ["dense"]),
+        ({"cl_mode": "joint", "correspondence_features": "geometry"}, ["global", "dense"]),
+        ({"cl_mode": "joint", "lambda_weight": 1.0}, ["global", "dense"]),
+    ],
+    ids=str,
+)
+def test_every_run_has_the_numbers_that_apply_to_it(tiny, fields, kinds):
+    learner, _, _, probe = learner_and_probe({**tiny, **fields})
+    weight = 0.0 if not kinds else learner.config.lambda_weight
+    numbers = measure(learner, probe, weight)
+    wanted = {"image_rank", "patch_rank", "match_precision", "overlap_share", "unique_match_share"}
+    each = ("effective_rank", "feature_std", "uniformity", "alignment", "positive_similarity",
+            "negative_similarity", "queue_diversity", "queue_age")  # fmt: skip
+    wanted |= {f"{kind}_{name}" for kind in kinds for name in each}
+    wanted |= {"collapsed"} if kinds else set()
+    wanted |= {"gradient_share", "gradient_cosine"} if 0 < weight < 1 else set()
+    assert set(numbers) == wanted
+    json.dumps(numbers, allow_nan=False)
+    for kind in kinds:
+        # |q − k|² = 2 − 2·q·k for unit vectors.
+        alignment = 2 - 2 * numbers[f"{kind}_positive_similarity"]
+        assert numbers[f"{kind}_alignment"] == pytest.approx(alignment, abs=1e-4)
+        queue = learner.contrast.queues[kind]
+        assert abs(numbers[f"{kind}_negative_similarity"]) < 0.1  # random vectors still
+        assert (numbers[f"{kind}_queue_age"], queue.diversity()) == (0, 0)
+
+
+def test_the_numbers_do_not_depend_on_the_parts_that_the_probe_is_taken_in(tiny):
+    numbers = []
+    for batch_size in (2, 15):
+        settings = {**tiny, "cl_mode": "joint", "batch_size": batch_size, "lambda_weight": 1.0}
+        learner, _, _, probe = learner_and_probe(settings)
+        numbers.append(measure(learner, probe, 1.0))
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
