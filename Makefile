@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 slow: $(VENV)/.installed
 	$(BIN)/pytest -m slow
