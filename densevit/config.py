@@ -21,6 +21,7 @@ from densevit.errors import UserError, nearest
 # Raised when a default or the meaning of a field changes: old results then count as other runs.
 SCHEMA_VERSION = 1
 ID_LENGTH = 12
+TEMPERATURE_RANGE = (0.01, 1.0)  # of a learned temperature
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
@@ -115,7 +116,7 @@ class RunConfig(BaseModel):
         "random", description="which of an image's patches enter the queue"
     )
     sampled_patches: Int = Field(50, description="how many patches an image enter the queue", ge=1)
-    query_patches: Literal["all"] | Int = Field(
+    query_patches: Literal["all"] | Annotated[Int, Field(ge=1)] = Field(
         "all", description="how many patches an image are queries of the loss: all or a number"
     )
     correspondence_features: Literal["backbone", "dense", "random", "geometry"] = Field(
@@ -271,8 +272,10 @@ def build(layers: Sequence[Layer]) -> RunConfig:
     try:
         config = RunConfig(**merged)
     except ValidationError as error:
-        # An unknown key is told first: a misspelt name often is the cause of the rest.
-        problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+        # An unknown key is told first: a misspelt name often is the cause of the rest. Then a range:
+        # a number where there are words as well is taken for a number.
+        first = {"extra_forbidden": 0, "greater_than_equal": 1}
+        problems = sorted(error.errors(), key=lambda p: first.get(p["type"], 2))
         key = str(problems[0]["loc"][0])
         source = source_of(layers, key)
         raise UserError(f"{source}: {explain(problems[0], FIELDS)}") from None
@@ -281,6 +284,13 @@ def build(layers: Sequence[Layer]) -> RunConfig:
         raise UserError(
             f"{source}: warmup_epochs: {config.warmup_epochs} leaves nothing of epochs: "
             f"{config.epochs}; it must be smaller"
+        )
+    low, high = TEMPERATURE_RANGE
+    if config.learnable_temp and not low <= config.temperature <= high:
+        source = source_of(layers, "temperature")
+        raise UserError(
+            f"{source}: temperature: {config.temperature} is out of range; with learnable_temp "
+            f"it must be at least {low} and at most {high}"
         )
     return config
 

@@ -209,9 +209,11 @@ def _check_health(trainer: Trainer) -> None:
     """Log the health of the features; say so, or stop, when they collapse."""
     numbers = measure(trainer.learner, trainer.probe, trainer.weight)
     _write_line(trainer, {f"health/{name}": value for name, value in numbers.items()})
-    before, trainer.collapsed = trainer.collapsed, numbers.get("collapsed") == 1.0
-    if trainer.step == 0 or not trainer.collapsed:
+    if trainer.step == 0:
         return  # an untrained network may well look alike everywhere
+    before, trainer.collapsed = trainer.collapsed, numbers.get("collapsed") == 1.0
+    if not trainer.collapsed:
+        return
     ranks = ", ".join(
         f"{kind} {numbers[f'{kind}_effective_rank']:.1f}"
         for kind in trainer.learner.contrast.weights

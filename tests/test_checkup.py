@@ -100,6 +100,26 @@ def test_an_absurd_temperature_fires_the_alarm(tmp_path, answer):
         assert "on_collapse: warn trains on" in folder.status().message
 
 
+def test_a_network_that_is_collapsed_from_the_start_is_told_when_it_stays_so(tmp_path, tiny):
+    # LayerScale this small lets no picture through: every token stays what it began as.
+    kwargs = {**tiny["model_kwargs"], "depth": 12, "init_values": 1e-5}
+    code, folder = run(tmp_path, {**tiny, "cl_mode": "global", "model_kwargs": kwargs,
+                                  "learning_rate": 1e-6})  # fmt: skip
+    assert code == 0
+    assert series(folder, "health/collapsed") == [1.0, 1.0, 1.0]
+    said = "the contrastive features have collapsed at step"
+    assert folder.log_file.read_text().count(said) == 1
+
+
+def test_features_that_are_not_finite_have_no_health(tiny):
+    learner, _, _, probe = learner_and_probe({**tiny, "cl_mode": "dense"})
+    with torch.no_grad():
+        learner.model.backbone.norm.weight.fill_(math.nan)
+    numbers = measure(learner, probe, 0.5)
+    assert "image_rank" not in numbers
+    json.dumps(numbers, allow_nan=False)
+
+
 def test_looking_changes_nothing(tiny):
     settings = {**tiny, "cl_mode": "joint", "key_encoder": "momentum", "query_patches": 5}
     learner, _, _, probe = learner_and_probe(settings)

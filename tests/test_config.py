@@ -55,6 +55,13 @@ def test_the_defaults_are_those_of_the_design():
         ({"learnable_temp": 1}, "learnable_temp: 1 must be true or false"),
         ({"query_patches": "some"}, "query_patches: 'some' is not valid or a whole number"),
         ({"query_patches": 0.5}, "query_patches: 0.5"),
+        ({"query_patches": 0}, "query_patches: 0 is out of range; it must be at least 1"),
+        ({"query_patches": -3}, "query_patches: -3 is out of range; it must be at least 1"),
+        (
+            {"learnable_temp": True, "temperature": 5.0},
+            "temperature: 5.0 is out of range; with learnable_temp it must be at least 0.01 and at "
+            "most 1.0",
+        ),
         ({"model_kwargs": [1]}, "model_kwargs: [1] must be a mapping"),
         ({"dataset": "../x"}, "dataset: '../x' must be a name"),
         ({"benchmarks": {"a/b": "x"}}, "must be a name"),

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from densevit.checkup import gradient_balance
 from densevit.config import RunConfig
 from densevit.data.loading import Batch
-from densevit.objective import build_learner, build_optimizer, compute_losses, optimise
+from densevit.objective import (
+    build_learner,
+    build_optimizer,
+    compute_losses,
+    contrastive_weight,
+    optimise,
+)
 
 SMALL = {
     "model_kwargs": {
@@ -86,6 +92,53 @@ def test_at_lambda_1_the_total_is_the_contrastive_loss():
     assert torch.equal(losses.total, losses.contrastive)
     logits = learner.model(batch_of(0).view1).logits
     torch.testing.assert_close(losses.classification, F.cross_entropy(logits, batch_of(0).labels))
+
+
+def test_a_temperature_is_learned_and_ends_at_its_bound():
+    learner = learner_of(cl_mode="dense", learnable_temp=True, learning_rate=0.5)
+    optimizer, generator = build_optimizer(learner), torch.Generator().manual_seed(0)
+    seen = [0.2]
+    for number in range(12):
+        optimise(learner, optimizer, compute_losses(learner, batch_of(number), 0.5, generator))
+        seen.append(learner.contrast.temperature().item())
+    assert seen[1] != pytest.approx(0.2, rel=0.1)
+    assert all(0.0099 < t < 1.0001 for t in seen)
+    assert {round(t, 4) for t in seen} & {0.01, 1.0}
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.25, 1.0])
+def test_lambda_rises_with_the_run_only_when_it_is_adaptive(progress):
+    constant = RunConfig(lambda_weight=0.6)
+    rising = RunConfig(lambda_weight=0.6, contrastive_weight_adaptive=True)
+    assert contrastive_weight(constant, progress) == 0.6
+    assert contrastive_weight(rising, progress) == pytest.approx(0.6 * progress)
+
+
+def test_a_geometry_step_pulls_at_the_patches_that_show_the_same_place():
+    learner = learner_of(
+        cl_mode="dense", correspondence_features="geometry", lambda_weight=1,
+        exclude_same_image=False,
+    )  # fmt: skip
+    # View 2 shows what lies 8 pixels, one patch, to the right and below: patch (r, c) of view 1 is
+    # patch (r − 1, c − 1) there.
+    batch = batch_of(0)
+    queue = learner.contrast.queues["dense"].features.double().clone()
+    losses = compute_losses(learner, batch, 1.0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        head = learner.model.heads["dense"]
+        queries, keys = (
+            F.normalize(head(learner.model(view).patches).double(), dim=-1)
+            for view in (batch.view1, batch.view2)
+        )
+    total = []
+    for picture in range(4):
+        for row in range(1, 4):
+            for column in range(1, 4):
+                query = queries[picture, 4 * row + column]
+                positive = query @ keys[picture, 4 * (row - 1) + column - 1] / 0.2
+                scores = torch.cat([positive[None], queue @ query / 0.2])
+                total.append(scores.logsumexp(0) - positive)
+    assert losses.contrastive.item() == pytest.approx(torch.stack(total).mean().item(), rel=1e-5)
 
 
 def test_a_rising_lambda_is_no_probe_even_when_it_ends_at_1():

@@ -16,12 +16,19 @@ _UNIFORMITY_ROWS = 1024
 def effective_rank(features: Tensor) -> float:
     """RankMe of features (R, E): exp of the entropy of their singular values, in [1, min(R, E)].
 
+    NaN if a feature is not finite.
+
     The singular values σ are those of the features as they are, not centred, and p = σ/Σσ + 1e-7:
     features that all share one large component therefore have a rank near 1, as they should.
     Garrido et al., "RankMe" (2023), equation 1; not the rank of a covariance, which is blind to
     such a component.
     """
-    gram = features.double().T @ features.double()  # (E, E): its eigenvalues are σ²
+    if not features.isfinite().all():
+        return math.nan
+    rows = features.double()
+    if len(rows) > rows.shape[1]:
+        rows = rows.T
+    gram = rows @ rows.T  # (min(R, E),) twice: its eigenvalues are σ²
     spectrum = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
     share = spectrum / spectrum.sum().clamp_min(torch.finfo(spectrum.dtype).tiny) + 1e-7
     return float((-(share * share.log()).sum()).exp())

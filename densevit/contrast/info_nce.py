@@ -119,7 +119,7 @@ class _QueueLogSumExp(torch.autograd.Function):
     ) -> Tensor:
         # The kernel divides by the number of queries: none of them would end the process.
         if queries.numel() > 0 and _fits(queries) and fused_available(queries.device, dtype):
-            mean, lse = _fused(queries.to(dtype), queue.to(dtype), exclude)
+            mean, lse = _fused(_as(queries, dtype), _as(queue, dtype), exclude)
         else:
             mean, lse = _chunked(queries, queue.float(), exclude)
         ctx.save_for_backward(mean)
@@ -130,6 +130,17 @@ class _QueueLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (mean,) = ctx.saved_tensors
         return grad.unsqueeze(-1) * mean, None, None, None
+
+
+def _as(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """Features in the type of the products, in rows that lie together: the kernels assume it.
+
+    What float16 cannot hold becomes the largest number that it can: infinities would make NaN.
+    """
+    if dtype == torch.float16:
+        most = torch.finfo(dtype).max
+        features = features.clamp(-most, most)  # NaN stays NaN
+    return features.to(dtype).contiguous()
 
 
 def _fits(queries: Tensor) -> bool:
@@ -147,7 +158,10 @@ def _fused(queries: Tensor, queue: Tensor, exclude: Tensor | None) -> tuple[Tens
         mean, lse = mean.transpose(0, 1), lse.transpose(0, 1)  # (1, G, D), (1, G) -> (G, 1, ...)
     else:  # stride 0 over the queries of a run: no copy
         mask = mask[:, None, None].expand(-1, -1, queries.shape[1], -1)  # (G, 1, m, K)
-        mean, lse = _attend(queries, queue, mask)
+        # In bfloat16 the CPU kernel packs the queue anew for each run, and holds all the packs.
+        packs = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
+        runs = zip(*(t.split(1 if packs else len(mask)) for t in (queries, mask)), strict=True)
+        mean, lse = map(torch.cat, zip(*(_attend(q, queue, m) for q, m in runs), strict=True))
     # For a fully masked row the kernel gives no usable log-sum-exp.
     empty = exclude.all(dim=1)  # (G,)
     mean = mean.masked_fill(empty[:, None, None], 0.0)

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densevit.config import RunConfig, loss_weights
+from densevit.config import TEMPERATURE_RANGE, RunConfig, loss_weights
 from densevit.contrast.info_nce import queue_info_nce
 from densevit.contrast.matching import match, random_match
 from densevit.contrast.queue import FeatureQueue
 from densevit.contrast.sampling import sample
 from densevit.model import Tokens
-
-TEMPERATURE_RANGE = (0.01, 1.0)  # of a learned temperature
 
 
 class Projected(NamedTuple):

@@ -20,12 +20,14 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_effective_rank_is_that_of_the_paper():
-    features = normal(60, 24) @ normal(24, 24, seed=1) + 3 * normal(1, 24, seed=2)
+@pytest.mark.parametrize("rows", [60, 24, 9])
+def test_effective_rank_is_that_of_the_paper(rows):
+    features = normal(rows, 24) @ normal(24, 24, seed=1) + 3 * normal(1, 24, seed=2)
     values = np.linalg.svd(features.double().numpy(), compute_uv=False)
     share = values / values.sum() + 1e-7
     wanted = math.exp(-(share * np.log(share)).sum())
     assert effective_rank(features) == pytest.approx(wanted, rel=1e-6)
+    assert 1 <= effective_rank(features) <= min(rows, 24)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 16])

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from densevit.config import RunConfig, loss_weights
-from densevit.contrast.losses import TEMPERATURE_RANGE, ContrastiveLoss, Projected
+from densevit.config import TEMPERATURE_RANGE, RunConfig, loss_weights
+from densevit.contrast.losses import ContrastiveLoss, Projected
+from densevit.contrast.matching import random_match
 from densevit.contrast.queue import FeatureQueue
 from densevit.model import Tokens
 
@@ -294,6 +295,32 @@ def test_a_temperature_that_goes_to_its_bound_stays_there(push, bound):
     assert all(low * 0.9999 <= t <= high * 1.0001 for t in seen)
     assert seen[-20:] == pytest.approx([TEMPERATURE_RANGE[bound]] * 20)
     assert call(loss, *setting(cl_mode="global")[1:]).isfinite()
+
+
+def test_random_matches_have_nothing_to_do_with_the_features():
+    loss, heads, view1, view2 = setting(cl_mode="dense", correspondence_features="random")
+    queue = content(loss, "dense")
+    got = call(loss, heads, view1, view2)
+    partner = random_match(B, N, torch.Generator().manual_seed(5), "cpu")  # as `call` draws
+    assert partner.unique().numel() > 1
+    queries, raw = projected(heads, "dense", view1, view2)
+    keys = unit(raw)
+    positives = torch.stack([keys[b, partner[b, i]] for b in range(B) for i in range(N)])
+    wanted = by_hand(queries.flatten(0, 1), positives, queue, 0.3)
+    assert got.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_hardest_enqueues_the_keys_least_like_the_queue():
+    loss, heads, view1, view2 = setting(cl_mode="dense", sampling_strategy="hardest")
+    before = content(loss, "dense")
+    call(loss, heads, view1, view2)
+    keys = unit(projected(heads, "dense", view1, view2)[1])
+    for b in range(B):
+        means = torch.stack([(before @ key).mean() for key in keys[b]])
+        wanted = keys[b, means.argsort()[:2]]
+        got = loss.queues["dense"].features[2 * b : 2 * b + 2].double()
+        for entry in got:
+            assert (wanted - entry).abs().amax(-1).min() < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["random", "diverse", "hardest"])
