@@ -272,7 +272,7 @@ def build(layers: Sequence[Layer]) -> RunConfig:
     try:
         config = RunConfig(**merged)
     except ValidationError as error:
-        # An unknown key is told first: a misspelt name often is the cause of the rest. Then a range:
+        # An unknown key is told first: a misspelt name often causes the rest. Then a range:
         # a number where there are words as well is taken for a number.
         first = {"extra_forbidden": 0, "greater_than_equal": 1}
         problems = sorted(error.errors(), key=lambda p: first.get(p["type"], 2))

@@ -331,7 +331,7 @@ def test_how_features_lie_in_memory_changes_nothing(form, dtype, which, how):
     other = [strided(x, how) if i in which else x for i, x in enumerate(inputs)]
     assert all(torch.equal(a, b) for a, b in zip(inputs, other, strict=True))
     for exclude in (None, some_excluded(4, 300)):
-        got, wanted = (queue_info_nce(*given, 0.2, exclude=exclude) for given in (other, inputs))
+        got, wanted = (queue_info_nce(*f, 0.2, exclude=exclude) for f in (other, inputs))
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
         # The gradient of the queries, too, is read from what the kernel kept.
         gradients = []
