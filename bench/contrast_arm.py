@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from densevit.config import RunConfig
 from densevit.contrast import losses
 from densevit.data.loading import Batch
+from densevit.distributed import World
 from densevit.errors import UserError
 from densevit.model import check_model
-from densevit.objective import build_learner, build_optimizer, compute_losses, optimise
+from densevit.objective import build_learner
+from densevit.step import build_engine, train_step
 
 CLASSES = 1000
-DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, plain: bool) -> None:
@@ -42,7 +43,7 @@ def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, p
         torch.set_num_threads(options.threads)
     if plain:
         losses.queue_info_nce = plain_info_nce
-    step = stepper(config, size, device, DTYPES[options.dtype], options.repeat_pictures)
+    step = stepper(config, size, device, options.repeat_pictures)
     before = peak_mib(device)
     pipe.send(machine(device))
     while True:
@@ -53,9 +54,7 @@ def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, p
             pipe.send({"before_mib": before, "peak_mib": peak_mib(device)})
 
 
-def stepper(
-    config: RunConfig, size: int, device: torch.device, dtype: torch.dtype | None, repeat: bool
-) -> Callable[[], None]:
+def stepper(config: RunConfig, size: int, device: torch.device, repeat: bool) -> Callable[[], None]:
     """A call that trains one step, on pictures of `size` pixels.
 
     Each step is of new pictures by their ids, as in an epoch of a large data set; with `repeat` of
@@ -63,15 +62,15 @@ def stepper(
     """
     torch.manual_seed(0)
     learner = build_learner(config, CLASSES, device)
-    learner.model.train()
-    optimizer = build_optimizer(learner)
-    generator = torch.Generator(device).manual_seed(0)
+    learner.train()
+    engine = build_engine(learner, device, World())
     batch = random_batch(config.batch_size, size).to(device)
+    number = 0
 
     def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            found = compute_losses(learner, batch, config.lambda_weight, generator)
-        optimise(learner, optimizer, found)
+        nonlocal number
+        train_step(engine, batch, config.lambda_weight, number)
+        number += 1
         if not repeat:
             batch.ids.add_(config.batch_size)
 

@@ -86,7 +86,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--repeat-pictures", action="store_true", help="the same picture ids in every step, so "
         "that entries of the queue are excluded; otherwise they are new in each")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="(%(default)s)")
-    add("--dtype", choices=["float32", "bf16", "fp16"], default="float32", help="of autocast")
+    add("--precision", choices=["float32", "bf16", "fp16"], default="float32", help="of products")
     add("--threads", type=_positive, help="of torch on the CPU (torch's own choice)")
     add("--rounds", type=_positive, default=12, help="turns of each arm (%(default)s)")
     add("--steps", type=_positive, default=2, help="timed steps a turn (%(default)s)")
@@ -128,6 +128,7 @@ def _config(arm: str, options: argparse.Namespace) -> RunConfig:
         "sampled_patches": options.sampled_patches,
         "key_encoder": options.key_encoder,
         "device": options.device,
+        "precision": options.precision,
         **ARMS[arm],
     }
     if arm == "queries":

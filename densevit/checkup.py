@@ -21,7 +21,7 @@ from densevit.contrast.health import (
 from densevit.contrast.losses import Projected
 from densevit.contrast.matching import match, match_quality, true_match
 from densevit.data.loading import Batch
-from densevit.objective import Learner, compute_losses, encode_keys
+from densevit.objective import Learner, encode_keys
 
 PROBE_PICTURES = 64
 
@@ -70,7 +70,7 @@ def gradient_balance(learner: Learner, batch: Batch, weight: float) -> dict[str,
     gradient_cosine: of g and h; below 0 the losses contradict each other.
     """
     generator = _generator(batch.view1.device)
-    losses = compute_losses(learner, batch, weight, generator, enqueue=False)
+    losses = learner(batch, weight, generator)
     parameters = [p for p in learner.model.backbone.parameters() if p.requires_grad]
     contrastive = _gradient(losses.contrastive, parameters, keep=True)
     classification = _gradient(losses.classification, parameters, keep=False)

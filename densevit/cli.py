@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"densevit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_export(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
     return _run_command("densevit", parser, given)
 
@@ -95,6 +95,21 @@ def _add_train(commands: Any) -> None:
             flag.nargs, flag.const, flag.metavar = "?", "true", "BOOL"
 
 
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a run's network to a file that timm loads",
+        description="Write the backbone and classifier of a run to a safetensors file.",
+    )
+    export.set_defaults(call=_export)
+    export.add_argument("run", metavar="RUN", help="the id of a run, or its directory")
+    export.add_argument("--format", choices=["timm"], default="timm", help="(default: timm)")
+    export.add_argument("--to", metavar="FILE", help="default: RUN.safetensors in this folder")
+    export.add_argument(
+        "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
+    )
+
+
 def _add_sweep_commands(commands: Any) -> None:
     def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> Any:
         parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -117,7 +132,9 @@ def _add_sweep_commands(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from densevit.distributed import world
     from densevit.lifecycle import execute
+    from densevit.progress import showing
 
     if options.run_dir:
         # Started by a launcher, which keeps what is printed in the run's log.
@@ -131,15 +148,33 @@ def _train(options: argparse.Namespace) -> int:
     outputs = outputs_root(options.outputs)
     folder = run_folder(outputs, identity(config).run)
     _check_run(config, layers, folder)
+    if not world().writes:
+        return execute(folder)
     folder.create(config)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     print(f"run {folder.path.name} in {folder.path}", flush=True)
-    if options.no_tracking:
-        return execute(folder)
-    from densevit.tracking import mirroring
+    with showing():
+        if options.no_tracking:
+            return execute(folder)
+        from densevit.tracking import mirroring
 
-    with mirroring(outputs, [folder.path.name], None):
-        return execute(folder)
+        with mirroring(outputs, [folder.path.name], None):
+            return execute(folder)
+
+
+def _export(options: argparse.Namespace) -> int:
+    given = Path(options.run)
+    folder = run_folder(outputs_root(options.outputs), options.run)
+    if given.is_dir():
+        folder = RunFolder(given.absolute())
+    if not folder.config_file.exists():
+        ids = [p.name for p in folder.path.parent.glob("*") if p.is_dir()]
+        raise UserError(f"{options.run}: no such run in {folder.path.parent}; "
+                        f"{nearest(options.run, ids)}")  # fmt: skip
+    from densevit.export import export_timm
+
+    target = Path(options.to or f"{folder.path.name}.safetensors").absolute()
+    print(f"{target}\n{export_timm(folder, target)}")
+    return 0
 
 
 def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> None:
@@ -154,12 +189,17 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
     try:
         check_device(config)
         data = open_data(config, check_model(config))
+        found = data.fingerprint()
+        if config.init_checkpoint:
+            from densevit.initial import initial_digest
+
+            found["init_checkpoint"] = initial_digest(config.init_checkpoint)
     except UserError as error:
         key = str(error).split(":")[0]
         raise UserError(f"{source_of(layers, key)}: {error}") from None
     held = read_json(folder.fingerprint_file)
     if held is not None:
-        check_fingerprint(held, data.fingerprint(), folder.path)
+        check_fingerprint(held, found, folder.path)
 
 
 def _sweep_run(options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from densevit import yamlfile
 from densevit.errors import UserError, nearest
 
 # Raised when a default or the meaning of a field changes: old results then count as other runs.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ID_LENGTH = 12
 TEMPERATURE_RANGE = (0.01, 1.0)  # of a learned temperature
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -88,6 +88,39 @@ class RunConfig(BaseModel):
     grad_clip: float = Field(
         5.0, description="largest norm of the gradient; 0 does not clip", ge=0, allow_inf_nan=False
     )
+    layer_decay: float = Field(
+        1.0,
+        description="the learning rate falls by this factor from each block to the one below "
+        "it; 1 is the same everywhere",
+        gt=0,
+        le=1,
+    )
+    drop_path: float = Field(
+        0.0,
+        description="probability of leaving out a block, rising from 0 to this over the depth",
+        ge=0,
+        lt=1,
+    )
+    label_smoothing: float = Field(
+        0.0, description="share of each label that is spread over all classes", ge=0, lt=1
+    )
+    mixup: float = Field(
+        0.0,
+        description="alpha of the Beta distribution that mixes pictures; 0 mixes none",
+        ge=0,
+        allow_inf_nan=False,
+    )
+    # Where it begins, and how exactly it computes
+    pretrained: bool = Field(False, description="begin with timm's weights, fetched when needed")
+    init_checkpoint: str | None = Field(
+        None,
+        description="begin with the weights of a file (safetensors, or a checkpoint of timm) "
+        "or of a run directory",
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32", description="of the network's products; losses and norms are float32 always"
+    )
+    tf32: bool = Field(False, description="float32 products in TF32, on GPUs that have it")
     # The contrastive loss
     lambda_weight: float = Field(
         0.5,
@@ -164,9 +197,21 @@ class RunConfig(BaseModel):
     on_collapse: Literal["warn", "stop"] = _execution(
         "warn", "what to do when the contrastive features collapse"
     )
+    checkpoint_minutes: float = _execution(
+        10.0,
+        "minutes between two checkpoints; each epoch ends with one too",
+        gt=0,
+        allow_inf_nan=False,
+    )
+    grad_accumulation: Int = _execution(
+        1,
+        "parts that a batch is worked on in, one after the other: less memory, same results",
+        ge=1,
+    )
     gradient_checkpointing: bool = _execution(
         False, "activations are computed again for the gradient: less memory, same results"
     )
+    compile: bool = _execution(False, "the network is compiled by torch.compile")
 
     def science(self) -> dict[str, Any]:
         """What makes the run's cell: applicable science fields that differ from their default."""
@@ -285,6 +330,15 @@ def build(layers: Sequence[Layer]) -> RunConfig:
             f"{source}: warmup_epochs: {config.warmup_epochs} leaves nothing of epochs: "
             f"{config.epochs}; it must be smaller"
         )
+    if config.batch_size % config.grad_accumulation:
+        source = source_of(layers, "grad_accumulation")
+        raise UserError(
+            f"{source}: grad_accumulation: {config.grad_accumulation} does not divide batch_size: "
+            f"{config.batch_size}"
+        )
+    if config.pretrained and config.init_checkpoint:
+        source = source_of(layers, "init_checkpoint")
+        raise UserError(f"{source}: init_checkpoint: pretrained gives the first weights already")
     low, high = TEMPERATURE_RANGE
     if config.learnable_temp and not low <= config.temperature <= high:
         source = source_of(layers, "temperature")
@@ -333,14 +387,16 @@ def base_path(base: object, file: Path) -> Path:
 
 
 def absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings whose relative `data_dir` and `benchmarks` paths are counted from `folder`.
+    """Settings whose relative paths (`data_dir`, `init_checkpoint`, `benchmarks`) are counted from
+    `folder`.
 
     Environment variables and `~` are replaced; a path that starts with a variable that is not set
     stays as written, since a plan needs no data.
     """
     settings = dict(settings)
-    if isinstance(settings.get("data_dir"), str):
-        settings["data_dir"] = _absolute(settings["data_dir"], folder)
+    for name in ("data_dir", "init_checkpoint"):
+        if isinstance(settings.get(name), str):
+            settings[name] = _absolute(settings[name], folder)
     benchmarks = settings.get("benchmarks")
     if isinstance(benchmarks, dict):
         settings["benchmarks"] = {

@@ -22,6 +22,10 @@ class Stopped(Exception):
     """The run was asked to stop and has stopped; it can be carried on. Exit code 75."""
 
 
+class StoppedNow(Stopped):
+    """The run was asked twice, and stopped in the middle of a step: there is nothing to keep."""
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """Words that point from a wrong name to the right one: the nearest, or else all of them."""
     names = sorted(str(v) for v in valid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -38,17 +38,38 @@ class Predictions:
             "n": len(self.labels),
         }
 
+    @staticmethod
+    def joined(parts: list[Predictions]) -> Predictions:
+        """Those of several processes, in the order of the pictures."""
+        columns = [torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Predictions)]
+        order = columns[0].argsort()
+        return Predictions(*(column[order] for column in columns))
+
 
 @torch.inference_mode()
 def predict(
-    model: DenseViT, batches: DataLoader, device: torch.device, checkpoint: Callable[[], None]
+    model: DenseViT,
+    batches: DataLoader,
+    device: torch.device,
+    boundary: Callable[[], None],
+    rounds: int,
 ) -> Predictions:
-    """The network's answers, each picture once; `checkpoint` is called between batches."""
+    """The network's answers to the batches.
+
+    `boundary` is called before each of `rounds` batches, the number that the process with the most
+    pictures has: processes that wait for each other there do so equally often.
+    """
     was_training = model.training
     model.eval()
-    parts = []
-    for images, labels, indices in batches:
-        checkpoint()
+    classes = model.backbone.num_classes
+    parts = [_nothing(min(5, classes), device)]
+    remaining = iter(batches)
+    for _ in range(rounds):
+        boundary()
+        batch = next(remaining, None)
+        if batch is None:
+            continue
+        images, labels, indices = batch
         logits = model(images.to(device, non_blocking=True)).logits.float()  # (B, C)
         labels = labels.to(device, non_blocking=True)
         best = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1)
@@ -56,6 +77,15 @@ def predict(
         parts.append((indices, labels, best.indices, best.values, losses))
     model.train(was_training)
     return Predictions(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+
+def _nothing(best: int, device: torch.device) -> tuple[Tensor, ...]:
+    """The columns of no picture: what a process has that got none."""
+    whole = torch.empty(0, dtype=torch.int64)
+    return (
+        whole, whole.to(device), whole.view(0, 1).expand(0, best).to(device),
+        torch.empty(0, best, device=device), torch.empty(0, device=device),
+    )  # fmt: skip
 
 
 def write_predictions(predictions: Predictions, images: Images, path: Path) -> None:

@@ -16,16 +16,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from densevit.config import RunConfig
 from densevit.data.sources import benchmark_names
-from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, RunError, Stopped, UserError
+from densevit.distributed import world
+from densevit.errors import (
+    EXIT_CARRY_ON,
+    EXIT_FAILED,
+    EXIT_MISTAKE,
+    RunError,
+    Stopped,
+    StoppedNow,
+    UserError,
+)
 from densevit.rundir import RunFolder, State, read_json, write_json
 
 log = logging.getLogger("densevit")
@@ -37,6 +45,8 @@ def execute(folder: RunFolder) -> int:
     0: finished, or was so already. 1: failed. 2: a mistake in the configuration or the data.
     75: asked to stop, or another process holds the run; the same command carries on.
     """
+    if not world().writes:
+        return _follow(folder)
     with folder.lock() as mine:
         if not mine:
             log.warning("%s: another process is working on this run", folder.path)
@@ -54,15 +64,16 @@ def has_results(folder: RunFolder, config: RunConfig) -> bool:
 
 
 def _execute_locked(folder: RunFolder) -> int:
-    with _logging_to(folder.log_file), _stop_on_signals() as boundary:
+    with _logging_to(folder.log_file), _noting_signals() as asked:
         code, state, message = 0, "finished", ""
         folder.write_status("running", **{**folder.progress(), "started": time.time()})
         try:
             _record_start(folder)
-            boundary()
+            if asked():
+                raise Stopped(signal.Signals(asked()).name)
             from densevit.train import train  # imports torch: seconds
 
-            train(folder, boundary)
+            train(folder, asked)
         except Stopped as stop:
             code, state, message = EXIT_CARRY_ON, "cancelled", str(stop)
         except (UserError, RunError) as error:
@@ -70,6 +81,11 @@ def _execute_locked(folder: RunFolder) -> int:
             # From a loading process the message arrives behind that process's traceback.
             state, message = "failed", _last_line(error)
             message = message.removeprefix("densevit.errors.UserError: ")
+            log.error("%s", message)
+        except OSError as error:  # a full disk, a folder that cannot be written
+            code, state = EXIT_FAILED, "failed"
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror or _last_line(error)}"
             log.error("%s", message)
         except Exception as error:
             code, state = EXIT_FAILED, "failed"
@@ -79,8 +95,29 @@ def _execute_locked(folder: RunFolder) -> int:
         return code
 
 
+def _follow(folder: RunFolder) -> int:
+    """Train beside the process that writes: the same code, and no word to any file."""
+    if has_results(folder, folder.config()):
+        return 0
+    log.setLevel(logging.WARNING)
+    with _noting_signals() as asked:
+        from densevit.train import train
+
+        try:
+            train(folder, asked)
+        except Stopped:
+            return EXIT_CARRY_ON
+        except (UserError, RunError) as error:
+            log.error("%s", _last_line(error))
+            return EXIT_MISTAKE if isinstance(error, UserError) else EXIT_FAILED
+    return 0
+
+
 def _end(folder: RunFolder, state: State, message: str) -> None:
-    folder.write_status(state, **folder.progress(), message=message)
+    try:
+        folder.write_status(state, **folder.progress(), message=message)
+    except OSError as error:
+        log.error("%s: %s", folder.status_file, error.strerror or error)
     words = {"cancelled": "stopped; the same command carries on"}
     log.info("%s%s", words.get(state, state), f": {message}" if message else "")
 
@@ -90,26 +127,29 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else ""
 
 
+# Slurm and submitit send SIGUSR2 before they take a machine away, most others SIGTERM.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
 @contextmanager
-def _stop_on_signals() -> Iterator[Any]:
-    """A function to call at step boundaries, which raises `Stopped` after SIGTERM or SIGINT."""
+def _noting_signals() -> Iterator[Callable[[], int]]:
+    """A function that tells the signal that asked the run to stop, 0 while none did."""
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1:  # asked twice: stop here and now
-            raise Stopped(signal.Signals(number).name)
+        if len(received) > 1 and number != signal.SIGUSR2:  # asked twice: stop here and now
+            raise StoppedNow(signal.Signals(number).name)
 
-    def boundary() -> None:
-        if received:
-            raise Stopped(signal.Signals(received[0]).name)
+    def asked() -> int:
+        return received[0] if received else 0
 
     if threading.current_thread() is not threading.main_thread():
-        yield boundary  # only the main thread may set handlers
+        yield asked  # only the main thread may set handlers
         return
-    held = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    held = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
-        yield boundary
+        yield asked
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
@@ -118,6 +158,7 @@ def _stop_on_signals() -> Iterator[Any]:
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
+    handler.handleError = lambda record: None  # a full disk must not fill the terminal as well
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -35,9 +35,9 @@ class DenseViT(nn.Module):
     built first, so that for one seed all arms of an ablation start from the same weights.
     """
 
-    def __init__(self, config: RunConfig, classes: int) -> None:
+    def __init__(self, config: RunConfig, classes: int, *, pretrained: bool = True) -> None:
         super().__init__()
-        self.backbone = _backbone(config, classes)
+        self.backbone = _backbone(config, classes, pretrained=pretrained and config.pretrained)
         if config.gradient_checkpointing:
             self.backbone.set_grad_checkpointing()
         self.probe = self_supervised(config)
@@ -104,14 +104,20 @@ def check_model(config: RunConfig) -> int:
     return backbone.patch_embed.img_size[0]
 
 
-def _backbone(config: RunConfig, classes: int) -> nn.Module:
+def _backbone(config: RunConfig, classes: int, *, pretrained: bool = False) -> nn.Module:
     kwargs = dict(config.model_kwargs)
     if "num_classes" in kwargs:
         raise UserError("model_kwargs: num_classes follows from the data set; leave it out")
+    if "drop_path_rate" in kwargs:
+        raise UserError("model_kwargs: drop_path_rate is the field drop_path; set that")
+    if config.drop_path > 0:
+        kwargs["drop_path_rate"] = config.drop_path
     try:
-        backbone = timm.create_model(config.model_name, num_classes=classes, **kwargs)
+        backbone = timm.create_model(
+            config.model_name, pretrained=pretrained, num_classes=classes, **kwargs
+        )
     except Exception as error:  # timm raises whatever its layers raise; the user gave the names
-        raise UserError(_cannot_build(config, error)) from None
+        raise UserError(_cannot_build(config, error, pretrained)) from None
     embed = getattr(backbone, "patch_embed", None)
     if not hasattr(backbone, "num_prefix_tokens") or not hasattr(embed, "num_patches"):
         raise UserError(
@@ -126,8 +132,13 @@ def _backbone(config: RunConfig, classes: int) -> nn.Module:
     return backbone
 
 
-def _cannot_build(config: RunConfig, error: Exception) -> str:
+def _cannot_build(config: RunConfig, error: Exception, pretrained: bool) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if pretrained:
+        return (
+            f"pretrained: timm cannot give the weights of {config.model_name}: {reason[:200]}; "
+            f"without a network, fetch them elsewhere and name the file in init_checkpoint"
+        )
     unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
     if unknown:
         names = inspect.signature(timm.models.VisionTransformer).parameters

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from densevit.config import RunConfig, loss_weights
+from densevit.contrast.draws import PartDraws
 from densevit.contrast.losses import ContrastiveLoss, Projected
 from densevit.contrast.matching import true_match
 from densevit.data.loading import Batch
@@ -19,17 +20,10 @@ from densevit.torchvision_guard import ensure_torchvision
 
 ensure_torchvision()
 
-from timm.optim import param_groups_weight_decay  # noqa: E402
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # noqa: E402
 
-
-@dataclass
-class Learner:
-    """What a run trains: the network, its contrastive loss, and the moving average for the keys."""
-
-    config: RunConfig
-    model: DenseViT
-    contrast: ContrastiveLoss | None
-    averaged: AveragedModel | None
+# Called with the name of the phase that begins, to learn what each takes.
+Mark = Callable[[str], None]
 
 
 class Losses(NamedTuple):
@@ -38,7 +32,7 @@ class Losses(NamedTuple):
     total: (1−λ)·classification + λ·contrastive.
     classification: of both views; at λ = 1 that of the linear probe, on view 1.
     contrastive: None without a contrastive loss; `parts` are its `global` and `dense` without
-        gradient.
+        gradient, `keys` what is to enter their queues (see `ContrastiveLosses`).
     top1: the share of view 1 that is classified rightly.
     """
 
@@ -46,17 +40,85 @@ class Losses(NamedTuple):
     classification: Tensor
     contrastive: Tensor | None
     parts: dict[str, Tensor]
+    keys: dict[str, tuple[Tensor, Tensor]]
     top1: Tensor
 
 
-def build_learner(config: RunConfig, classes: int, device: torch.device) -> Learner:
-    """The networks of a run with weights drawn from torch's global random state."""
-    model = DenseViT(config, classes).to(device)
+class Learner(nn.Module):
+    """What a run trains: the network, its contrastive loss, and the moving average for the keys.
+
+    One module, so that DistributedDataParallel sees every weight that has a gradient.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: DenseViT,
+        contrast: ContrastiveLoss | None,
+        averaged: AveragedModel | None,
+    ) -> None:
+        super().__init__()
+        self.config, self.model = config, model
+        self.contrast, self.averaged = contrast, averaged
+
+    def forward(
+        self,
+        batch: Batch,
+        weight: float,
+        generator: torch.Generator | PartDraws,
+        *,
+        matched: Tensor | None = None,
+        mixed: float = 1.0,
+        mark: Mark = lambda _: None,
+    ) -> Losses:
+        """The losses of a batch, with λ = `weight`, against the queues as they are.
+
+        `generator` draws what is random; for `matched` see `ContrastiveLoss`; `mixed` is the share
+        of its own in each picture (see `mix`).
+        """
+        model, contrast, config = self.model, self.contrast, self.config
+        if model.probe:
+            first, labels = model(batch.view1), batch.labels
+            second, logits = None, first.logits
+        else:
+            tokens = model(torch.cat([batch.view1, batch.view2]))  # one pass over (2B, 3, S, S)
+            first, second = (Tokens(*t) for t in zip(*(t.chunk(2) for t in tokens), strict=True))
+            labels, logits = batch.labels.repeat(2), tokens.logits
+        classification = _classification(logits.float(), labels, len(batch.ids), mixed, config)
+        top1 = (first.logits.argmax(dim=1) == batch.labels).float().mean()
+        if contrast is None:
+            return Losses(classification, classification, None, {}, {}, top1)
+        mark("contrastive")
+        contrastive, parts, keys = contrast(
+            Projected(first, model.heads),
+            encode_keys(self, batch.view2, second),
+            batch.ids,
+            generator,
+            true_places(self, batch),
+            matched,
+        )
+        # Self-supervised, the classification is another network's loss and no part of the total.
+        total = contrastive
+        if not model.probe:
+            total = (1 - weight) * classification + weight * contrastive
+        return Losses(total, classification, contrastive, parts, keys, top1)
+
+
+def build_learner(
+    config: RunConfig, classes: int, device: torch.device, *, pretrained: bool = True
+) -> Learner:
+    """The networks of a run with weights drawn from torch's global random state.
+
+    `pretrained` False leaves timm's weights out even where the run begins with them: a checkpoint
+    is about to take their place.
+    """
+    model = DenseViT(config, classes, pretrained=pretrained).to(device)
     contrast = ContrastiveLoss(config).to(device) if loss_weights(config) else None
     averaged = None
     if contrast is not None and config.key_encoder == "momentum":
         averaging = get_ema_multi_avg_fn(config.momentum)
         averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
+        averaged.requires_grad_(False)
         averaged.update_parameters(model)  # the average begins with the initial weights
     return Learner(config, model, contrast, averaged)
 
@@ -64,47 +126,20 @@ def build_learner(config: RunConfig, classes: int, device: torch.device) -> Lear
 def build_optimizer(learner: Learner) -> torch.optim.Optimizer:
     """AdamW over the network and a learned temperature; biases and norms do not decay."""
     config = learner.config
-    groups = param_groups_weight_decay(learner.model, config.weight_decay)
+    groups = _decayed_groups(learner.model, config)
     if learner.contrast is not None and config.learnable_temp:
         groups.append({"params": list(learner.contrast.parameters()), "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def compute_losses(
-    learner: Learner,
-    batch: Batch,
-    weight: float,
-    generator: torch.Generator,
-    *,
-    enqueue: bool = True,
-) -> Losses:
-    """The losses of a batch, with λ = `weight`; its keys then enter the queues.
-
-    `generator` draws what is random; `enqueue=False` leaves the queues as they are.
-    """
-    model, contrast = learner.model, learner.contrast
-    if model.probe:
-        first, labels = model(batch.view1), batch.labels
-        second, logits = None, first.logits
-    else:
-        tokens = model(torch.cat([batch.view1, batch.view2]))  # one pass over (2B, 3, S, S)
-        first, second = (Tokens(*t) for t in zip(*(t.chunk(2) for t in tokens), strict=True))
-        labels, logits = batch.labels.repeat(2), tokens.logits
-    classification = F.cross_entropy(logits, labels)
-    top1 = (first.logits.argmax(dim=1) == batch.labels).float().mean()
-    if contrast is None:
-        return Losses(classification, classification, None, {}, top1)
-    contrastive, parts = contrast(
-        Projected(first, model.heads),
-        encode_keys(learner, batch.view2, second),
-        batch.ids,
-        generator,
-        true_places(learner, batch),
-        enqueue=enqueue,
+def _decayed_groups(model: DenseViT, config: RunConfig) -> list[dict[str, Any]]:
+    if config.layer_decay == 1.0:
+        return param_groups_weight_decay(model, config.weight_decay)
+    # timm counts the layers of the backbone; the heads lie above them all and learn at full rate.
+    groups = param_groups_layer_decay(
+        model.backbone, config.weight_decay, layer_decay=config.layer_decay
     )
-    # Self-supervised, the classification is another network's loss and no part of the total.
-    total = contrastive if model.probe else (1 - weight) * classification + weight * contrastive
-    return Losses(total, classification, contrastive, parts, top1)
+    return groups + param_groups_weight_decay(model.heads, config.weight_decay)
 
 
 @torch.no_grad()
@@ -131,21 +166,30 @@ def contrastive_weight(config: RunConfig, progress: float) -> float:
     return config.lambda_weight * (progress if config.contrastive_weight_adaptive else 1.0)
 
 
-def optimise(learner: Learner, optimizer: torch.optim.Optimizer, losses: Losses) -> None:
-    """One step of the optimiser, and of what follows the weights."""
-    model, contrast = learner.model, learner.contrast
-    optimizer.zero_grad(set_to_none=True)
-    (losses.total + losses.classification if model.probe else losses.total).backward()
-    if learner.config.grad_clip > 0:
-        nn.utils.clip_grad_norm_(_clipped(model), learner.config.grad_clip)
-    optimizer.step()
-    if contrast is not None:
-        contrast.clamp_temperature()
-    if learner.averaged is not None:
-        learner.averaged.update_parameters(model)
+def mix(batch: Batch, share: float) -> Batch:
+    """Each picture mixed with the one opposite it in the batch, both views in the same way.
+
+    Zhang et al., "mixup" (ICLR 2018), with one share a batch as timm has it.
+    """
+    if share == 1.0:
+        return batch
+    views = (v.lerp(v.flip(0), 1 - share) for v in (batch.view1, batch.view2))
+    return Batch(*views, *batch[2:])
 
 
-def _clipped(model: DenseViT) -> list[nn.Parameter]:
+def _classification(
+    logits: Tensor, labels: Tensor, pictures: int, mixed: float, config: RunConfig
+) -> Tensor:
+    """The cross-entropy of logits (R, C), which are those of one or two views of the pictures."""
+    loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    if mixed == 1.0:
+        return loss
+    others = labels.view(-1, pictures).flip(1).flatten()  # (views, B) -> (R,)
+    other = F.cross_entropy(logits, others, label_smoothing=config.label_smoothing)
+    return mixed * loss + (1 - mixed) * other
+
+
+def clipped_parameters(model: DenseViT) -> list[nn.Parameter]:
     """The parameters that share a gradient norm: a probe's gradient must not shorten the others."""
     probe = set(model.backbone.get_classifier().parameters()) if model.probe else set()
     return [parameter for parameter in model.parameters() if parameter not in probe]

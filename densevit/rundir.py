@@ -227,20 +227,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling of `path` to write to, which takes its place when the block succeeds."""
+    with temporary_beside(path) as temporary:
+        yield temporary
+        put(temporary, path)
+
+
+@contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """An empty file in the folder of `path`, removed at the end if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp is private; results are for the group
-        temporary.replace(path)
-        sync_folder(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Give a finished file its name: on the disk before the name is, so that no half is seen."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.chmod(0o666 & ~_umask())  # mkstemp is private; results are for the group
+    temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def _flock(file: IO[str], patience: float = 1.0) -> bool:

@@ -9,13 +9,14 @@ import torch
 
 from densevit.checkup import measure
 from densevit.config import RunConfig
-from densevit.data.loading import probe_batch, training_batches
+from densevit.data.loading import BatchOrder, probe_crops, training_batches
 from densevit.data.sources import open_data
-from densevit.data.views import training_views
+from densevit.distributed import World
 from densevit.errors import EXIT_FAILED
 from densevit.lifecycle import execute
-from densevit.objective import build_learner, build_optimizer, compute_losses, optimise
+from densevit.objective import build_learner
 from densevit.rundir import RunFolder, read_metrics
+from densevit.step import build_engine, train_step
 
 SHAPES = {
     "dataset": "shapes",
@@ -26,6 +27,9 @@ SHAPES = {
     "key_encoder": "momentum", "momentum": 0.99, "queue_size": 4096, "sampled_patches": 8,
     "projection_hidden_dim": 256, "workers": 0, "device": "cpu",
 }  # fmt: skip
+
+
+LOOK = (0.5,) * 3, (0.5,) * 3
 
 
 def run(tmp_path, settings):
@@ -60,18 +64,17 @@ def learner_and_probe(settings):
     data = open_data(config, 32)
     torch.manual_seed(0)
     learner = build_learner(config, len(data.train.classes), torch.device("cpu"))
-    views = training_views(32, (0.5,) * 3, (0.5,) * 3)
-    return learner, data, views, probe_batch(data.val, views, 64)
+    return learner, data, probe_crops(data.val, 32, 64).developed(*LOOK)
 
 
 def test_a_queue_of_constant_features_fires_the_alarm():
-    learner, data, views, probe = learner_and_probe({**SHAPES, "lambda_weight": 1})
+    learner, data, probe = learner_and_probe({**SHAPES, "lambda_weight": 1})
     assert measure(learner, probe, 1)["collapsed"] == 0
-    batches, _ = training_batches(data.train, views, batch_size=32, seed=0, workers=0, pin=False)
-    optimizer, generator = build_optimizer(learner), torch.Generator().manual_seed(0)
-    for batch in batches:
+    order = BatchOrder(len(data.train), batch_size=32, seed=0)
+    engine = build_engine(learner, torch.device("cpu"), World())
+    for step, crops in enumerate(training_batches(data.train, 32, order, workers=0, pin=False)):
         learner.contrast.queues["dense"].features.fill_(128**-0.5)
-        optimise(learner, optimizer, compute_losses(learner, batch, 1.0, generator))
+        train_step(engine, crops.developed(*LOOK), 1.0, step)
     numbers = measure(learner, probe, 1)
     assert numbers["collapsed"] == 1
     assert numbers["dense_feature_std"] < 0.3
@@ -112,7 +115,7 @@ def test_a_network_that_is_collapsed_from_the_start_is_told_when_it_stays_so(tmp
 
 
 def test_features_that_are_not_finite_have_no_health(tiny):
-    learner, _, _, probe = learner_and_probe({**tiny, "cl_mode": "dense"})
+    learner, _, probe = learner_and_probe({**tiny, "cl_mode": "dense"})
     with torch.no_grad():
         learner.model.backbone.norm.weight.fill_(math.nan)
     numbers = measure(learner, probe, 0.5)
@@ -122,7 +125,7 @@ def test_features_that_are_not_finite_have_no_health(tiny):
 
 def test_looking_changes_nothing(tiny):
     settings = {**tiny, "cl_mode": "joint", "key_encoder": "momentum", "query_patches": 5}
-    learner, _, _, probe = learner_and_probe(settings)
+    learner, _, probe = learner_and_probe(settings)
     parts = learner.model, learner.contrast, learner.averaged
     before = [copy.deepcopy(part.state_dict()) for part in parts]
     state = torch.get_rng_state()
@@ -147,7 +150,7 @@ def test_looking_changes_nothing(tiny):
     ids=str,
 )
 def test_every_run_has_the_numbers_that_apply_to_it(tiny, fields, kinds):
-    learner, _, _, probe = learner_and_probe({**tiny, **fields})
+    learner, _, probe = learner_and_probe({**tiny, **fields})
     weight = 0.0 if not kinds else learner.config.lambda_weight
     numbers = measure(learner, probe, weight)
     wanted = {"image_rank", "patch_rank", "match_precision", "overlap_share", "unique_match_share"}
@@ -171,6 +174,6 @@ def test_the_numbers_do_not_depend_on_the_parts_that_the_probe_is_taken_in(tiny)
     numbers = []
     for batch_size in (2, 15):
         settings = {**tiny, "cl_mode": "joint", "batch_size": batch_size, "lambda_weight": 1.0}
-        learner, _, _, probe = learner_and_probe(settings)
+        learner, _, probe = learner_and_probe(settings)
         numbers.append(measure(learner, probe, 1.0))
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)

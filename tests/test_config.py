@@ -91,7 +91,7 @@ def test_one_and_one_point_zero_are_the_same_run():
 def test_the_id_is_the_hash_of_the_stored_preimage():
     ids = identity(config(cl_mode="global", temperature=0.1, seed=3))
     assert ids.preimage == {
-        "schema_version": 1, "seed": 3, "config": {"cl_mode": "global", "temperature": 0.1},
+        "schema_version": 2, "seed": 3, "config": {"cl_mode": "global", "temperature": 0.1},
     }  # fmt: skip
     text = json.dumps(ids.preimage, sort_keys=True, separators=(",", ":"))
     assert ids.run == hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -99,8 +99,8 @@ def test_the_id_is_the_hash_of_the_stored_preimage():
 
 def test_ids_are_pinned():
     """An id that changes orphans everybody's results: bump SCHEMA_VERSION if it is meant."""
-    assert identity(config()).run == "fe622ec55fb2"
-    assert identity(config(cl_mode="none", batch_size=64, seed=1)).run == "4caee47be932"
+    assert identity(config()).run == "505b26cfd96d"
+    assert identity(config(cl_mode="none", batch_size=64, seed=1)).run == "6faf548c604e"
 
 
 def test_seed_and_execution_are_no_part_of_a_cell():
@@ -109,7 +109,8 @@ def test_seed_and_execution_are_no_part_of_a_cell():
     assert identity(config(seed=5)).run != identity(config()).run
     for name in [n for n in FIELDS if is_execution(n)]:
         other = {"workers": 0, "log_every": 7, "device": "cpu", "benchmarks": {"x": "y"},
-                 "health_every": 9, "on_collapse": "stop", "gradient_checkpointing": True}  # fmt: skip
+                 "health_every": 9, "on_collapse": "stop", "gradient_checkpointing": True,
+                 "checkpoint_minutes": 2.5, "grad_accumulation": 2, "compile": True}  # fmt: skip
         assert identity(config(**{name: other.get(name, "other")})) == identity(config())
 
 

@@ -10,13 +10,9 @@ from torch.nn import functional as F
 from densevit.checkup import gradient_balance
 from densevit.config import RunConfig
 from densevit.data.loading import Batch
-from densevit.objective import (
-    build_learner,
-    build_optimizer,
-    compute_losses,
-    contrastive_weight,
-    optimise,
-)
+from densevit.distributed import World
+from densevit.objective import build_learner, contrastive_weight
+from densevit.step import build_engine, train_step
 
 SMALL = {
     "model_kwargs": {
@@ -44,16 +40,14 @@ def batch_of(seed, size=4):
 
 def steps(learner, count, *, relabel=False, weight=None):
     """The weights after each of some steps, the first entry being those before."""
-    optimizer = build_optimizer(learner)
-    generator = torch.Generator().manual_seed(0)
+    engine = build_engine(learner, CPU, World())
     seen = [copy.deepcopy(learner.model.state_dict())]
     weight = learner.config.lambda_weight if weight is None else weight
     for number in range(count):
         batch = batch_of(number)
         if relabel:
             batch = batch._replace(labels=(batch.labels + 1) % 5)
-        losses = compute_losses(learner, batch, weight, generator)
-        optimise(learner, optimizer, losses)
+        train_step(engine, batch, weight, number)
         seen.append(copy.deepcopy(learner.model.state_dict()))
     return seen
 
@@ -88,7 +82,7 @@ def test_at_lambda_1_labels_teach_the_probe_and_nothing_else(mode, keys):
 
 def test_at_lambda_1_the_total_is_the_contrastive_loss():
     learner = learner_of(lambda_weight=1)
-    losses = compute_losses(learner, batch_of(0), 1.0, torch.Generator().manual_seed(0))
+    losses = learner(batch_of(0), 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(losses.total, losses.contrastive)
     logits = learner.model(batch_of(0).view1).logits
     torch.testing.assert_close(losses.classification, F.cross_entropy(logits, batch_of(0).labels))
@@ -96,10 +90,10 @@ def test_at_lambda_1_the_total_is_the_contrastive_loss():
 
 def test_a_temperature_is_learned_and_ends_at_its_bound():
     learner = learner_of(cl_mode="dense", learnable_temp=True, learning_rate=0.5)
-    optimizer, generator = build_optimizer(learner), torch.Generator().manual_seed(0)
+    engine = build_engine(learner, CPU, World())
     seen = [0.2]
     for number in range(12):
-        optimise(learner, optimizer, compute_losses(learner, batch_of(number), 0.5, generator))
+        train_step(engine, batch_of(number), 0.5, number)
         seen.append(learner.contrast.temperature().item())
     assert seen[1] != pytest.approx(0.2, rel=0.1)
     assert all(0.0099 < t < 1.0001 for t in seen)
@@ -123,7 +117,7 @@ def test_a_geometry_step_pulls_at_the_patches_that_show_the_same_place():
     # patch (r − 1, c − 1) there.
     batch = batch_of(0)
     queue = learner.contrast.queues["dense"].features.double().clone()
-    losses = compute_losses(learner, batch, 1.0, torch.Generator().manual_seed(0))
+    losses = learner(batch, 1.0, torch.Generator().manual_seed(0))
     with torch.no_grad():
         head = learner.model.heads["dense"]
         queries, keys = (
@@ -144,14 +138,14 @@ def test_a_geometry_step_pulls_at_the_patches_that_show_the_same_place():
 def test_a_rising_lambda_is_no_probe_even_when_it_ends_at_1():
     learner = learner_of(lambda_weight=1, contrastive_weight_adaptive=True)
     assert not learner.model.probe
-    losses = compute_losses(learner, batch_of(0), 0.25, torch.Generator().manual_seed(0))
+    losses = learner(batch_of(0), 0.25, torch.Generator().manual_seed(0))
     wanted = 0.75 * losses.classification + 0.25 * losses.contrastive
     torch.testing.assert_close(losses.total, wanted)
 
 
 def test_the_classification_loss_is_that_of_both_views():
     learner, batch = learner_of(cl_mode="none"), batch_of(0)
-    losses = compute_losses(learner, batch, 0.0, torch.Generator())
+    losses = learner(batch, 0.0, torch.Generator())
     each = [
         F.cross_entropy(learner.model(view).logits, batch.labels)
         for view in (batch.view1, batch.view2)
@@ -169,11 +163,11 @@ def test_the_moving_average_is_the_closed_form_over_weights_and_buffers():
     learner = learner_of(cl_mode="joint", key_encoder="momentum", momentum=0.9)
     for network in (learner.model, learner.averaged.module):
         network.register_buffer("drift", torch.zeros(3))
-    optimizer, generator = build_optimizer(learner), torch.Generator().manual_seed(0)
+    engine = build_engine(learner, CPU, World())
     history = [copy.deepcopy(learner.model.state_dict())]
     for number in range(5):
         learner.model.drift += number + 1.0
-        optimise(learner, optimizer, compute_losses(learner, batch_of(number), 0.5, generator))
+        train_step(engine, batch_of(number), 0.5, number)
         history.append(copy.deepcopy(learner.model.state_dict()))
     averaged = learner.averaged.module.state_dict()
     assert {"drift", "heads.global.0.weight", "backbone.head.weight"} <= averaged.keys()
@@ -190,7 +184,9 @@ def test_momentum_keys_come_from_the_average_and_carry_no_gradient():
         for parameter in learner.averaged.module.parameters():
             parameter.mul_(1.5)
     batch = batch_of(0)
-    compute_losses(learner, batch, 0.5, torch.Generator().manual_seed(0)).total.backward()
+    losses = learner(batch, 0.5, torch.Generator().manual_seed(0))
+    losses.total.backward()
+    learner.contrast.enqueue([losses.keys])
     keys = learner.averaged.module
     patches = keys(batch.view2).patches
     wanted = F.normalize(keys.heads["dense"](patches), dim=-1)
@@ -227,9 +223,7 @@ def test_gradient_balance_equals_two_backward_passes():
     assert all(parameter.grad is None for parameter in learner.model.parameters())
     flat = {}
     for part in ("contrastive", "classification"):
-        losses = compute_losses(
-            learner, batch, 0.3, torch.Generator().manual_seed(0), enqueue=False
-        )
+        losses = learner(batch, 0.3, torch.Generator().manual_seed(0))
         learner.model.zero_grad()
         getattr(losses, part).backward()
         grads = [

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densevit.config import TEMPERATURE_RANGE, RunConfig, loss_weights
+from densevit.contrast.draws import PartDraws
 from densevit.contrast.info_nce import queue_info_nce
 from densevit.contrast.matching import match, random_match
 from densevit.contrast.queue import FeatureQueue
@@ -41,10 +42,14 @@ class Pairs(NamedTuple):
 
 
 class ContrastiveLosses(NamedTuple):
-    """The loss of a step, a scalar with gradient, and its parts (`global`, `dense`) without."""
+    """The loss of a step, a scalar with gradient, and its parts (`global`, `dense`) without.
+
+    keys: for each of them the features (M, D) and image ids (M,) that are to enter its queue.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
+    keys: dict[str, tuple[Tensor, Tensor]]
 
 
 class ContrastiveLoss(nn.Module):
@@ -84,12 +89,11 @@ class ContrastiveLoss(nn.Module):
         view1: Projected,
         view2: Projected,
         image_ids: Tensor,
-        generator: torch.Generator,
+        generator: torch.Generator | PartDraws,
         truth: Tensor | None = None,
-        *,
-        enqueue: bool = True,
+        matched: Tensor | None = None,
     ) -> ContrastiveLosses:
-        """The mean loss over all queries; the batch's keys then enter the queues.
+        """The mean loss over all queries, against the queues as they are.
 
         Args:
             view1: gives the queries.
@@ -97,22 +101,33 @@ class ContrastiveLoss(nn.Module):
             image_ids: (B,), which pictures these are.
             generator: of all that is drawn.
             truth: (B, N) of `true_match`, needed by `correspondence_features: geometry`.
-            enqueue: False leaves the queues as they are, for a look from outside.
+            matched: what the sum over matched queries is divided by; their number if None. For a
+                part of a batch, their mean number a part (see `count_matched`).
         """
         pairs = {kind: self.pairs(kind, view1, view2, generator, truth) for kind in self.weights}
-        losses = {kind: self._loss(kind, pairs[kind], image_ids) for kind in self.weights}
-        if enqueue:
-            for kind in self.weights:
-                self._enqueue(kind, pairs[kind], image_ids, generator)
+        losses = {kind: self._loss(kind, pairs[kind], image_ids, matched) for kind in self.weights}
+        keys = {k: self._chosen_keys(k, pairs[k], image_ids, generator) for k in self.weights}
         total = sum(weight * losses[kind] for kind, weight in self.weights.items())
-        return ContrastiveLosses(total, {kind: loss.detach() for kind, loss in losses.items()})
+        parts = {kind: loss.detach() for kind, loss in losses.items()}
+        return ContrastiveLosses(total, parts, keys)
+
+    def enqueue(self, parts: list[dict[str, tuple[Tensor, Tensor]]]) -> None:
+        """Let the keys of a step enter the queues: those of each part of its batch, in order."""
+        for kind, queue in self.queues.items():
+            features, ids = zip(*(part[kind] for part in parts), strict=True)
+            queue.enqueue(torch.cat(features), torch.cat(ids))
+
+    def count_matched(self, truth: Tensor, generator: torch.Generator | PartDraws) -> Tensor:
+        """How many queries of a part of a batch have a true match: what `forward` will draw."""
+        chosen = self._queries(truth.unsqueeze(2), generator)
+        return (truth.gather(1, chosen) >= 0).sum()
 
     def pairs(
         self,
         kind: str,
         view1: Projected,
         view2: Projected,
-        generator: torch.Generator,
+        generator: torch.Generator | PartDraws,
         truth: Tensor | None = None,
     ) -> Pairs:
         """Queries, positives and keys of one loss; the arguments are those of `forward`."""
@@ -126,10 +141,8 @@ class ContrastiveLoss(nn.Module):
             keys = _unit(raw)
         patches = view1.tokens.patches
         batch, count, _ = patches.shape
-        if self.config.query_patches == "all":
-            chosen = torch.arange(count, device=patches.device).expand(batch, -1)  # (B, N)
-        else:
-            chosen = sample(patches, self.config.query_patches, "random", generator=generator)
+        chosen = self._queries(patches, generator)
+        if chosen.shape[1] < count:
             patches = _take(patches, chosen)  # (B, Q, E)
         queries = _unit(view1.heads[kind](patches))  # (B, Q, D)
         features = self.config.correspondence_features
@@ -146,7 +159,14 @@ class ContrastiveLoss(nn.Module):
         positives = _take(keys, partner.clamp_min(0))  # (B, Q, D)
         return Pairs(queries.flatten(0, 1), positives.flatten(0, 1), raw, chosen, partner)
 
-    def _loss(self, kind: str, pairs: Pairs, image_ids: Tensor) -> Tensor:
+    def _queries(self, patches: Tensor, generator: torch.Generator | PartDraws) -> Tensor:
+        """Which patches (B, Q) of (B, N, ...) are queries; drawn before anything else is."""
+        batch, count, _ = patches.shape
+        if self.config.query_patches == "all":
+            return torch.arange(count, device=patches.device).expand(batch, -1)  # (B, N)
+        return sample(patches, self.config.query_patches, "random", generator=generator)
+
+    def _loss(self, kind: str, pairs: Pairs, image_ids: Tensor, matched: Tensor | None) -> Tensor:
         """The mean over the queries that have a positive; 0 if none has."""
         losses = queue_info_nce(
             pairs.queries,
@@ -157,8 +177,8 @@ class ContrastiveLoss(nn.Module):
         )
         if pairs.partner is None or self.config.correspondence_features != "geometry":
             return losses.mean()
-        matched = pairs.partner.flatten() >= 0
-        return (losses * matched).sum() / matched.sum().clamp_min(1)
+        exists = pairs.partner.flatten() >= 0
+        return (losses * exists).sum() / (exists.sum().clamp_min(1) if matched is None else matched)
 
     def _own_entries(self, kind: str, image_ids: Tensor) -> Tensor | None:
         """(B, K), True where a queue entry comes from the query's own picture."""
@@ -167,24 +187,27 @@ class ContrastiveLoss(nn.Module):
         return image_ids[:, None] == self.queues[kind].image_ids[None, :]
 
     @torch.no_grad()
-    def _enqueue(
-        self, kind: str, pairs: Pairs, image_ids: Tensor, generator: torch.Generator
-    ) -> None:
-        queue = self.queues[kind]
+    def _chosen_keys(
+        self,
+        kind: str,
+        pairs: Pairs,
+        image_ids: Tensor,
+        generator: torch.Generator | PartDraws,
+    ) -> tuple[Tensor, Tensor]:
+        """The features (M, D) that enter the queue, and their image ids (M,)."""
         if kind == "global" or self.config.dense_negatives == "pooled":
             # Pooled after the head and before normalising, then normalised (DenseCL's queue).
-            queue.enqueue(_unit(pairs.keys.mean(dim=1)), image_ids)
-            return
+            return _unit(pairs.keys.mean(dim=1)), image_ids
         keys = _unit(pairs.keys)
         chosen = sample(
             keys,
             self.config.sampled_patches,
             self.config.sampling_strategy,
-            queue=queue.features,
+            queue=self.queues[kind].features,
             generator=generator,
         )  # (B, n)
         ids = image_ids[:, None].expand_as(chosen)
-        queue.enqueue(_take(keys, chosen).flatten(0, 1), ids.flatten())
+        return _take(keys, chosen).flatten(0, 1), ids.flatten()
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densevit.contrast.draws import PartDraws, uniform
+
 
 @torch.no_grad()
 def match(f1: Tensor, f2: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ def match(f1: Tensor, f2: Tensor) -> Tensor:
 def random_match(
     batch: int,
     patches: int,
-    generator: torch.Generator | None,
+    generator: torch.Generator | PartDraws | None,
     device: torch.device | str,
 ) -> Tensor:
     """(B, N) int64 indices, each drawn uniformly and independently from the N patches.
@@ -51,8 +53,8 @@ def random_match(
     """
     if patches < 1:
         raise ValueError(f"patches must be at least 1, got {patches}")
-    source = device if generator is None else generator.device
-    return torch.randint(patches, (batch, patches), generator=generator, device=source).to(device)
+    drawn = uniform(batch, patches, generator, device)  # in [0, 1)
+    return (drawn * patches).long().clamp_max_(patches - 1)
 
 
 def true_match(view1: Tensor, view2: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -59,6 +59,8 @@ class FeatureQueue(nn.Module):
     def enqueue(self, keys: Tensor, image_ids: Tensor) -> None:
         """Replace the M oldest features; of more keys than slots, the last ones stay.
 
+        A key that is not finite, from a step that went wrong, leaves its slot as it is.
+
         Args:
             keys: (M, dim), any M, but the same on every rank; stored without gradient.
             image_ids: (M,) integers >= 0, the image of each key.
@@ -78,11 +80,16 @@ class FeatureQueue(nn.Module):
         start = (self._position + dropped) % size
         until_end = min(len(keys), size - start)
         wrapped = len(keys) - until_end
+        whole = keys.isfinite().all(dim=1)
         written = self.calls.expand(len(keys))
         stores = (self.features, keys), (self.image_ids, image_ids), (self.written, written)
         for store, new in stores:
-            store[start : start + until_end] = new[:until_end]
-            store[:wrapped] = new[until_end:]
+            for slots, part in (
+                (slice(start, start + until_end), slice(None, until_end)),
+                (slice(0, wrapped), slice(until_end, None)),
+            ):
+                taken = whole[part].view(-1, *[1] * (store.ndim - 1))
+                store[slots] = torch.where(taken, new[part].to(store.dtype), store[slots])
         self._position = (start + len(keys)) % size
         self.position.fill_(self._position)
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densevit.contrast.draws import PartDraws, uniform
+
 Strategy = Literal["random", "diverse", "hardest"]
 
 
@@ -15,7 +17,7 @@ def sample(
     n: int,
     strategy: Strategy,
     queue: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | PartDraws | None = None,
 ) -> Tensor:
     """Choose n different patches of every image.
 
@@ -32,6 +34,7 @@ def sample(
         strategy: one of the three above.
         queue: (K, D) L2-normalised features; needed by `hardest`, ignored otherwise.
         generator: of the random draws, which happen on its device; torch's default one if None.
+            See `contrast.draws` for a batch that is worked on in parts.
 
     Returns:
         (B, n) int64 indices into the N patches, in no order that means anything. Similarities are
@@ -47,9 +50,9 @@ def sample(
         raise ValueError(f"n must be between 1 and the {patches} patches of an image, got {n}")
     with torch.autocast(keys.device.type, enabled=False):
         if strategy == "random":
-            return _rand(batch, patches, generator, keys.device).argsort(dim=1)[:, :n]
+            return uniform(batch, patches, generator, keys.device).argsort(dim=1)[:, :n]
         if strategy == "diverse":
-            first = _rand(batch, patches, generator, keys.device).argmax(dim=1)
+            first = uniform(batch, patches, generator, keys.device).argmax(dim=1)
             return _farthest(F.normalize(keys.float(), dim=2), n, first)
         if strategy == "hardest":
             if queue is None:
@@ -81,11 +84,3 @@ def _farthest(keys: Tensor, n: int, first: Tensor) -> Tensor:
         nearest[images, chosen[-1]] = torch.inf
         chosen.append(nearest.argmin(dim=1))
     return torch.stack(chosen, dim=1)  # n x (B,) -> (B, n)
-
-
-def _rand(
-    batch: int, patches: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """Uniform numbers (B, N), drawn where the generator lives."""
-    source = device if generator is None else generator.device
-    return torch.rand(batch, patches, generator=generator, device=source).to(device)

@@ -1,4 +1,4 @@
-"""Folders of class folders, and pictures as upright RGB. Imports no torch: checks are quick."""
+"""Folders of class folders. Imports no torch: checks are quick."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
+from densevit.data.pictures import Picture, read_picture
 from densevit.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -29,9 +28,10 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, index: int) -> Image.Image:
-        """A picture, upright, mode RGB. Errors: `UserError` naming the file."""
-        return load_rgb(self.root / self.ids[index])
+    def picture(self, index: int) -> Picture:
+        """Errors: `UserError` naming the file."""
+        path = self.root / self.ids[index]
+        return read_picture(str(path), path.read_bytes)
 
     def fingerprint(self) -> dict[str, object]:
         """Counts and a hash of the names: what a run remembers of the files it saw."""
@@ -75,23 +75,6 @@ def check_classes(images: FolderImages, wanted: tuple[str, ...], source: str) ->
         raise UserError(
             f"{source}: {images.root}: its classes are not those of train/: {' and '.join(parts)}"
         )
-
-
-def load_rgb(path: Path) -> Image.Image:
-    """A picture file as upright RGB: EXIF orientation applied; grey, palette, CMYK converted.
-
-    Errors: `UserError` naming the file if it is missing, truncated or no picture.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
-                image = image.convert("RGBA")
-            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image: {error}") from None
 
 
 def _pictures(root: Path, class_name: str) -> list[str]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from densevit.data.photometric import develop
 from densevit.data.sources import Images
-from densevit.data.views import Transform, View, derived_seed
+from densevit.data.views import Crop, Transform, cut_views, derived_seed
 
 # Numbers that keep the random streams of a run apart.
 ORDER, VIEWS = 1, 2
@@ -18,7 +19,7 @@ ORDER, VIEWS = 1, 2
 
 class Batch(NamedTuple):
     """Pictures in two views: `view1`, `view2` (B, 3, S, S), the places `place1`, `place2` (B, 4)
-    of the picture that they show (see `data.views.View`), `labels` (B,) and `ids` (B,)."""
+    of the picture that they show (see `data.views.Crop`), `labels` (B,) and `ids` (B,)."""
 
     view1: Tensor
     view2: Tensor
@@ -36,20 +37,44 @@ class Batch(NamedTuple):
         return [Batch(*parts) for parts in zip(*(p.split(size) for p in self), strict=True)]
 
 
+class Crops(NamedTuple):
+    """What the loading processes make of pictures: two `Crop`s each, `labels` and `ids` (B,)."""
+
+    first: Crop
+    second: Crop
+    labels: Tensor
+    ids: Tensor
+
+    def to(self, device: torch.device) -> Crops:
+        """The same on another device, but for the colours: `develop` wants them on the host."""
+
+        def moved(crop: Crop) -> Crop:
+            pixels, place = (t.to(device, non_blocking=True) for t in (crop.pixels, crop.place))
+            return crop._replace(pixels=pixels, place=place)
+
+        rest = (t.to(device, non_blocking=True) for t in (self.labels, self.ids))
+        return Crops(moved(self.first), moved(self.second), *rest)
+
+    def developed(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Batch:
+        """The batch that a network sees, where the crops lie."""
+        views = (develop(c.pixels, c.colour, mean, std) for c in (self.first, self.second))
+        return Batch(*views, self.first.place, self.second.place, self.labels, self.ids)
+
+
 class TwoViews(Dataset):
-    """Item (epoch, index) -> a `Batch` of one picture, without the first dimension."""
+    """Item (epoch, index) -> the `Crops` of one picture, without the first dimension."""
 
-    def __init__(self, images: Images, views: list[View], seed: int) -> None:
-        self.images, self.views, self.seed = images, views, seed
+    def __init__(self, images: Images, size: int, seed: int) -> None:
+        self.images, self.size, self.seed = images, size, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | int, ...]:
+    def __getitem__(self, key: tuple[int, int]) -> Crops:
         epoch, index = key
-        image = self.images.image(index)
-        # The transforms draw from torch's global state; what the run itself draws stays apart.
+        picture = self.images.picture(index)
+        # Views are drawn from torch's global state; what the run itself draws stays apart.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derived_seed(VIEWS, self.seed, epoch, index))
-            (first, place1), (second, place2) = (view(image) for view in self.views)
-        return Batch(first, second, place1, place2, self.images.labels[index], index)
+            first, second = cut_views(picture, self.size)
+        return Crops(first, second, self.images.labels[index], index)
 
 
 class Plain(Dataset):
@@ -62,61 +87,107 @@ class Plain(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        return self.view(self.images.image(index)), self.images.labels[index], index
+        return self.view(self.images.picture(index).decode()), self.images.labels[index], index
 
 
-class EpochOrder(Sampler[tuple[int, int]]):
-    """The training pictures in the order of one epoch; set `epoch` before iterating."""
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """The batches of one epoch, from a batch on: set `epoch` and `start` before iterating.
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    Each rank gets its part of each global batch: the parts in the order of the ranks are the batch
+    that a single process would get. An incomplete last batch is dropped.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.ranks = rank, ranks
+        self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
-        return self.count
+        return self.count // self.batch_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(derived_seed(ORDER, self.seed, self.epoch))
-        for index in torch.randperm(self.count, generator=generator).tolist():
-            yield self.epoch, index
+        order = torch.randperm(self.count, generator=generator).tolist()
+        share = self.batch_size // self.ranks
+        for number in range(self.start, len(self)):
+            first = number * self.batch_size + self.rank * share
+            yield [(self.epoch, index) for index in order[first : first + share]]
 
 
 def training_batches(
-    images: Images, views: list[View], *, batch_size: int, seed: int, workers: int, pin: bool
-) -> tuple[DataLoader, EpochOrder]:
-    """Each `Batch` of an epoch, and the order they come in; an incomplete last one is dropped."""
-    order = EpochOrder(len(images), seed)
-    loader = DataLoader(
-        TwoViews(images, views, seed),
-        batch_size=batch_size,
-        sampler=order,
-        drop_last=True,
+    images: Images, size: int, order: BatchOrder, *, workers: int, pin: bool
+) -> DataLoader:
+    """The `Crops` (of `size` pixels a side) of each batch of an order."""
+    return DataLoader(
+        TwoViews(images, size, order.seed),
+        batch_sampler=order,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
         generator=torch.Generator(),  # its own, so that loading moves no other random stream
     )
-    return loader, order
 
 
-def probe_batch(images: Images, views: list[View], count: int) -> Batch:
-    """A `Batch` of at most `count` pictures, spread evenly over all, in the same two views always.
+def on_device(batches: DataLoader, device: torch.device) -> Iterator[Crops]:
+    """Batches on a device; on a GPU the next one is copied while the last one is worked on."""
+    if device.type != "cuda":
+        for crops in batches:
+            yield crops.to(device)
+        return
+    copying = torch.cuda.Stream(device)
+    ahead: Crops | None = None
+    for crops in batches:
+        with torch.cuda.stream(copying):
+            following = crops.to(device)
+        if ahead is not None:
+            yield _arrived(ahead, copying)
+        ahead = following
+    if ahead is not None:
+        yield _arrived(ahead, copying)
+
+
+def _arrived(crops: Crops, copying: torch.cuda.Stream) -> Crops:
+    """Make the current stream wait for a copy, and keep its memory until that stream is done."""
+    current = torch.cuda.current_stream()
+    current.wait_stream(copying)
+    moved = (*crops.first[:2], *crops.second[:2], crops.labels, crops.ids)
+    for tensor in moved:
+        tensor.record_stream(current)
+    return crops
+
+
+def probe_crops(images: Images, size: int, count: int) -> Crops:
+    """`Crops` of at most `count` pictures, spread evenly over all, in the same two views always.
 
     Their ids are -2, so that no entry of a queue passes for one of them.
     """
     count = min(count, len(images))
-    pictures = TwoViews(images, views, seed=0)
+    pictures = TwoViews(images, size, seed=0)
     chosen = [i * len(images) // count for i in range(count)]
-    batch = default_collate([pictures[0, index] for index in chosen])
-    return batch._replace(ids=torch.full_like(batch.ids, -2))
+    crops = default_collate([pictures[0, index] for index in chosen])
+    return crops._replace(ids=torch.full_like(crops.ids, -2))
 
 
 def plain_batches(
-    images: Images, view: Transform, *, batch_size: int, workers: int, pin: bool
+    images: Images,
+    view: Transform,
+    *,
+    batch_size: int,
+    workers: int,
+    pin: bool,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> DataLoader:
-    """Batches of (pictures (B, 3, S, S), labels (B,), indices (B,)), each picture once."""
+    """Batches of (pictures (B, 3, S, S), labels (B,), indices (B,)), each picture once.
+
+    Of several ranks, each gets every so manieth picture.
+    """
     return DataLoader(
         Plain(images, view),
         batch_size=batch_size,
+        sampler=range(rank, len(images), ranks),
         num_workers=workers,
         pin_memory=pin,
         generator=torch.Generator(),

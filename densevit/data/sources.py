@@ -18,6 +18,7 @@ from PIL import Image
 from densevit.config import RunConfig
 from densevit.data import shapes
 from densevit.data.folders import check_classes, scan
+from densevit.data.pictures import Picture
 from densevit.errors import UserError
 
 
@@ -30,8 +31,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """A picture, upright, mode RGB."""
+    def picture(self, index: int) -> Picture:
+        """A picture, not decoded yet."""
         ...
 
     def fingerprint(self) -> dict[str, object]:
@@ -90,8 +91,9 @@ def check_fingerprint(held: dict[str, Any], found: dict[str, Any], where: Path) 
     found_parts = {**found, **found.get("benchmarks", {})}
     for name in held_parts.keys() & found_parts.keys() - {"benchmarks"}:
         if held_parts[name] != found_parts[name]:
+            what = name if name == "init_checkpoint" else f"the {name} images"
             raise UserError(
-                f"{where}: the {name} images have changed since this run saw them: "
+                f"{where}: {what} have changed since this run saw them: "
                 f"then {held_parts[name]}, now {found_parts[name]}"
             )
 
@@ -142,8 +144,8 @@ class DrawnImages:
     def __len__(self) -> int:
         return shapes.COUNTS[self.split]
 
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self.drawn.images[index])
+    def picture(self, index: int) -> Picture:
+        return Picture(self.ids[index], Image.fromarray(self.drawn.images[index]), (self.size,) * 2)
 
     def fingerprint(self) -> dict[str, object]:
         """The recipe, which decides every pixel."""

@@ -73,11 +73,14 @@ def content(loss, kind):
     return loss.queues[kind].features.clone().double()
 
 
-def call(loss, heads, view1, view2, ids=None, truth=None, **kwargs):
+def call(loss, heads, view1, view2, ids=None, truth=None, *, enqueue=True, **kwargs):
     ids = torch.arange(B) if ids is None else ids
     generator = torch.Generator().manual_seed(5)
     views = Projected(view1, heads), Projected(view2, heads)
-    return loss(*views, ids, generator, truth, **kwargs).total
+    losses = loss(*views, ids, generator, truth, **kwargs)
+    if enqueue:
+        loss.enqueue([losses.keys])
+    return losses.total
 
 
 def test_dense_equals_the_formula():
@@ -179,7 +182,7 @@ def test_pooled_negatives_are_pooled_before_they_are_normalised():
     assert (queue.features[:B] - other).abs().max() > 1e-3
 
 
-def test_a_look_from_outside_leaves_the_queues_alone():
+def test_the_queues_change_when_they_are_told_to():
     loss, heads, view1, view2 = setting(cl_mode="joint")
     before = copy.deepcopy(loss.state_dict())
     call(loss, heads, view1, view2, enqueue=False)

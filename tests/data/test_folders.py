@@ -6,7 +6,8 @@ from pictures import write_images
 from PIL import Image
 
 from densevit.config import RunConfig
-from densevit.data.folders import load_rgb, scan
+from densevit.data.folders import scan
+from densevit.data.pictures import read_picture
 from densevit.data.sources import check_fingerprint, data_folder, open_data
 from densevit.errors import UserError
 
@@ -82,6 +83,10 @@ def test_where_the_data_lies(tmp_path, monkeypatch):
     monkeypatch.delenv("DENSEVIT_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert data_folder(RunConfig(dataset="shapes")) == tmp_path / "densevit" / "shapes"
+
+
+def load_rgb(path):
+    return read_picture(str(path), path.read_bytes).decode()
 
 
 def gradient():

@@ -1,5 +1,7 @@
 """Views and batches: what is drawn depends on seed, epoch and picture, and on nothing else."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -8,26 +10,36 @@ from PIL import Image
 from densevit.config import RunConfig
 from densevit.data import shapes
 from densevit.data.folders import scan
-from densevit.data.loading import Batch, plain_batches, probe_batch, training_batches
+from densevit.data.loading import (
+    Batch,
+    BatchOrder,
+    on_device,
+    plain_batches,
+    probe_crops,
+    training_batches,
+)
+from densevit.data.pictures import Picture, read_picture
 from densevit.data.sources import benchmark_names, open_data
-from densevit.data.views import derived_seed, plain_view, training_views
+from densevit.data.views import RECIPES, cut_views, derived_seed, draw_view, plain_view
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
-def epoch_of(blobs, epoch, *, seed=0, workers=0, batch_size=8):
-    views = training_views(32, MEAN, STD)
+def epoch_of(blobs, epoch, *, workers=0, start=0, **settings):
     images = scan(blobs / "train", "x")
-    batches, order = training_batches(
-        images, views, batch_size=batch_size, seed=seed, workers=workers, pin=False
-    )
-    order.epoch = epoch
-    return list(batches)
+    order = BatchOrder(len(images), **{"batch_size": 8, "seed": 0, **settings})
+    order.epoch, order.start = epoch, start
+    batches = training_batches(images, 32, order, workers=workers, pin=False)
+    return [crops.developed(MEAN, STD) for crops in on_device(batches, torch.device("cpu"))]
 
 
 def joined(batches):
     """All pictures of an epoch as one batch."""
     return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def probe_of(images, count):
+    return probe_crops(images, 32, count).developed(MEAN, STD)
 
 
 def equal(one, other):
@@ -76,12 +88,28 @@ def test_a_batch_names_what_it_holds_and_comes_apart_again(blobs):
     assert equal(batch.to(torch.device("cpu")), batch)
 
 
+def test_an_epoch_can_be_entered_at_any_batch(blobs):
+    whole = epoch_of(blobs, 2, workers=2)
+    for start in range(6):
+        rest = epoch_of(blobs, 2, start=start, workers=start % 2)
+        assert len(rest) == 5 - start
+        assert all(equal(a, b) for a, b in zip(rest, whole[start:], strict=True))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_parts_of_the_ranks_in_order_are_the_batch_of_one_process(blobs, ranks):
+    whole = epoch_of(blobs, 1)
+    parts = [epoch_of(blobs, 1, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for number, batch in enumerate(whole):
+        assert equal(batch, joined([part[number] for part in parts]))
+
+
 def test_the_probe_holds_the_same_views_of_pictures_from_every_class(blobs):
     images = scan(blobs / "train", "x")
     torch.manual_seed(1)
-    probe = probe_batch(images, training_views(32, MEAN, STD), 9)
+    probe = probe_of(images, 9)
     random_state = torch.get_rng_state()
-    assert equal(probe, probe_batch(images, training_views(32, MEAN, STD), 9))
+    assert equal(probe, probe_of(images, 9))
     assert torch.equal(torch.get_rng_state(), random_state)
     # No picture and no free slot of a queue has the id of one of them.
     assert probe.ids.tolist() == [-2] * 9
@@ -94,7 +122,7 @@ def test_the_probe_holds_the_same_views_of_pictures_from_every_class(blobs):
 
 def test_the_probe_holds_at_most_every_picture_once(blobs):
     images = scan(blobs / "val", "x")
-    probe = probe_batch(images, training_views(32, MEAN, STD), 1000)
+    probe = probe_of(images, 1000)
     assert len(probe.ids) == len(images) == 15
     assert probe.labels.tolist() == list(images.labels)
 
@@ -123,23 +151,29 @@ def test_plain_batches_hold_every_picture_once(blobs):
     assert labels.tolist() == list(images.labels)
 
 
+class Coordinate(NamedTuple):
+    """A picture that holds for each pixel the x, or the y, of its own centre."""
+
+    values: np.ndarray
+    size: tuple[int, int]
+
+    def decode(self, _reduction):
+        return Image.fromarray(self.values)
+
+
 def coordinates(height, width):
-    """Two pictures whose pixels hold the x, or the y, of their own centre."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
-    return Image.fromarray(x), Image.fromarray(y)
+    return Coordinate(x, (width, height)), Coordinate(y, (width, height))
 
 
 def places_and_pixels(number, pictures, draws, size=32):
     """For each draw: the place that a view records, and the x and y that its pixels hold."""
-    view = training_views(size, MEAN, STD)[number]
-    view.rest = lambda image: torch.from_numpy(np.array(image)).double()  # no colours changed
     for draw in range(draws):
-        read = []
+        crops = []
         for picture in pictures:
             torch.manual_seed(draw)
-            pixels, place = view(picture)
-            read.append(pixels)
-        yield place, *read
+            crops.append(cut_views(picture, size)[number])
+        yield crops[0].place, *(crop.pixels.double() for crop in crops)
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -148,8 +182,8 @@ def test_the_recorded_place_is_what_the_pixels_show(number):
     for place, x, y in places_and_pixels(number, coordinates(90, 130), 200):
         left, top, right, bottom = place.tolist()
         shares = (torch.arange(32) + 0.5) / 32  # of the view, at the centres of its pixels
-        # Resampling repeats a ramp to a few hundredths of a pixel (its kernel is sampled), but for the
-        # rim, where the kernel is cut off at the crop.
+        # Resampling repeats a ramp to a few hundredths of a pixel (its kernel is sampled), but for
+        # the rim of the picture, where the kernel is cut off.
         inner = slice(3, -3)
         across, down = left + shares * (right - left), top + shares * (bottom - top)
         torch.testing.assert_close(x[:, inner].mean(0), across[inner].double(), rtol=0, atol=0.05)
@@ -173,26 +207,68 @@ def test_crops_have_the_area_that_the_design_says(number, least):
     assert max(shares) > 0.9
 
 
-def test_view_2_is_blurred_one_time_in_five():
-    view1, view2 = training_views(32, MEAN, STD)
-    (applied,) = [t for t in view2.rest.transforms if "Apply" in type(t).__name__]
-    assert not [t for t in view1.rest.transforms if "Apply" in type(t).__name__]
-    sharp = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+def test_the_colours_are_drawn_as_the_design_says():
     torch.manual_seed(0)
-    blurred = sum(not torch.equal(applied(sharp), sharp) for _ in range(1000))
-    assert 150 < blurred < 250  # four standard deviations
+    drawn = [
+        torch.stack([draw_view(recipe, (64, 48))[1] for _ in range(2000)]) for recipe in RECIPES
+    ]
+    for colour in drawn:
+        assert colour[:, :3].min() >= 0.6
+        assert colour[:, :3].max() <= 1.4
+        assert colour[:, 3].abs().max() <= 0.1
+        # Uniform: mean ± four standard errors, deviation of a uniform distribution.
+        for column, centre, width in ((0, 1, 0.8), (1, 1, 0.8), (2, 1, 0.8), (3, 0, 0.2)):
+            values = colour[:, column]
+            deviation = width / 12**0.5
+            assert abs(values.mean() - centre) < 4 * deviation / 2000**0.5
+            assert values.std() == pytest.approx(deviation, rel=0.05)
+        orders = colour[:, 4:8].unique(dim=0)
+        assert len(orders) == 24  # every order of the four
+        assert (orders.sort(dim=1).values == torch.arange(4)).all()
+    assert (drawn[0][:, 8] == 0).all()
+    blurred = drawn[1][:, 8]
+    assert 328 < (blurred > 0).sum() < 472  # a fifth of 2,000: four standard deviations
+    assert blurred[blurred > 0].min() >= 0.1
+    assert blurred.max() <= 2
 
 
-def test_the_colours_of_a_view_are_changed():
-    grey = Image.new("RGB", (40, 40), (128, 100, 90))
-    for view in training_views(32, MEAN, STD):
-        colours = set()
-        for draw in range(10):
-            torch.manual_seed(draw)
-            pixels, _ = view(grey)
-            assert pixels.shape == (3, 32, 32)
-            colours.add(tuple(pixels.mean((1, 2)).tolist()))
-        assert len(colours) == 10
+def photograph(width, height):
+    """Something smooth with detail, which a JPEG keeps well."""
+    y, x = np.mgrid[0:height, 0:width] / 40
+    waves = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], axis=2)
+    return Image.fromarray((127 + 120 * waves).astype(np.uint8))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch, turned):
+    path, exif = tmp_path / "x.jpg", Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    photograph(1600, 1200).save(path, quality=95, exif=exif)
+    decoded = []
+    whole = Picture.decode
+
+    def spy(picture, reduction=1):
+        image = whole(picture, reduction)
+        decoded.append(image.size)
+        return image
+
+    def crops(seed):
+        torch.manual_seed(seed)
+        return cut_views(read_picture(str(path), path.read_bytes), 64)
+
+    for seed in range(6):
+        monkeypatch.setattr(Picture, "decode", spy)
+        small = crops(seed)
+        monkeypatch.setattr(Picture, "decode", lambda picture, _: whole(picture, 1))
+        full = crops(seed)
+        for a, b in zip(small, full, strict=True):
+            assert torch.equal(a.place, b.place)
+            difference = (a.pixels.float() - b.pixels.float()).abs()
+            assert difference.mean() < 1.5  # of 255
+    upright = (1200, 1600) if turned else (1600, 1200)
+    assert min(size[0] for size in decoded) < upright[0] / 2
+    for width, height in decoded:
+        assert (upright[0] % width, upright[1] % height) == (0, 0)
 
 
 def test_normalisation_uses_the_models_mean_and_deviation():
@@ -214,7 +290,7 @@ def test_shapes_open_with_all_their_test_sets_and_draw_nothing_yet(tmp_path):
     assert ["val", *data.benchmarks] == benchmark_names(config) == ["val", *shapes.SHIFTED]
     assert not (tmp_path / "drawn").exists()
     wanted = shapes.draw("val", 5, 32)
-    assert np.array_equal(np.asarray(data.val.image(5)), wanted.image)
+    assert np.array_equal(np.asarray(data.val.picture(5).decode()), wanted.image)
     assert data.val.labels[5] == wanted.label
     assert data.fingerprint() == open_data(config, 32).fingerprint()
     assert data.fingerprint() != open_data(config, 48).fingerprint()

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from densevit.config import build, read_layers
-from densevit.data.loading import training_batches
+from densevit.data.loading import BatchOrder, training_batches
 from densevit.data.sources import open_data
-from densevit.data.views import training_views
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT.parent / "shared" / "data"
@@ -38,14 +37,11 @@ def test_the_experiment_finds_its_pictures(pacs):
 def test_every_domain_decodes_and_the_views_keep_the_picture_apart(pacs):
     _, data = pacs
     for images in (data.train, data.val, *data.benchmarks.values()):
-        picture = images.image(len(images) // 2)
+        picture = images.picture(len(images) // 2).decode()
         assert (picture.mode, picture.size) == ("RGB", (128, 128))
-    views = training_views(64, (0.5,) * 3, (0.5,) * 3)
-    batches, order = training_batches(
-        data.train, views, batch_size=16, seed=0, workers=0, pin=False
-    )
-    order.epoch = 0
-    batch = next(iter(batches))
+    order = BatchOrder(len(data.train), batch_size=16, seed=0)
+    crops = next(iter(training_batches(data.train, 64, order, workers=0, pin=False)))
+    batch = crops.developed((0.5,) * 3, (0.5,) * 3)
     assert batch.view1.shape == batch.view2.shape == (16, 3, 64, 64)
     assert [data.train.labels[i] for i in batch.ids] == batch.labels.tolist()
     for place in (batch.place1, batch.place2):

@@ -1,0 +1,146 @@
+"""The colours of a batch of crops, changed on the device that trains.
+
+Colour jitter, Gaussian blur and normalisation with parameters of its own for each picture: what
+torchvision's transforms of the same names do for one picture, for a batch at once. Which pictures
+an operation concerns is known on the host, so that nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FACTORS, ORDER, SIGMA = slice(0, 4), slice(4, 8), 8  # columns of `Crop.colour`
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, rounded as in torchvision and PIL
+# Pixels worked on at once: on a CPU what stays in a core's cache, on a GPU what bounds its memory.
+_AT_ONCE = {"cpu": 2**16, "cuda": 2**23}
+
+
+@torch.no_grad()
+def develop(pixels: Tensor, colour: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Crops with changed colours, blurred, and normalised.
+
+    Args:
+        pixels: (B, S, S, 3) uint8, on the device that does the work.
+        colour: (B, 9) on the CPU, see `data.views.Crop`.
+        mean, std: of the normalisation, a number a channel.
+
+    Returns:
+        (B, 3, S, S) float32 on the device of `pixels`.
+    """
+    batch, side = pixels.shape[:2]
+    device = pixels.device
+    out = torch.empty(batch, 3, side, side, device=device)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, std))
+    at_once = max(1, _AT_ONCE.get(device.type, 2**20) // side**2)
+    for part, x, values in zip(
+        out.split(at_once), pixels.split(at_once), colour.split(at_once), strict=True
+    ):
+        part.copy_(x.permute(0, 3, 1, 2)).div_(255)  # (b, S, S, 3) -> (b, 3, S, S)
+        _jitter(part, values)
+        blur(part, values[:, SIGMA])
+        part.sub_(mean).div_(std)
+    return out
+
+
+def _jitter(images: Tensor, colour: Tensor) -> None:
+    """Change pictures (b, 3, S, S) in [0, 1] in place, each in its own order."""
+    order = colour[:, ORDER].long()
+    factors = colour[:, FACTORS].to(images.device, non_blocking=True)
+    for turn in range(4):
+        for number, change in enumerate(_CHANGES):
+            rows = (order[:, turn] == number).nonzero().flatten()
+            if len(rows) == len(images):
+                images.copy_(change(images, factors[:, number]))
+            elif len(rows):
+                rows = rows.to(images.device, non_blocking=True)
+                images[rows] = change(images[rows], factors[rows, number])
+
+
+def adjust_brightness(images: Tensor, factors: Tensor) -> Tensor:
+    """Pictures (b, 3, S, S) in [0, 1] times a factor (b,) each."""
+    return (images * _per_picture(factors)).clamp_(0, 1)
+
+
+def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Pictures (b, 3, S, S), each drawn away from, or towards, its mean grey by a factor (b,)."""
+    return _blend(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), factors)
+
+
+def adjust_saturation(images: Tensor, factors: Tensor) -> Tensor:
+    """Pictures (b, 3, S, S), each drawn away from, or towards, its grey copy by a factor (b,)."""
+    return _blend(images, _grey(images), factors)
+
+
+def adjust_hue(images: Tensor, shifts: Tensor) -> Tensor:
+    """Pictures (b, 3, S, S) with their hue turned by a share (b,) of the full circle.
+
+    In HSV, each channel is value − chroma·w(hue), with w a trapezoid of the hue that differs
+    between the channels by a third of the circle: value and chroma are kept, and no saturation is
+    needed on the way (the "alternative" HSV to RGB of Smith's model, SIGGRAPH 1978).
+    """
+    red, green, blue = images.unbind(dim=1)  # (b, S, S)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    safe = torch.where(chroma == 0, 1, chroma)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )  # in sixths of the circle, from -1 to 5
+    hue += 6 * shifts.view(-1, 1, 1)
+    turned = torch.empty_like(images)
+    for channel, offset in enumerate((5, 3, 1)):
+        k = torch.remainder(hue + offset, 6)
+        weight = torch.minimum(k, 4 - k).clamp_(0, 1)
+        torch.addcmul(value, chroma, weight, value=-1, out=turned[:, channel])
+    return turned
+
+
+_CHANGES = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+
+
+def blur(images: Tensor, sigmas: Tensor) -> None:
+    """Blur pictures (b, 3, S, S) in place, each with its sigma in pixels; 0 leaves it alone.
+
+    As torchvision's `gaussian_blur` with a kernel of a tenth of the side and reflected borders,
+    written as two products with a banded (S, S) matrix a picture. `sigmas`: (b,), on the CPU.
+    """
+    rows = sigmas.nonzero().flatten()
+    if not len(rows):
+        return
+    side = images.shape[-1]
+    matrix = _blur_matrix(sigmas[rows], side).to(images.device, non_blocking=True)
+    matrix = matrix.unsqueeze(1)  # (n, 1, S, S)
+    rows = rows.to(images.device, non_blocking=True)
+    images[rows] = matrix @ images[rows] @ matrix.transpose(2, 3)
+
+
+def _blur_matrix(sigmas: Tensor, side: int) -> Tensor:
+    """(n, side, side): row i holds the weights of the pixels that pixel i becomes the mean of."""
+    taps = max(3, side // 10 | 1)
+    offsets = torch.arange(taps) - taps // 2
+    weights = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)  # (n, taps)
+    weights /= weights.sum(dim=1, keepdim=True)
+    seen = (torch.arange(side)[:, None] + offsets).abs()  # (side, taps), reflected at 0 ...
+    seen = (side - 1) - (side - 1 - seen).abs()  # ... and at the other end
+    matrix = torch.zeros(len(sigmas), side, side)
+    shape = (len(sigmas), side, taps)
+    return matrix.scatter_add_(2, seen.expand(shape), weights[:, None].expand(shape))
+
+
+def _grey(images: Tensor) -> Tensor:
+    """(b, 1, S, S)."""
+    red, green, blue = images.unbind(dim=1)
+    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
+
+
+def _blend(images: Tensor, other: Tensor, factors: Tensor) -> Tensor:
+    factors = _per_picture(factors)
+    return (images * factors).add_(other * (1 - factors)).clamp_(0, 1)
+
+
+def _per_picture(factors: Tensor) -> Tensor:
+    return factors.view(-1, 1, 1, 1)

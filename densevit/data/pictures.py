@@ -1,0 +1,66 @@
+"""A picture as upright RGB, read in two steps: its size from the header, then its pixels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from densevit.errors import UserError
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNED = (5, 6, 7, 8)  # its values that exchange width and height
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture whose pixels need not be decoded yet.
+
+    `name` is the file's, for errors; `size` is width and height in pixels, upright.
+    """
+
+    name: str
+    encoded: Image.Image
+    size: tuple[int, int]
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        """The picture as upright RGB: EXIF orientation applied; grey, palette, CMYK converted.
+
+        A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (`reduction`), for a fraction of the
+        time; other formats, and smaller sizes than 1, come whole. Call it once.
+
+        Errors: `UserError` naming the file if it is truncated.
+        """
+        image = self.encoded
+        with _naming(self.name):
+            if reduction > 1:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
+                image = image.convert("RGBA")
+            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+            return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_picture(name: str, read: Callable[[], bytes]) -> Picture:
+    """A picture from the bytes of a file.
+
+    Errors: `UserError` naming the file if it is missing or no picture.
+    """
+    with _naming(name):
+        image = Image.open(io.BytesIO(read()))
+        turned = image.getexif().get(_ORIENTATION) in _TURNED
+        width, height = image.size
+        return Picture(name, image, (height, width) if turned else (width, height))
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: cannot be read as an image: {error}") from None

@@ -1,0 +1,45 @@
+"""A run's network in a file that others can load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from densevit import checkpoint
+from densevit.config import identity
+from densevit.errors import UserError
+from densevit.model import DenseViT
+from densevit.rundir import RunFolder, replacing
+
+
+def export_timm(folder: RunFolder, target: Path) -> str:
+    """Write the backbone and classifier of a run as safetensors, with timm's names.
+
+    Returns the Python expression that loads it. Errors: `UserError` if the run has no checkpoint.
+    """
+    if not folder.config_file.exists():
+        raise UserError(f"{folder.path}: is no run directory")
+    config = folder.config()
+    state = checkpoint.load(folder.checkpoint_folder, identity(config).run, torch.device("cpu"))
+    if state is None:
+        raise UserError(f"{folder.path}: holds no checkpoint yet")
+    classes = len(state["classes"])
+    model = DenseViT(config, classes, pretrained=False)
+    model.load_state_dict(state["model"])
+    weights = {name: value.contiguous() for name, value in model.backbone.state_dict().items()}
+    about = {
+        "architecture": config.model_name,
+        "classes": json.dumps(state["classes"]),
+        "model_kwargs": json.dumps(config.model_kwargs),
+        "run": folder.path.name,
+        "step": str(state["step"]),
+        **{key: json.dumps(value) for key, value in model.pictures().items()},
+    }
+    with replacing(target) as temporary:
+        save_file(weights, temporary, metadata=about)
+    arguments = [repr(config.model_name), f"num_classes={classes}"]
+    arguments += [f"{key}={value!r}" for key, value in config.model_kwargs.items()]
+    return f"timm.create_model({', '.join(arguments)}, checkpoint_path={str(target)!r})"
