@@ -154,7 +154,10 @@ def _write(folder: Path, state: dict[str, Any], step: int) -> None:
     older = newest_first(folder)
     with temporary_beside(folder / "step") as temporary:
         with temporary.open("w+b") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # what torch's writer makes of the file's own error
+                raise error.__context__ or error from None
             file.seek(0)
             digest = _digest(file)
         path = folder / f"step-{step:08d}-{digest}.pt"

@@ -111,19 +111,19 @@ def train_step(
     _seed(config, step, engine.world)
     share = mixup_share(config, step)
     parts = batch.split(len(batch.ids) // config.grad_accumulation)
-    draws = [part_draws(engine, step, number) for number in range(len(parts))]
-    matched = _matched_a_part(engine, parts, draws)
+    matched = _matched_a_part(engine, parts, step)
     done = []
     engine.optimizer.zero_grad(set_to_none=True)
-    for number, (part, drawn) in enumerate(zip(parts, draws, strict=True)):
+    for number, part in enumerate(parts):
         last = number == len(parts) - 1
         mark("forward")
         # Gradients are exchanged once, with the last part.
         with nullcontext() if last or engine.world.ranks == 1 else engine.trained.no_sync():
             with autocast(engine):
                 losses = engine.trained(
-                    mix(part, share), weight, drawn, matched=matched, mixed=share, mark=mark
-                )
+                    mix(part, share), weight, part_draws(engine, step, number),
+                    matched=matched, mixed=share, mark=mark,
+                )  # fmt: skip
             mark("backward")
             engine.scaler.scale(_descended(learner, losses) / len(parts)).backward()
         done.append(losses)
@@ -168,16 +168,16 @@ def _descended(learner: Learner, losses: Losses) -> Tensor:
     return losses.total + losses.classification if learner.model.probe else losses.total
 
 
-def _matched_a_part(engine: Engine, parts: list[Batch], draws: list[PartDraws]) -> Tensor | None:
+def _matched_a_part(engine: Engine, parts: list[Batch], step: int) -> Tensor | None:
     """The mean number of matched queries of all parts, where it differs between parts."""
     learner, count = engine.learner, len(parts) * engine.world.ranks
     dense = learner.contrast is not None and "dense" in learner.contrast.weights
     if not dense or count == 1 or engine.config.correspondence_features != "geometry":
         return None
     total = torch.zeros((), device=engine.device)
-    for number, (part, _) in enumerate(zip(parts, draws, strict=True)):
-        truth = true_places(learner, part)
-        total += learner.contrast.count_matched(truth, draws[number])
+    for number, part in enumerate(parts):
+        draws = part_draws(engine, step, number)  # as the part itself will draw
+        total += learner.contrast.count_matched(true_places(learner, part), draws)
     return summed(total, engine.world).clamp_min(1) / count
 
 

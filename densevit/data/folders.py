@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from densevit.data.pictures import Picture, read_picture
 from densevit.errors import UserError
+
+if TYPE_CHECKING:
+    from densevit.data.archives import ArchivedImages
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -34,13 +39,14 @@ class FolderImages:
         return read_picture(str(path), path.read_bytes)
 
     def fingerprint(self) -> dict[str, object]:
-        """Counts and a hash of the names: what a run remembers of the files it saw."""
-        names = hashlib.sha256("\n".join(self.ids).encode("utf-8", "surrogateescape"))
-        return {
-            "classes": len(self.classes),
-            "images": len(self.ids),
-            "names": names.hexdigest()[:16],
-        }
+        """What a run remembers of the files that it saw."""
+        return names_fingerprint(self.classes, self.ids)
+
+
+def names_fingerprint(classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
+    """The counts of classes and pictures, and a hash of the names of the latter."""
+    names = hashlib.sha256("\n".join(ids).encode("utf-8", "surrogateescape")).hexdigest()
+    return {"classes": len(classes), "images": len(ids), "names": names[:16]}
 
 
 def scan(root: Path, source: str) -> FolderImages:
@@ -65,7 +71,9 @@ def scan(root: Path, source: str) -> FolderImages:
     return FolderImages(root, tuple(classes), tuple(ids), tuple(labels))
 
 
-def check_classes(images: FolderImages, wanted: tuple[str, ...], source: str) -> None:
+def check_classes(
+    images: FolderImages | ArchivedImages, wanted: tuple[str, ...], source: str
+) -> None:
     """Refuse a folder whose classes are not those of the training images, by name."""
     missing = sorted(set(wanted) - set(images.classes))
     extra = sorted(set(images.classes) - set(wanted))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from densevit.config import RunConfig
 from densevit.data import shapes
+from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
 from densevit.data.folders import check_classes, scan
 from densevit.data.pictures import Picture
 from densevit.errors import UserError
@@ -65,8 +66,9 @@ def open_data(config: RunConfig, size: int) -> Data:
     for name, path in config.benchmarks.items():
         if name in ("train", "val") or name in data.benchmarks:
             raise UserError(f"benchmarks: {name}: is taken by the data set itself")
-        images = scan(_resolved(path, f"benchmarks: {name}"), f"benchmarks: {name}")
-        check_classes(images, data.train.classes, f"benchmarks: {name}")
+        source = f"benchmarks: {name}"
+        images = _open_test_set(_resolved(path, source), source)
+        check_classes(images, data.train.classes, source)
         data.benchmarks[name] = images
     if len(data.train) < config.batch_size:
         raise UserError(
@@ -165,9 +167,25 @@ def _open_folders(config: RunConfig) -> Data:
     source = f"{config.dataset}: data_dir"
     if not folder.is_dir():
         raise UserError(f"{source}: {folder}: no such folder (wanted: one with train/ and val/)")
-    train, val = scan(folder / "train", source), scan(folder / "val", source)
+    train, val = (_open(folder, split, source) for split in ("train", "val"))
     check_classes(val, train.classes, source)
     return Data(train, val, {})
+
+
+def _open(folder: Path, split: str, source: str) -> Images:
+    """A split: SPLIT/ with class folders or tar files, SPLIT.tar, or one of Hugging Face's."""
+    if is_hugging_face(folder):
+        return open_hugging_face(folder, split, source)
+    archive = folder / f"{split}.tar"
+    return _open_test_set(archive if archive.exists() else folder / split, source)
+
+
+def _open_test_set(path: Path, source: str) -> Images:
+    if is_tar(path):
+        return open_tar(path, source)
+    if is_hugging_face(path):
+        return open_hugging_face(path, "val", source)
+    return scan(path, source)
 
 
 def _resolved(path: str, source: str) -> Path:

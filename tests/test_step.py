@@ -1,0 +1,215 @@
+"""One step's mechanics: parts, precision, what is skipped, and where each rate applies."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from densevit.config import RunConfig
+from densevit.data.loading import Batch
+from densevit.distributed import World
+from densevit.objective import build_learner, mix
+from densevit.step import build_engine, mixup_share, train_step
+
+SMALL = {
+    "model_kwargs": {
+        "img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2,
+    },
+    "batch_size": 8, "learning_rate": 1e-3, "queue_size": 50, "sampled_patches": 3,
+    "dense_dim": 16, "projection_hidden_dim": 32,
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def engine_of(**fields):
+    torch.manual_seed(0)
+    learner = build_learner(RunConfig(**{**SMALL, **fields}), 5, CPU)
+    learner.train()
+    return build_engine(learner, CPU, World())
+
+
+def batch_of(seed, size=8):
+    generator = torch.Generator().manual_seed(seed)
+    views = [torch.randn(size, 3, 32, 32, generator=generator) for _ in range(2)]
+    sides = torch.tensor([[0.0, 0, 32, 32]]).repeat(size, 1)
+    shift = torch.randint(-20, 20, (size, 1), generator=generator)  # some views do not overlap much
+    labels = torch.randint(5, (size,), generator=generator)
+    return Batch(*views, sides, sides + shift, labels, torch.arange(size) + size * seed)
+
+
+def weights(engine):
+    return copy.deepcopy(engine.learner.state_dict())
+
+
+def assert_close(one, other, rtol=1e-4):
+    """Engines that have learned the same: queues, and the mean gradients behind the weights.
+
+    The weights themselves say less: where a gradient is 0 but for rounding, as of the bias of
+    attention's keys, Adam makes a whole step of it.
+    """
+    for kind in one.learner.contrast.queues if one.learner.contrast else ():
+        queues = (e.learner.contrast.queues[kind].state_dict() for e in (one, other))
+        for a, b in zip(*(q.values() for q in queues), strict=True):
+            torch.testing.assert_close(a, b, rtol=rtol, atol=2e-5)
+    moments = (e.optimizer.state_dict()["state"] for e in (one, other))
+    for a, b in zip(*(m.values() for m in moments), strict=True):
+        largest = float(a["exp_avg"].abs().max())
+        torch.testing.assert_close(
+            a["exp_avg"], b["exp_avg"], rtol=rtol, atol=rtol * largest + 1e-7
+        )
+
+
+MODES = [
+    {"cl_mode": "none"},
+    {"cl_mode": "global"},
+    {"cl_mode": "dense", "query_patches": 5, "sampling_strategy": "diverse"},
+    {"cl_mode": "dense", "correspondence_features": "random", "sampling_strategy": "hardest"},
+    {"cl_mode": "joint", "correspondence_features": "geometry", "query_patches": 7},
+    {"cl_mode": "joint", "lambda_weight": 1.0, "key_encoder": "momentum", "momentum": 0.9},
+]
+
+
+@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_batch_in_parts_is_the_batch(mode, parts):
+    whole, split = engine_of(**mode), engine_of(**mode, grad_accumulation=parts)
+    for step in range(3):
+        one, other = (train_step(e, batch_of(step), 0.5, step) for e in (whole, split))
+        for name, value in one.items():
+            # Of a geometry batch, a part's loss is its share of the batch's.
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert_close(whole, split, rtol=1e-3)
+
+
+def test_what_is_drawn_depends_on_seed_and_step_alone():
+    fields = {"cl_mode": "dense", "query_patches": 5, "drop_path": 0.3}
+    first, second = engine_of(**fields), engine_of(**fields)
+    train_step(first, batch_of(0), 0.5, 7)
+    torch.rand(13)
+    train_step(second, batch_of(0), 0.5, 7)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(),
+                                                 strict=True))  # fmt: skip
+    third = engine_of(**fields)
+    train_step(third, batch_of(0), 0.5, 8)
+    assert not torch.equal(
+        third.learner.contrast.queues["dense"].features,
+        first.learner.contrast.queues["dense"].features,
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_without_finite_numbers_changes_nothing_but_the_count(precision, bad):
+    engine = engine_of(cl_mode="joint", precision=precision, learnable_temp=True)
+    steps = 1
+    numbers = train_step(engine, batch_of(0), 0.5, 0)
+    while not numbers["counted"]:  # float16 looks for its scale
+        numbers = train_step(engine, batch_of(steps), 0.5, steps)
+        steps += 1
+    skipped = int(engine.skipped)
+    before, moments = weights(engine), copy.deepcopy(engine.optimizer.state_dict()["state"])
+    wrong = batch_of(50)
+    wrong.view1[3, 0, 0, 0] = bad
+    wrong.view2[3, 0, 0, 0] = bad
+    numbers = train_step(engine, wrong, 0.5, 50)
+    assert {float(n) for n in numbers.values()} == {0.0}
+    assert (int(engine.skipped), int(engine.in_a_row)) == (skipped + 1, 1)
+    after = weights(engine)
+    for name, value in before.items():
+        if "queues" not in name:
+            assert torch.equal(after[name], value), name
+    for key, held in engine.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(held[n], v) for n, v in moments[key].items())
+    for queue in engine.learner.contrast.queues.values():
+        assert queue.features.isfinite().all()
+        norms = queue.features.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-5, atol=1e-5)
+        assert (queue.image_ids != 403).all(), "the picture that went wrong"
+    assert float(train_step(engine, batch_of(51), 0.5, 51)["counted"]) == 1.0 or precision == "fp16"
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 3e-2), ("fp16", 5e-3)])
+@pytest.mark.parametrize("mode", ["none", "dense"])
+def test_lower_precision_comes_near_and_keeps_losses_in_float32(mode, precision, bound):
+    exact, lower = engine_of(cl_mode=mode), engine_of(cl_mode=mode, precision=precision)
+    one, other = (train_step(e, batch_of(0), 0.5, 0) for e in (exact, lower))
+    if not other["counted"]:
+        return  # float16 skipped the step: the test of skipping looks at that
+    for name, value in one.items():
+        assert other[name].dtype == torch.float32
+        if name not in ("top1", "counted"):
+            assert float(other[name]) == pytest.approx(float(value), rel=bound)
+    kept = {p.dtype for p in lower.learner.parameters()}
+    assert kept == {torch.float32}
+
+
+def test_float16_scales_its_loss_and_still_learns():
+    engine = engine_of(cl_mode="none", precision="fp16", grad_clip=0)
+    batch, losses = batch_of(0), []
+    for step in range(40):
+        numbers = train_step(engine, batch, 0.5, step)
+        if numbers["counted"]:
+            losses.append(float(numbers["loss"]))
+    assert engine.scaler.get_scale() >= 1
+    assert len(losses) > 20
+    assert losses[-1] < losses[0] / 2
+
+
+def test_clipping_bounds_the_gradient_before_the_optimiser_sees_it():
+    engine = engine_of(cl_mode="none", grad_clip=1e-3)
+    train_step(engine, batch_of(0), 0.5, 0)
+    norm = nn.utils.get_total_norm([p.grad for p in engine.learner.model.parameters()])
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_layer_decay_slows_the_lower_blocks_and_not_the_heads():
+    engine = engine_of(cl_mode="dense", layer_decay=0.5)
+    names = {id(p): n for n, p in engine.learner.model.named_parameters()}
+    scales = {
+        names[id(p)]: group.get("lr_scale", 1.0)
+        for group in engine.optimizer.param_groups for p in group["params"]
+    }  # fmt: skip
+    assert set(scales) == set(names.values()), "every parameter once"
+    # Embedding, two blocks, final norm and head: BEiT's rule, a half a layer (Bao et al. 2022).
+    assert scales["heads.dense.0.weight"] == 1.0
+    assert scales["backbone.head.weight"] == 1.0
+    blocks = [scales[f"backbone.blocks.{i}.attn.qkv.weight"] for i in (0, 1)]
+    assert blocks[0] == blocks[1] / 2 < 1
+    assert scales["backbone.patch_embed.proj.weight"] == blocks[0] / 2
+
+
+def test_mixup_mixes_pictures_and_losses_alike():
+    engine = engine_of(cl_mode="none", mixup=0.4, label_smoothing=0.1)
+    share = mixup_share(engine.config, 3)
+    assert 0 < share < 1
+    assert share == mixup_share(engine.config, 3) != mixup_share(engine.config, 4)
+    batch = batch_of(0)
+    model = copy.deepcopy(engine.learner.model)
+    numbers = train_step(engine, batch, 0.5, 3)
+    pictures = torch.cat([
+        share * view + (1 - share) * view.flip(0) for view in (batch.view1, batch.view2)
+    ])  # fmt: skip
+    logits = model(pictures).logits.double().log_softmax(dim=1)
+    own, other = (F.one_hot(x, 5).double() for x in (batch.labels, batch.labels.flip(0)))
+    target = (share * own + (1 - share) * other).repeat(2, 1) * 0.9 + 0.1 / 5
+    assert float(numbers["loss"]) == pytest.approx(
+        float(-(target * logits).sum(dim=1).mean()), rel=1e-5
+    )
+    assert mixup_share(RunConfig(), 3) == 1.0
+    assert mix(batch, 1.0) is batch
+
+
+def test_drop_path_reaches_the_network():
+    engine = engine_of(cl_mode="none", drop_path=0.3)
+    assert engine.learner.model.backbone.blocks[1].drop_path1.drop_prob == pytest.approx(0.3)
+
+
+def test_a_compiled_network_learns_the_same():
+    plain, compiled = engine_of(cl_mode="joint"), engine_of(cl_mode="joint", compile=True)
+    for step in range(2):
+        for engine in (plain, compiled):
+            train_step(engine, batch_of(step), 0.5, step)
+    assert_close(plain, compiled, rtol=1e-3)
