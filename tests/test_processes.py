@@ -1,0 +1,185 @@
+"""Several processes on one run: the same numbers as one process, and one stop for all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from densevit.checkpoint import load, newest_first
+from densevit.config import RunConfig, identity
+from densevit.errors import EXIT_CARRY_ON
+from densevit.lifecycle import execute
+from densevit.rundir import RunFolder, read_json, read_metrics
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+MODES = [
+    {"cl_mode": "none", "grad_accumulation": 2},
+    {"cl_mode": "global", "key_encoder": "momentum", "momentum": 0.9},
+    {"cl_mode": "dense", "sampling_strategy": "hardest", "query_patches": 5},
+    {"cl_mode": "joint", "correspondence_features": "geometry", "learnable_temp": True,
+     "sampling_strategy": "diverse"},
+]  # fmt: skip
+
+
+def folder_of(tmp_path, settings, name):
+    folder = RunFolder(tmp_path / name)
+    folder.create(RunConfig(**settings))
+    return folder
+
+
+def train_command(folder):
+    return ["-m", "densevit", "train", "--run-dir", str(folder.path)]
+
+
+def torchrun(folder, **options):
+    return subprocess.Popen(
+        [*TORCHRUN, *train_command(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, **options,
+    )  # fmt: skip
+
+
+def final(folder):
+    return load(folder.checkpoint_folder, identity(folder.config()).run, torch.device("cpu"))
+
+
+def numbers(folder):
+    """The logged numbers that a network has to do with."""
+    lines, _ = read_metrics(folder.metrics_file)
+    machine = ("time", "train/images_per_second", "train/peak_memory_mib")
+    kept = [
+        {k: v for k, v in line.items() if k not in machine and not k.startswith("time/")}
+        for line in lines
+    ]
+    return [(line.pop("step"), line) for line in kept]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_two_processes_learn_what_one_learns(tmp_path, tiny, mode):
+    # A learning rate at which rounding does not grow over the ten steps.
+    settings = {**tiny, **mode, "learning_rate": 1e-4, "log_every": 1}
+    one, two = (folder_of(tmp_path, settings, name) for name in ("one", "two"))
+    assert execute(one) == 0
+    process = torchrun(two)
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    assert two.status().state == "finished"
+    # Written once, by one of them.
+    assert len(read_json(two.provenance_file)["starts"]) == 1
+    got, wanted = numbers(two), numbers(one)
+    assert [step for step, _ in got] == [step for step, _ in wanted]
+    for (step, a), (_, b) in zip(got, wanted, strict=True):
+        assert a == pytest.approx(b, rel=2e-3, abs=2e-4), step
+    mine, theirs = final(two), final(one)
+    for name, value in theirs["model"].items():
+        if not name.endswith("qkv.bias"):  # that of the keys has no gradient but rounding
+            torch.testing.assert_close(mine["model"][name], value, rtol=1e-3, atol=1e-4)
+    for name, value in theirs.get("contrast", {}).items():
+        torch.testing.assert_close(mine["contrast"][name], value, rtol=1e-3, atol=1e-3)
+    for name in ("val", "dark"):
+        rows, expected = (pq.read_table(f.predictions_file(name)).to_pylist() for f in (two, one))
+        assert [r["sample"] for r in rows] == [r["sample"] for r in expected], "each once"
+    results = [read_json(f.results_file)["benchmarks"] for f in (two, one)]
+    for name in results[1]:
+        assert results[0][name] == pytest.approx(results[1][name], rel=1e-3)
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+def children(process):
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "densevit"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return sorted(int(pid) for pid in found.stdout.split())
+
+
+def long_run(tmp_path, tiny, name, **more):
+    settings = {**tiny, "cl_mode": "dense", "epochs": 12, "log_every": 1, "workers": 1, **more}
+    return folder_of(tmp_path, settings, name)
+
+
+def bits(folder):
+    state = final(folder)
+    return {f"{p}.{n}": v for p in ("model", "contrast") for n, v in state[p].items()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, tiny, number):
+    whole = long_run(tmp_path, tiny, "whole")
+    process = torchrun(whole)
+    assert process.wait(240) == 0, process.stdout.read()
+    folder = long_run(tmp_path, tiny, "stopped")
+    process = torchrun(folder)
+    wait_for(lambda: folder.metrics_file.exists() and len(read_metrics(folder.metrics_file)[0]) > 9,
+             process)  # fmt: skip
+    os.kill(children(process)[1], number)
+    out, _ = process.communicate(timeout=120)
+    # torchrun tells 1 of whatever its processes end with; what they told is in its report.
+    assert f"exitcode  : {EXIT_CARRY_ON}" in out
+    status = folder.status()
+    assert (status.state, status.message) == ("cancelled", number.name)
+    assert 0 < status.step < status.steps
+    reached = int(newest_first(folder.checkpoint_folder)[0].name.split("-")[1])
+    lines, _ = read_metrics(folder.metrics_file)
+    assert max(line["step"] for line in lines) == reached < 60
+    again = torchrun(folder)
+    out, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, out
+    assert numbers(folder) == numbers(whole)
+    for name, value in bits(whole).items():
+        assert torch.equal(bits(folder)[name], value), name
+
+
+def test_submitit_starts_the_processes_of_a_run(tmp_path, tiny):
+    """By its local launcher, with the environment that a Slurm job has as well."""
+    settings = {**tiny, "cl_mode": "global", "learning_rate": 1e-4}
+    one, two = (folder_of(tmp_path, settings, name) for name in ("one", "two"))
+    assert execute(one) == 0
+    program = (
+        "import sys, submitit\n"
+        "from pathlib import Path\n"
+        "from densevit.lifecycle import execute\n"
+        "from densevit.rundir import RunFolder\n"
+        "executor = submitit.LocalExecutor(sys.argv[1])\n"
+        "executor.update_parameters(tasks_per_node=2, timeout_min=5)\n"
+        "print(executor.submit(execute, RunFolder(Path(sys.argv[2]))).results())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "jobs"), str(two.path)],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[0, 0]", done.stdout + done.stderr
+    for (_, a), (_, b) in zip(numbers(two), numbers(one), strict=True):
+        assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, tiny):
+    folder = folder_of(tmp_path, {**tiny, "batch_size": 7}, "odd")
+    process = torchrun(folder)
+    process.communicate(timeout=120)
+    told = "batch_size: 7 cannot be shared evenly by 2 processes with grad_accumulation 1"
+    assert folder.status().message == told
+
+
+def test_the_numbers_of_a_line_are_those_of_the_whole_batch(tmp_path, tiny):
+    """And not of the writing process's half: its loss alone is another number."""
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "log_every": 1}, "two")
+    process = torchrun(folder)
+    assert process.wait(240) == 0, process.stdout.read()
+    alone = folder_of(tmp_path, {**tiny, "cl_mode": "none", "log_every": 1}, "one")
+    execute(alone)
+    first = [json.loads(f.metrics_file.read_text().splitlines()[1]) for f in (folder, alone)]
+    assert first[0]["train/loss"] == pytest.approx(first[1]["train/loss"], rel=1e-5)
+    assert first[0]["train/top1"] == pytest.approx(first[1]["train/top1"])
