@@ -1,0 +1,261 @@
+"""Runs that are killed at any moment, again and again, and end as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from densevit.checkpoint import load, newest_first
+from densevit.config import RunConfig, identity
+from densevit.errors import EXIT_FAILED, EXIT_MISTAKE
+from densevit.rundir import RunFolder, read_json
+
+# A server that has imported what a run needs, and forks the runs: an import takes longer than they.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["densevit.train", "densevit.lifecycle"])
+
+SETTINGS = {
+    "dataset": "shapes",
+    "model_kwargs": {
+        "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2,
+    },
+    "batch_size": 64, "epochs": 3, "warmup_epochs": 1, "learning_rate": 1e-3, "workers": 2,
+    "queue_size": 3000, "sampled_patches": 5, "dense_dim": 32, "projection_hidden_dim": 64,
+    "log_every": 5, "health_every": 20, "device": "cpu", "checkpoint_minutes": 0.002,
+}  # fmt: skip
+MODES = {
+    "none": ({"cl_mode": "none", "drop_path": 0.1, "mixup": 0.2}, 2),
+    "global": ({"cl_mode": "global", "precision": "bf16"}, 2),
+    "dense": ({"cl_mode": "dense", "sampling_strategy": "diverse", "learnable_temp": True}, 3),
+    "joint": (
+        {"cl_mode": "joint", "key_encoder": "momentum", "momentum": 0.9, "grad_accumulation": 2}, 3,
+    ),
+}  # fmt: skip
+
+
+def child(path, die_in_write=0, before=True):
+    """A run; at a checkpoint's n-th writing it dies, before or after the file has its name."""
+    from densevit import checkpoint
+    from densevit.lifecycle import execute
+
+    torch.set_num_threads(1)
+    real, count = checkpoint.put, 0
+
+    def put(temporary, target):
+        nonlocal count
+        count += 1
+        if count == die_in_write and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(temporary, target)
+        if count == die_in_write:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.put = put
+    os._exit(execute(RunFolder(path)))
+
+
+def started(folder, *arguments):
+    process = SERVER.Process(target=child, args=(folder.path, *arguments))
+    process.start()
+    return process
+
+
+def finished(folder):
+    process = started(folder)
+    process.join(300)
+    assert process.exitcode == 0, folder.log_file.read_text()
+    return folder
+
+
+def folder_of(tmp_path, name, settings):
+    folder = RunFolder(tmp_path / name)
+    folder.create(RunConfig(**settings))
+    return folder
+
+
+def all_bits(folder):
+    """Everything that a checkpoint holds, by name."""
+    config = folder.config()
+    state = load(folder.checkpoint_folder, identity(config).run, torch.device("cpu"))
+    found = {}
+
+    def walk(value, name):
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(item, f"{name}.{key}")
+        elif isinstance(value, list | tuple):
+            for number, item in enumerate(value):
+                walk(item, f"{name}[{number}]")
+        elif name not in (".seconds", ".metrics_bytes"):  # the machine's, not the run's
+            found[name] = value
+
+    walk(state, "")
+    return found
+
+
+def lines(folder):
+    """metrics.jsonl as it stands, without what the machine has to do with."""
+    text = folder.metrics_file.read_text()
+    assert text.endswith("\n")
+    machine = re.compile(r"time|train/images_per_second|train/peak_memory_mib|time/.*")
+    return [
+        {k: v for k, v in json.loads(line).items() if not machine.fullmatch(k)}
+        for line in text.splitlines()
+    ]
+
+
+def assert_same(folder, whole):
+    assert lines(folder) == lines(whole)
+    got, wanted = all_bits(folder), all_bits(whole)
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        same = (
+            torch.equal(got[name], value)
+            if isinstance(value, torch.Tensor)
+            else (got[name] == value)
+        )
+        assert same, name
+    results = [read_json(f.results_file)["benchmarks"] for f in (folder, whole)]
+    assert results[0] == results[1]
+
+
+def killed(folder, chance):
+    """Start the run and kill it at a random moment of its training; whether it was alive."""
+    held = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
+    process = started(folder)
+    deadline = time.monotonic() + 120
+    while process.is_alive() and (
+        not folder.metrics_file.exists() or folder.metrics_file.stat().st_size == held
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.6))  # a random moment is what is tested
+    process.kill()
+    process.join(60)
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, mode):
+    fields, kills = MODES[mode]
+    whole = finished(folder_of(tmp_path, "whole", {**SETTINGS, **fields}))
+    folder, chance, hits = (
+        folder_of(tmp_path, "killed", {**SETTINGS, **fields}),
+        random.Random(7),
+        0,
+    )
+    for _ in range(kills):
+        hits += killed(folder, chance)
+    assert hits >= 1
+    finished(folder)
+    assert_same(folder, whole)
+    assert len(read_json(folder.provenance_file)["starts"]) > hits
+
+
+SHORT = {**SETTINGS, "cl_mode": "dense", "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    return finished(folder_of(tmp_path_factory.mktemp("short"), "whole", SHORT))
+
+
+@pytest.mark.parametrize(("write", "before"), [(1, True), (2, False), (4, True)])
+def test_a_run_that_dies_while_it_writes_a_checkpoint(tmp_path, short_run, write, before):
+    folder = folder_of(tmp_path, "killed", SHORT)
+    process = started(folder, write, before)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    left = list(folder.checkpoint_folder.glob(".step.*"))
+    assert len(left) == before, "it died in the middle of a write"
+    finished(folder)
+    assert_same(folder, short_run)
+    assert len(list(folder.checkpoint_folder.iterdir())) == 2
+
+
+def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, short_run):
+    folder = folder_of(tmp_path, "damaged", SHORT)
+    process = started(folder, 4, False)
+    process.join(120)
+    newest, before = newest_first(folder.checkpoint_folder)[:2]
+    newest.write_bytes(newest.read_bytes()[:5000])
+    finished(folder)
+    log = folder.log_file.read_text()
+    assert f"{newest}: is damaged: its content is not what was written" in log
+    assert f"continuing from the checkpoint before it, {before.name}" in log
+    assert_same(folder, short_run)
+
+
+def test_a_picture_that_disappears_during_training_is_named_and_the_run_carries_on(
+    tmp_path, tiny, blobs
+):
+    settings = {**tiny, "cl_mode": "dense", "epochs": 30, "workers": 1, "log_every": 1}
+    shutil.copytree(blobs, tmp_path / "data")
+    settings |= {"data_dir": str(tmp_path / "data"), "benchmarks": {}}
+    whole = finished(folder_of(tmp_path, "whole", settings))
+    folder = folder_of(tmp_path, "run", settings)
+    process = started(folder)
+    while not folder.metrics_file.exists() or len(folder.metrics_file.read_text()) < 3000:
+        time.sleep(0.005)
+    gone = tmp_path / "data" / "train" / "green" / "2.png"
+    gone.rename(tmp_path / "kept.png")
+    process.join(120)
+    assert process.exitcode == EXIT_MISTAKE
+    assert folder.status().message.startswith(f"{gone}: cannot be read as an image: ")
+    (tmp_path / "kept.png").rename(gone)
+    finished(folder)
+    assert_same(folder, whole)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, tiny):
+    folder = folder_of(tmp_path, "run", tiny)
+    folder.path.chmod(0o555)
+    process = started(folder)
+    process.join(60)
+    assert process.exitcode in (EXIT_FAILED, EXIT_MISTAKE)
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_two_processes(tmp_path):
+    """As `test_a_run_that_is_killed_ends_with_the_same_bits`, both processes at random moments."""
+    import subprocess
+    import sys
+
+    settings = {**SETTINGS, "cl_mode": "joint", "key_encoder": "momentum", "momentum": 0.9,
+                "epochs": 12, "workers": 1}  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", "2", "-m", "densevit", "train", "--run-dir"]  # fmt: skip
+    whole, folder = (folder_of(tmp_path, name, settings) for name in ("whole", "killed"))
+
+    def start(run):
+        return subprocess.Popen(
+            [*command, str(run.path)], start_new_session=True, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    assert start(whole).wait(600) == 0
+    chance, kills = random.Random(3), 0
+    while kills < 20 and not folder.results_file.exists():
+        held = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
+        process = start(folder)
+        while process.poll() is None and (
+            not folder.metrics_file.exists() or folder.metrics_file.stat().st_size == held
+        ):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 1.0))
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        while folder.locked():
+            time.sleep(0.02)
+    assert start(folder).wait(600) == 0
+    assert kills == 20
+    assert_same(folder, whole)
