@@ -45,7 +45,7 @@ def load_initial(learner: Learner, source: str) -> None:
     model.load_state_dict(fitting, strict=False)
     if learner.averaged is not None:
         learner.averaged.module.load_state_dict(model.state_dict())
-    other = [n for n in found if n in wanted and n not in fitting]
+    other = [n for n in wanted if n in found and n not in fitting]
     missing = [n for n in wanted if n not in found]
     unexpected = [n for n in found if n not in wanted]
     log.info("init_checkpoint: %d of %d tensors from %s", len(fitting), len(wanted), source)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from densevit import checkpoint
 from densevit.checkup import PROBE_PICTURES
 from densevit.config import RunConfig, identity
-from densevit.data.loading import Batch, BatchOrder, probe_crops, training_batches
+from densevit.data.loading import Batch, BatchOrder, Crops, probe_crops, training_batches
 from densevit.data.sources import Data
 from densevit.distributed import World, gathered
 from densevit.errors import UserError
@@ -43,8 +42,9 @@ class Trainer:
     folder: RunFolder
     engine: Engine
     scheduler: CosineLRScheduler
-    batches: DataLoader
+    batches: Iterable[Crops]
     order: BatchOrder
+    classes: tuple[str, ...]
     probe: Batch
     asked: Asked
     checkpoints: checkpoint.Checkpoints
@@ -112,7 +112,7 @@ def build_trainer(
     )
     probe = probe_crops(data.val, model.image_size, PROBE_PICTURES).developed(*looks(engine))
     trainer = Trainer(
-        config, folder, engine, scheduler, batches, order, probe, asked,
+        config, folder, engine, scheduler, batches, order, data.train.classes, probe, asked,
         checkpoint.Checkpoints(folder.checkpoint_folder), Clock(device),
     )  # fmt: skip
     _resume(trainer, state)
@@ -144,7 +144,7 @@ def save(trainer: Trainer) -> None:
         "seconds": trainer.seconds,
         "collapsed": trainer.collapsed,
         "metrics_bytes": trainer.metrics.length,
-        "classes": list(trainer.batches.dataset.images.classes),
+        "classes": list(trainer.classes),
         "tally": {"names": list(tally), "values": torch.stack(values) if tally else None},
         "scheduler": trainer.scheduler.state_dict(),
         **trainer.engine.state(),

@@ -35,8 +35,8 @@ class FolderImages:
 
     def picture(self, index: int) -> Picture:
         """Errors: `UserError` naming the file."""
-        path = self.root / self.ids[index]
-        return read_picture(str(path), path.read_bytes)
+        path = os.path.join(self.root, self.ids[index])  # noqa: PTH118, a fifth of pathlib's time
+        return read_picture(path, lambda: _content(path))
 
     def fingerprint(self) -> dict[str, object]:
         """What a run remembers of the files that it saw."""
@@ -83,6 +83,11 @@ def check_classes(
         raise UserError(
             f"{source}: {images.root}: its classes are not those of train/: {' and '.join(parts)}"
         )
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123, one read, no buffer
+        return file.read()
 
 
 def _pictures(root: Path, class_name: str) -> list[str]:

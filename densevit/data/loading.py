@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from densevit.data.photometric import develop
 from densevit.data.sources import Images
@@ -37,20 +38,28 @@ class Batch(NamedTuple):
         return [Batch(*parts) for parts in zip(*(p.split(size) for p in self), strict=True)]
 
 
-class Crops(NamedTuple):
-    """What the loading processes make of pictures: two `Crop`s each, `labels` and `ids` (B,)."""
+class CropBatch(NamedTuple):
+    """`data.views.Crop`s of a batch: `pixels` (B, S, S, 3), `place` (B, 4), `colour` (B, 9)."""
 
-    first: Crop
-    second: Crop
+    pixels: Tensor
+    place: Tensor
+    colour: Tensor
+
+
+class Crops(NamedTuple):
+    """What the loading processes make of pictures: two crops each, `labels` and `ids` (B,)."""
+
+    first: CropBatch
+    second: CropBatch
     labels: Tensor
     ids: Tensor
 
     def to(self, device: torch.device) -> Crops:
         """The same on another device, but for the colours: `develop` wants them on the host."""
 
-        def moved(crop: Crop) -> Crop:
-            pixels, place = (t.to(device, non_blocking=True) for t in (crop.pixels, crop.place))
-            return crop._replace(pixels=pixels, place=place)
+        def moved(crops: CropBatch) -> CropBatch:
+            pixels, place = (t.to(device, non_blocking=True) for t in (crops.pixels, crops.place))
+            return crops._replace(pixels=pixels, place=place)
 
         rest = (t.to(device, non_blocking=True) for t in (self.labels, self.ids))
         return Crops(moved(self.first), moved(self.second), *rest)
@@ -62,19 +71,35 @@ class Crops(NamedTuple):
 
 
 class TwoViews(Dataset):
-    """Item (epoch, index) -> the `Crops` of one picture, without the first dimension."""
+    """A list of (epoch, index) -> their `Crops`.
+
+    Whole batches at once: each crop is written where the batch will lie, in the memory that a
+    loading process shares with the run, and nowhere before.
+    """
 
     def __init__(self, images: Images, size: int, seed: int) -> None:
         self.images, self.size, self.seed = images, size, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Crops:
-        epoch, index = key
-        picture = self.images.picture(index)
-        # Views are drawn from torch's global state; what the run itself draws stays apart.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derived_seed(VIEWS, self.seed, epoch, index))
-            first, second = cut_views(picture, self.size)
-        return Crops(first, second, self.images.labels[index], index)
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Crops:
+        shape = (len(keys), self.size, self.size, 3)
+        pixels = [torch.empty(shape, dtype=torch.uint8) for _ in range(2)]
+        if get_worker_info() is not None:
+            pixels = [p.share_memory_() for p in pixels]
+        targets = [p.numpy() for p in pixels]
+        drawn: tuple[list[Crop], list[Crop]] = [], []
+        for row, (epoch, index) in enumerate(keys):
+            draws = random.Random(f"{VIEWS} {self.seed} {epoch} {index}")
+            crops = cut_views(self.images.picture(index), self.size, draws)
+            for crop, target, kept in zip(crops, targets, drawn, strict=True):
+                target[row] = crop.pixels
+                kept.append(crop)
+        first, second = (
+            CropBatch(p, torch.tensor([c.place for c in k]), torch.tensor([c.colour for c in k]))
+            for p, k in zip(pixels, drawn, strict=True)
+        )
+        indices = [index for _, index in keys]
+        labels = torch.tensor([self.images.labels[index] for index in indices])
+        return Crops(first, second, labels, torch.tensor(indices))
 
 
 class Plain(Dataset):
@@ -123,6 +148,7 @@ def training_batches(
     return DataLoader(
         TwoViews(images, size, order.seed),
         batch_sampler=order,
+        collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
@@ -130,7 +156,11 @@ def training_batches(
     )
 
 
-def on_device(batches: DataLoader, device: torch.device) -> Iterator[Crops]:
+def _as_it_is(crops: Crops) -> Crops:
+    return crops
+
+
+def on_device(batches: Iterable[Crops], device: torch.device) -> Iterator[Crops]:
     """Batches on a device; on a GPU the next one is copied while the last one is worked on."""
     if device.type != "cuda":
         for crops in batches:
@@ -166,7 +196,7 @@ def probe_crops(images: Images, size: int, count: int) -> Crops:
     count = min(count, len(images))
     pictures = TwoViews(images, size, seed=0)
     chosen = [i * len(images) // count for i in range(count)]
-    crops = default_collate([pictures[0, index] for index in chosen])
+    crops = pictures.__getitems__([(0, index) for index in chosen])
     return crops._replace(ids=torch.full_like(crops.ids, -2))
 
 

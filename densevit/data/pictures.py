@@ -38,7 +38,8 @@ class Picture:
         with _naming(self.name):
             if reduction > 1:
                 image.draft(None, (image.width // reduction, image.height // reduction))
-            image = ImageOps.exif_transpose(image)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
                 image = image.convert("RGBA")
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):

@@ -6,11 +6,12 @@ done for whole batches on the training device (`data.photometric`).
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,12 +21,11 @@ from densevit.torchvision_guard import ensure_torchvision
 ensure_torchvision()
 
 from timm.data import create_transform  # noqa: E402
-from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop  # noqa: E402
 
 Transform = Callable[[Image.Image], Tensor]
 
-_JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-_RATIO = [3 / 4, 4 / 3]
+_JITTER, _HUE = 0.4, 0.1  # of brightness, contrast and saturation; of the hue
+_RATIO = (3 / 4, 4 / 3)  # of a crop's width to its height
 _SIGMA = (0.1, 2.0)  # of the blur, in pixels: MoCo v2 (Chen et al. 2020)
 
 
@@ -45,43 +45,61 @@ class Crop(NamedTuple):
     """A view of a picture before its colours change.
 
     pixels: (S, S, 3) uint8.
-    place: (4,) left, top, right and bottom of the crop in pixels of the picture. A flipped view has
-        left and right swapped: a point at a share u of the view's width then lies at
+    place: left, top, right and bottom of the crop in pixels of the picture. A flipped view has left
+        and right swapped: a point at a share u of the view's width then lies at
         left + u·(right − left) either way.
-    colour: (9,) factors of brightness, contrast and saturation, the shift of the hue, in which
-        order the four are applied, and the sigma of the blur (0: none); see `data.photometric`.
+    colour: 9 numbers: factors of brightness, contrast and saturation, the shift of the hue, in
+        which order the four are applied, and the sigma of the blur (0: none); see
+        `data.photometric`.
     """
 
-    pixels: Tensor
-    place: Tensor
-    colour: Tensor
+    pixels: np.ndarray
+    place: list[float]
+    colour: list[float]
 
 
-def draw_view(recipe: Recipe, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """`place` and `colour` of a view of a picture of a size, from torch's global random state."""
-    width, height = size
-    picture = torch.empty(1, height, width, device="meta")  # get_params asks for no more
-    top, left, crop_height, crop_width = RandomResizedCrop.get_params(
-        picture, list(recipe.scale), _RATIO
-    )
-    sides = [left, left + crop_width]
-    if torch.rand(1).item() < 0.5:
+def draw_view(
+    recipe: Recipe, size: tuple[int, int], draws: random.Random
+) -> tuple[list[float], list[float]]:
+    """`place` and `colour` of a view of a picture of a size.
+
+    The distributions are those of torchvision's RandomResizedCrop, RandomHorizontalFlip,
+    ColorJitter, RandomApply and GaussianBlur. Drawn here because theirs, from tensors of one
+    element, takes longer than a tenth of decoding the picture.
+    """
+    left, top, width, height = _draw_box(recipe.scale, size, draws)
+    sides = [left, left + width]
+    if draws.random() < 0.5:
         sides.reverse()
-    place = torch.tensor([sides[0], top, sides[1], top + crop_height], dtype=torch.float32)
-    order, *factors = ColorJitter.get_params(
-        _JITTER.brightness, _JITTER.contrast, _JITTER.saturation, _JITTER.hue
-    )
-    blurred = torch.rand(1).item() < recipe.blur
-    sigma = GaussianBlur.get_params(*_SIGMA) if blurred else 0.0
-    return place, torch.tensor([*factors, *order.tolist(), sigma], dtype=torch.float32)
+    place = [float(v) for v in (sides[0], top, sides[1], top + height)]
+    factors = [draws.uniform(1 - _JITTER, 1 + _JITTER) for _ in range(3)]
+    order = [0, 1, 2, 3]
+    draws.shuffle(order)
+    blurred = draws.random() < recipe.blur
+    sigma = draws.uniform(*_SIGMA) if blurred else 0.0
+    return place, [*factors, draws.uniform(-_HUE, _HUE), *map(float, order), sigma]
 
 
-def cut_views(picture: Picture, size: int) -> tuple[Crop, Crop]:
-    """Both views of a picture, which is decoded once and no larger than they need.
+def _draw_box(
+    scale: tuple[float, float], size: tuple[int, int], draws: random.Random
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a crop: Inception's (Szegedy et al. 2015)."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * draws.uniform(*scale)
+        ratio = math.exp(draws.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return draws.randint(0, width - w), draws.randint(0, height - h), w, h
+    # A picture too long for every try: the largest part of it within the ratios, from its middle.
+    w = min(width, max(1, round(height * _RATIO[1])))
+    h = min(height, max(1, round(width / _RATIO[0])))
+    return (width - w) // 2, (height - h) // 2, w, h
 
-    Draws from torch's global random state.
-    """
-    drawn = [draw_view(recipe, picture.size) for recipe in RECIPES]
+
+def cut_views(picture: Picture, size: int, draws: random.Random) -> tuple[Crop, Crop]:
+    """Both views of a picture, which is decoded once and no larger than they need."""
+    drawn = [draw_view(recipe, picture.size, draws) for recipe in RECIPES]
     image = picture.decode(_reduction([place for place, _ in drawn], size))
     scales = image.width / picture.size[0], image.height / picture.size[1]
     first, second = (
@@ -90,14 +108,16 @@ def cut_views(picture: Picture, size: int) -> tuple[Crop, Crop]:
     return first, second
 
 
-def _reduction(places: list[Tensor], size: int) -> int:
+def _reduction(places: list[list[float]], size: int) -> int:
     """How much smaller a picture may be decoded without any crop being enlarged for it."""
-    smallest = min(min(abs(r - x), y - t) for x, t, r, y in (p.tolist() for p in places))
+    smallest = min(min(abs(r - x), y - t) for x, t, r, y in places)
     return next((d for d in (8, 4, 2) if smallest >= d * size), 1)
 
 
-def _cut(image: Image.Image, place: Tensor, scales: tuple[float, float], size: int) -> Tensor:
-    left, top, right, bottom = place.tolist()
+def _cut(
+    image: Image.Image, place: list[float], scales: tuple[float, float], size: int
+) -> np.ndarray:
+    left, top, right, bottom = place
     box = (
         min(left, right) * scales[0],
         top * scales[1],
@@ -107,7 +127,7 @@ def _cut(image: Image.Image, place: Tensor, scales: tuple[float, float], size: i
     crop = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     if right < left:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(crop))
+    return np.asarray(crop)
 
 
 def plain_view(

@@ -1,6 +1,7 @@
 """The matching against loops in float64, the true one against pixels that say where they are."""
 
 import math
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -116,11 +117,12 @@ def seen(seed):
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) + 0.5
     read = []
     for coordinate in (x, y):
-        torch.manual_seed(seed)
-        read.append(cut_views(Coordinate(coordinate, (WIDTH, HEIGHT)), SIZE))
+        picture = Coordinate(coordinate, (WIDTH, HEIGHT))
+        read.append(cut_views(picture, SIZE, random.Random(seed)))
     for across, down in zip(*read, strict=True):
-        assert torch.equal(across.place, down.place)
-        yield torch.stack([across.pixels, down.pixels]).double(), across.place
+        assert across.place == down.place
+        pixels = np.stack([across.pixels, down.pixels])
+        yield torch.from_numpy(pixels).double(), torch.tensor(across.place)
 
 
 def read_match(pixels1, pixels2, grid):
