@@ -44,7 +44,7 @@ def load_initial(learner: Learner, source: str) -> None:
         )
     model.load_state_dict(fitting, strict=False)
     if learner.averaged is not None:
-        learner.averaged.module.load_state_dict(model.state_dict())
+        learner.averaged.load_state_dict(model.state_dict())
     other = [n for n in wanted if n in found and n not in fitting]
     missing = [n for n in wanted if n not in found]
     unexpected = [n for n in found if n not in wanted]

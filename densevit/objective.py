@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from densevit.config import RunConfig, loss_weights
 from densevit.contrast.draws import PartDraws
@@ -55,7 +56,7 @@ class Learner(nn.Module):
         config: RunConfig,
         model: DenseViT,
         contrast: ContrastiveLoss | None,
-        averaged: AveragedModel | None,
+        averaged: DenseViT | None,
     ) -> None:
         super().__init__()
         self.config, self.model = config, model
@@ -116,10 +117,7 @@ def build_learner(
     contrast = ContrastiveLoss(config).to(device) if loss_weights(config) else None
     averaged = None
     if contrast is not None and config.key_encoder == "momentum":
-        averaging = get_ema_multi_avg_fn(config.momentum)
-        averaged = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
-        averaged.requires_grad_(False)
-        averaged.update_parameters(model)  # the average begins with the initial weights
+        averaged = copy.deepcopy(model).requires_grad_(False)
     return Learner(config, model, contrast, averaged)
 
 
@@ -148,10 +146,28 @@ def encode_keys(learner: Learner, view2: Tensor, tokens: Tokens | None) -> Proje
 
     `tokens` are those of the network, where they are there already.
     """
-    network = learner.model if learner.averaged is None else learner.averaged.module
+    network = learner.model if learner.averaged is None else learner.averaged
     if tokens is None or learner.averaged is not None:
         tokens = network(view2)
     return Projected(tokens, network.heads)
+
+
+@torch.no_grad()
+def follow(learner: Learner) -> None:
+    """Let the moving average follow the weights and buffers; call after the optimiser's step.
+
+    torch's AveragedModel asks the device at each step whether it is the first; this does not.
+    """
+    if learner.averaged is None:
+        return
+    own, theirs = (
+        [*m.parameters(), *(b for b in m.buffers() if b.is_floating_point())]
+        for m in (learner.averaged, learner.model)
+    )
+    get_ema_multi_avg_fn(learner.config.momentum)(own, theirs, None)
+    for held, new in zip(learner.averaged.buffers(), learner.model.buffers(), strict=True):
+        if not held.is_floating_point():
+            held.copy_(new)
 
 
 def true_places(learner: Learner, batch: Batch) -> Tensor | None:

@@ -25,6 +25,7 @@ from densevit.objective import (
     Mark,
     build_optimizer,
     clipped_parameters,
+    follow,
     mix,
     true_places,
 )
@@ -90,7 +91,7 @@ def build_engine(learner: Learner, device: torch.device, world: World) -> Engine
     if config.compile:
         learner.model.compile()
         if learner.averaged is not None:
-            learner.averaged.module.compile()
+            learner.averaged.compile()
     # Without fp16 the scale stays 1, and what is left is the skipping of steps.
     scale = 2.0**16 if config.precision == "fp16" else 1.0
     scaler = torch.amp.GradScaler(device.type, init_scale=scale)
@@ -193,8 +194,7 @@ def _update(engine: Engine) -> Tensor:
     engine.scaler.update(None if config.precision == "fp16" else 1.0)
     if learner.contrast is not None:
         learner.contrast.clamp_temperature()
-    if learner.averaged is not None:
-        learner.averaged.update_parameters(learner.model)
+    follow(learner)
     return norm
 
 

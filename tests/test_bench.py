@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench" / "contrast_step.py"
+FOLDER = Path(__file__).parents[1] / "bench"
 SMALL = [
     "--model-kwargs", "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}",
     "--batch", "2", "--queue", "256", "--query-patches", "4", "--sampled-patches", "5",
@@ -15,8 +15,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def bench(*arguments):
-    command = [sys.executable, str(BENCH), *arguments]
+def bench(*arguments, name="contrast_step.py"):
+    command = [sys.executable, str(FOLDER / name), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -54,3 +54,34 @@ def test_a_mistake_is_one_line(arguments, told):
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert told in done.stderr
+
+
+def test_the_input_pipeline(tmp_path):
+    file = tmp_path / "bench.json"
+    done = bench("--count", "4", "--rounds", "2", "--json", str(file), name="input_pipeline.py")
+    assert done.returncode == 0, done.stderr
+    rates = json.loads(file.read_text())["images_per_second"]
+    assert list(rates) == ["decode", "decode and crops", "ours, worker", "ours, all", "torchvision"]
+    assert all(len(rate) == 2 and min(rate) > 0 for rate in rates.values())
+    assert len(done.stdout.splitlines()) == 2 + len(rates)
+
+
+NETWORK = '{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}'
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], ["bare, ms", "trainer, ms", "trainer / bare"]),
+        (["--checkpoint"], ["the step waits, s", "written after, s", "waits / written",
+                            "size, MiB", "until its first step, s"]),
+    ],
+)  # fmt: skip
+def test_the_training_loop(tmp_path, flags, wanted):
+    file = tmp_path / "bench.json"
+    done = bench("--model-kwargs", NETWORK, "--batch", "2", "--steps", "2", "--rounds", "2",
+                 "--threads", "1", "--json", str(file), *flags, name="train_loop.py")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(file.read_text())["numbers"]
+    assert list(numbers) == wanted
+    assert all(min(values) > 0 for values in numbers.values())

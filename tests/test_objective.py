@@ -161,7 +161,7 @@ def test_joint_with_dense_weight_0_is_global_training():
 
 def test_the_moving_average_is_the_closed_form_over_weights_and_buffers():
     learner = learner_of(cl_mode="joint", key_encoder="momentum", momentum=0.9)
-    for network in (learner.model, learner.averaged.module):
+    for network in (learner.model, learner.averaged):
         network.register_buffer("drift", torch.zeros(3))
     engine = build_engine(learner, CPU, World())
     history = [copy.deepcopy(learner.model.state_dict())]
@@ -169,7 +169,7 @@ def test_the_moving_average_is_the_closed_form_over_weights_and_buffers():
         learner.model.drift += number + 1.0
         train_step(engine, batch_of(number), 0.5, number)
         history.append(copy.deepcopy(learner.model.state_dict()))
-    averaged = learner.averaged.module.state_dict()
+    averaged = learner.averaged.state_dict()
     assert {"drift", "heads.global.0.weight", "backbone.head.weight"} <= averaged.keys()
     for name, value in averaged.items():
         wanted = 0.9**5 * history[0][name].double()
@@ -181,13 +181,13 @@ def test_the_moving_average_is_the_closed_form_over_weights_and_buffers():
 def test_momentum_keys_come_from_the_average_and_carry_no_gradient():
     learner = learner_of(key_encoder="momentum", momentum=0.9)
     with torch.no_grad():
-        for parameter in learner.averaged.module.parameters():
+        for parameter in learner.averaged.parameters():
             parameter.mul_(1.5)
     batch = batch_of(0)
     losses = learner(batch, 0.5, torch.Generator().manual_seed(0))
     losses.total.backward()
     learner.contrast.enqueue([losses.keys])
-    keys = learner.averaged.module
+    keys = learner.averaged
     patches = keys(batch.view2).patches
     wanted = F.normalize(keys.heads["dense"](patches), dim=-1)
     for row, entry in enumerate(learner.contrast.queues["dense"].features[:12]):

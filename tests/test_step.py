@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densevit.config import RunConfig
 from densevit.data.loading import Batch
@@ -213,3 +214,30 @@ def test_a_compiled_network_learns_the_same():
         for engine in (plain, compiled):
             train_step(engine, batch_of(step), 0.5, step)
     assert_close(plain, compiled, rtol=1e-3)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators whose result the host has to wait for."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_a_step_does_not_wait_for_the_device(mode):
+    # On a CPU the loss looks whether anything is excluded, which it does not on a GPU.
+    engine = engine_of(**mode, exclude_same_image=False, grad_accumulation=2)
+    train_step(engine, batch_of(0), 0.5, 0)
+    with Waits() as waits:
+        train_step(engine, batch_of(1), 0.5, 1)
+    assert waits.seen == []
+    with Waits() as waits:  # it sees what it looks for
+        float(engine.skipped)
+    assert waits.seen == ["_local_scalar_dense"]

@@ -111,7 +111,7 @@ def test_a_run_begins_with_the_weights_of(tmp_path, trained, form, caplog):
     for name, value in learner.model.state_dict().items():
         if whole or name.startswith("backbone."):
             assert torch.equal(value, wanted[name]), name
-        assert torch.equal(learner.averaged.module.state_dict()[name], value)
+        assert torch.equal(learner.averaged.state_dict()[name], value)
     assert ("missing, drawn anew: heads." in caplog.text) is not whole
 
 
