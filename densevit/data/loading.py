@@ -212,7 +212,7 @@ def plain_batches(
 ) -> DataLoader:
     """Batches of (pictures (B, 3, S, S), labels (B,), indices (B,)), each picture once.
 
-    Of several ranks, each gets every so manieth picture.
+    Of several ranks, each gets its share.
     """
     return DataLoader(
         Plain(images, view),
