@@ -165,6 +165,30 @@ def test_submitit_starts_the_processes_of_a_run(tmp_path, tiny):
         assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
 
 
+def test_processes_that_are_connected_already_stay_so(tmp_path, tiny):
+    """As Ray Train starts them."""
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "global"}, "run")
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from torch import distributed\n"
+        "from densevit.lifecycle import execute\n"
+        "from densevit.rundir import RunFolder\n"
+        "distributed.init_process_group('gloo')\n"
+        "code = execute(RunFolder(Path(sys.argv[1])))\n"
+        "distributed.barrier()\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, str(script), str(folder.path)], capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert folder.status().state == "finished"
+    assert len(read_json(folder.provenance_file)["starts"]) == 1
+
+
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, tiny):
     folder = folder_of(tmp_path, {**tiny, "batch_size": 7}, "odd")
     process = torchrun(folder)
