@@ -57,7 +57,7 @@ class Checkpoints:
         self.finish()
         self._copy = _copied(state, self._copy)
         # Copies from a GPU are on their way: the steps that follow queue up behind them there.
-        arrived = torch.cuda.Event() if torch.cuda.is_available() else None
+        arrived = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if arrived is not None:
             arrived.record()
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
+_host: Any = None  # the connection for what lies on the host, beside that of the devices
+
+
 class World(NamedTuple):
     """This process's `rank` of `ranks`, and its number on its machine."""
 
@@ -57,14 +60,18 @@ def joined(device_type: str) -> Iterator[World]:
             from submitit.helpers import TorchDistributedEnvironment
 
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    global _host
+    _host = distributed.new_group(backend="gloo")
     try:
         yield here
     finally:
-        # gloo's thread needs the interpreter once more, to let go of the last exchange. A group that
-        # is taken apart at once waits for that thread with the interpreter in its hand, for ever
-        # (seen in one of 25 runs with torch 2.13).
+        # gloo's thread needs the interpreter once more, to let go of the last exchange. A group
+        # that is taken apart at once waits for that thread with the interpreter in its hand, for
+        # ever (seen in one of 25 runs with torch 2.13).
         time.sleep(0.5)
+        distributed.destroy_process_group(_host)
+        _host = None
         if not already:
             distributed.destroy_process_group()
 
@@ -77,7 +84,7 @@ def agreed(number: int, here: World) -> int:
     from torch import distributed
 
     held = torch.tensor(number)
-    distributed.all_reduce(held, distributed.ReduceOp.MAX)
+    distributed.all_reduce(held, distributed.ReduceOp.MAX, group=_host)
     return int(held)
 
 
@@ -97,5 +104,5 @@ def gathered(value: Any, here: World) -> list[Any]:
     from torch import distributed
 
     values: list[Any] = [None] * here.ranks
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=_host)
     return values

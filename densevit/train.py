@@ -211,6 +211,7 @@ def _check_skipped(trainer: Trainer, rate: float) -> None:
     engine = trainer.engine
     in_a_row = int(engine.most_in_a_row)
     if in_a_row >= min(SKIPPED_LIMIT, trainer.steps_per_epoch):
+        trainer.checkpoints.finish()  # the newest may be on its way
         found = checkpoint.newest_first(trainer.folder.checkpoint_folder)
         raise RunError(
             f"the loss or its gradient was not finite in {in_a_row} steps in a row, at step "

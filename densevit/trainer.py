@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from densevit import checkpoint
 from densevit.checkup import PROBE_PICTURES
@@ -110,7 +111,9 @@ def build_trainer(
         warmup_prefix=True,
         t_in_epochs=False,
     )
-    probe = probe_crops(data.val, model.image_size, PROBE_PICTURES).developed(*looks(engine))
+    wanted = model.pictures()
+    look = wanted["mean"], wanted["std"]
+    probe = probe_crops(data.val, model.image_size, PROBE_PICTURES).developed(*look)
     trainer = Trainer(
         config, folder, engine, scheduler, batches, order, data.train.classes, probe, asked,
         checkpoint.Checkpoints(folder.checkpoint_folder), Clock(device),
@@ -119,10 +122,11 @@ def build_trainer(
     return trainer
 
 
-def looks(engine: Engine) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pictures that the network wants."""
+def looks(engine: Engine) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (3,) of the pictures that the network wants, on its device."""
     wanted = engine.learner.model.pictures()
-    return wanted["mean"], wanted["std"]
+    mean, std = (torch.tensor(wanted[key], device=engine.device) for key in ("mean", "std"))
+    return mean, std
 
 
 def save(trainer: Trainer) -> None:

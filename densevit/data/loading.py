@@ -64,7 +64,7 @@ class Crops(NamedTuple):
         rest = (t.to(device, non_blocking=True) for t in (self.labels, self.ids))
         return Crops(moved(self.first), moved(self.second), *rest)
 
-    def developed(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Batch:
+    def developed(self, mean: Tensor | tuple[float, ...], std: Tensor | tuple[float, ...]) -> Batch:
         """The batch that a network sees, where the crops lie."""
         views = (develop(c.pixels, c.colour, mean, std) for c in (self.first, self.second))
         return Batch(*views, self.first.place, self.second.place, self.labels, self.ids)

@@ -19,13 +19,19 @@ _AT_ONCE = {"cpu": 2**16, "cuda": 2**23}
 
 
 @torch.no_grad()
-def develop(pixels: Tensor, colour: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def develop(
+    pixels: Tensor,
+    colour: Tensor,
+    mean: Tensor | Sequence[float],
+    std: Tensor | Sequence[float],
+) -> Tensor:
     """Crops with changed colours, blurred, and normalised.
 
     Args:
         pixels: (B, S, S, 3) uint8, on the device that does the work.
         colour: (B, 9) on the CPU, see `data.views.Crop`.
-        mean, std: of the normalisation, a number a channel.
+        mean, std: of the normalisation, a number a channel; as tensors of that device they cost no
+            transfer, for which a GPU would have to be waited for.
 
     Returns:
         (B, 3, S, S) float32 on the device of `pixels`.
@@ -33,7 +39,7 @@ def develop(pixels: Tensor, colour: Tensor, mean: Sequence[float], std: Sequence
     batch, side = pixels.shape[:2]
     device = pixels.device
     out = torch.empty(batch, 3, side, side, device=device)
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (mean, std))
+    mean, std = (torch.as_tensor(v, device=device).view(3, 1, 1) for v in (mean, std))
     at_once = max(1, _AT_ONCE.get(device.type, 2**20) // side**2)
     for part, x, values in zip(
         out.split(at_once), pixels.split(at_once), colour.split(at_once), strict=True
