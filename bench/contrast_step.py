@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from densevit import yamlfile
-from densevit.config import Layer, RunConfig, build
+from densevit.config import RunConfig
 from densevit.errors import EXIT_FAILED, EXIT_MISTAKE, RunError, UserError, nearest
+from densevit.layers import Layer, build
 
 # What distinguishes each arm; `queries` also takes --query-patches.
 ARMS: dict[str, dict[str, str]] = {

@@ -33,12 +33,12 @@ from PIL import Image
 from torch import nn
 
 from densevit import checkpoint, train
-from densevit.config import Layer, build
 from densevit.data.loading import Crops
 from densevit.data.pictures import Picture
 from densevit.data.sources import Data
 from densevit.distributed import World
 from densevit.errors import EXIT_MISTAKE, UserError
+from densevit.layers import Layer, build
 from densevit.model import check_model
 from densevit.rundir import RunFolder
 from densevit.step import part_draws

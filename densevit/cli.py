@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from densevit import __version__, yamlfile
-from densevit.config import (
-    FIELDS,
-    Layer,
-    RunConfig,
-    absolute_paths,
-    build,
-    identity,
-    read_layers,
-    source_of,
-)
+from densevit.config import FIELDS, RunConfig, identity
 from densevit.errors import (
     EXIT_CARRY_ON,
     EXIT_FAILED,
@@ -33,6 +24,7 @@ from densevit.errors import (
     UserError,
     nearest,
 )
+from densevit.layers import Layer, absolute_paths, build, read_layers, source_of
 from densevit.rundir import RunFolder, outputs_root, read_json, run_folder
 
 SWEEP_COMMANDS = ("run", "plan", "status", "report")

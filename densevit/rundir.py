@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from densevit import yamlfile
-from densevit.config import Identity, Layer, RunConfig, build, identity
+from densevit.config import Identity, RunConfig, identity
 from densevit.errors import UserError
+from densevit.layers import Layer, build
 
 State = Literal["pending", "running", "finished", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("pending", "running", "finished", "failed", "cancelled")

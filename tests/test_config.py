@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densevit import yamlfile
-from densevit.config import FIELDS, Layer, RunConfig, build, identity, is_execution, read_layers
+from densevit.config import FIELDS, RunConfig, identity, is_execution
 from densevit.errors import UserError
+from densevit.layers import Layer, build, read_layers
 
 
 def config(**settings):

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from densevit.config import Layer, RunConfig, applies, build, identity
+from densevit.config import RunConfig, applies, identity
 from densevit.errors import UserError
+from densevit.layers import Layer, build
 from densevit.sweep.spec import Exclusion, Settings, SweepSpec, matches
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densevit.config import source_of
+from densevit.layers import source_of
 from densevit.rundir import STATES, RunFolder, State, Status, run_folder, sweep_folder
 from densevit.sweep.grid import Grid, Run, cell_label, expand
 from densevit.sweep.spec import SweepSpec, read_spec

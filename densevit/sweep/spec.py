@@ -11,20 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from densevit import yamlfile
-from densevit.config import (
-    FIELDS,
-    Int,
-    Layer,
-    Name,
-    RunConfig,
-    absolute_paths,
-    applies,
-    base_path,
-    explain,
-    is_execution,
-    read_layers,
-)
+from densevit.config import FIELDS, Int, Name, RunConfig, applies, is_execution
 from densevit.errors import UserError, nearest
+from densevit.layers import Layer, absolute_paths, base_path, explain, read_layers
 
 Settings = dict[str, Any]
 

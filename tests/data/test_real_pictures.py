@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densevit.config import build, read_layers
 from densevit.data.loading import BatchOrder, training_batches
 from densevit.data.sources import open_data
+from densevit.layers import build, read_layers
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ROOT.parent / "shared" / "data"
