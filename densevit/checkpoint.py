@@ -55,7 +55,8 @@ class Checkpoints:
         `first` is called before the file appears, on the writing thread.
         """
         self.finish()
-        self._copy = _copied(state, self._copy)
+        self.prepared = True
+        copy = self._copy = _copied(state, self._copy)
         # Copies from a GPU are on their way: the steps that follow queue up behind them there.
         arrived = torch.cuda.Event() if torch.cuda.is_initialized() else None
         if arrived is not None:
@@ -66,7 +67,7 @@ class Checkpoints:
                 arrived.synchronize()
             try:
                 first()
-                _write(self.folder, self._copy, step)
+                _write(self.folder, copy, step)
             except OSError as error:
                 log.warning(
                     "the checkpoint of step %d cannot be written: %s; the run goes on%s",
@@ -87,6 +88,7 @@ class Checkpoints:
             self._thread = None
 
     def _start(self, work: Callable[[], None]) -> None:
+        self.finish()
         # No daemon: a checkpoint that was begun is finished even when the run fails meanwhile.
         self._thread = threading.Thread(target=work, name="checkpoint")
         self._thread.start()

@@ -141,7 +141,7 @@ def _train(options: argparse.Namespace) -> int:
     folder = run_folder(outputs, identity(config).run)
     _check_run(config, layers, folder)
     if not world().writes:
-        return execute(folder)
+        return execute(folder, config)
     folder.create(config)
     print(f"run {folder.path.name} in {folder.path}", flush=True)
     with showing():
@@ -183,9 +183,9 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
         data = open_data(config, check_model(config))
         found = data.fingerprint()
         if config.init_checkpoint:
-            from densevit.initial import initial_digest
+            from densevit.initial import begun_with
 
-            found["init_checkpoint"] = initial_digest(config.init_checkpoint)
+            found["init_checkpoint"] = begun_with(folder, config.init_checkpoint)
     except UserError as error:
         key = str(error).split(":")[0]
         raise UserError(f"{source_of(layers, key)}: {error}") from None

@@ -199,7 +199,8 @@ class RunConfig(BaseModel):
     )
     grad_accumulation: Int = _execution(
         1,
-        "parts that a batch is worked on in, one after the other: less memory, same results",
+        "parts that a batch is worked on in, one after the other: less memory, same results "
+        "(but for drop_path, which draws for each part)",
         ge=1,
     )
     gradient_checkpointing: bool = _execution(

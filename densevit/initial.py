@@ -13,6 +13,7 @@ from torch import Tensor
 from densevit import checkpoint
 from densevit.errors import UserError
 from densevit.objective import Learner
+from densevit.rundir import RunFolder, read_json
 from densevit.torchvision_guard import ensure_torchvision
 
 ensure_torchvision()
@@ -58,8 +59,15 @@ def load_initial(learner: Learner, source: str) -> None:
             log.info("init_checkpoint: %s: %s%s", what, ", ".join(names[:_SHOWN]), more)
 
 
-def initial_digest(source: str) -> dict[str, str]:
-    """What a run remembers of the file that it began with. Errors: as in `load_initial`."""
+def begun_with(folder: RunFolder, source: str) -> dict[str, str]:
+    """What a run remembers of the file that it began with.
+
+    Read anew until the run has a checkpoint, which then holds what it needs: the file may change or
+    go. Errors: as in `load_initial`.
+    """
+    held = (read_json(folder.fingerprint_file) or {}).get("init_checkpoint")
+    if held is not None and checkpoint.newest_first(folder.checkpoint_folder):
+        return held
     path = _file(source)
     with path.open("rb") as file:
         return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}

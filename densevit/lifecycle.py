@@ -39,14 +39,16 @@ from densevit.rundir import RunFolder, State, read_json, write_json
 log = logging.getLogger("densevit")
 
 
-def execute(folder: RunFolder) -> int:
+def execute(folder: RunFolder, config: RunConfig | None = None) -> int:
     """Carry the run of a folder to its end and return the exit code.
+
+    `config` is the run's, for a process beside the one that has written it to the folder.
 
     0: finished, or was so already. 1: failed. 2: a mistake in the configuration or the data.
     75: asked to stop, or another process holds the run; the same command carries on.
     """
     if not world().writes:
-        return _follow(folder)
+        return _follow(folder, config or folder.config())
     with folder.lock() as mine:
         if not mine:
             log.warning("%s: another process is working on this run", folder.path)
@@ -73,7 +75,7 @@ def _execute_locked(folder: RunFolder) -> int:
                 raise Stopped(signal.Signals(asked()).name)
             from densevit.train import train  # imports torch: seconds
 
-            train(folder, asked)
+            train(folder, asked, folder.config())
         except Stopped as stop:
             code, state, message = EXIT_CARRY_ON, "cancelled", str(stop)
         except (UserError, RunError) as error:
@@ -95,16 +97,16 @@ def _execute_locked(folder: RunFolder) -> int:
         return code
 
 
-def _follow(folder: RunFolder) -> int:
+def _follow(folder: RunFolder, config: RunConfig) -> int:
     """Train beside the process that writes: the same code, and no word to any file."""
-    if has_results(folder, folder.config()):
+    if has_results(folder, config):
         return 0
     log.setLevel(logging.WARNING)
     with _noting_signals() as asked:
         from densevit.train import train
 
         try:
-            train(folder, asked)
+            train(folder, asked, config)
         except Stopped:
             return EXIT_CARRY_ON
         except (UserError, RunError) as error:
@@ -128,6 +130,7 @@ def _last_line(error: Exception) -> str:
 
 
 # Slurm and submitit send SIGUSR2 before they take a machine away, most others SIGTERM.
+TWICE_SECONDS = 0.5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -135,10 +138,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 def _noting_signals() -> Iterator[Callable[[], int]]:
     """A function that tells the signal that asked the run to stop, 0 while none did."""
     received: list[int] = []
+    moments: list[float] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if len(received) > 1 and number != signal.SIGUSR2:  # asked twice: stop here and now
+        moments.append(time.monotonic())
+        # Asked twice at the keyboard: stop here and now. Other signals come more than once by
+        # themselves, from a launcher and from what it has started.
+        if number == signal.SIGINT and moments[-1] - moments[0] > TWICE_SECONDS:
             raise StoppedNow(signal.Signals(number).name)
 
     def asked() -> int:

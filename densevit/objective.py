@@ -183,14 +183,22 @@ def contrastive_weight(config: RunConfig, progress: float) -> float:
 
 
 def mix(batch: Batch, share: float) -> Batch:
-    """Each picture mixed with the one opposite it in the batch, both views in the same way.
+    """Each picture mixed with its neighbour in the batch, both views in the same way.
 
-    Zhang et al., "mixup" (ICLR 2018), with one share a batch as timm has it.
+    Zhang et al., "mixup" (ICLR 2018), with one share a batch as timm has it. Neighbours, so that
+    parts of even size mix what the whole batch mixes; the last of an odd number stays as it is.
     """
     if share == 1.0:
         return batch
-    views = (v.lerp(v.flip(0), 1 - share) for v in (batch.view1, batch.view2))
+    other = _neighbours(len(batch.ids), batch.ids.device)
+    views = (v.lerp(v[other], 1 - share) for v in (batch.view1, batch.view2))
     return Batch(*views, *batch[2:])
+
+
+def _neighbours(count: int, device: torch.device) -> Tensor:
+    """1, 0, 3, 2, ... (count,)."""
+    places = torch.arange(count, device=device)
+    return (places ^ 1).clamp_max(count - 1)
 
 
 def _classification(
@@ -200,7 +208,8 @@ def _classification(
     loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     if mixed == 1.0:
         return loss
-    others = labels.view(-1, pictures).flip(1).flatten()  # (views, B) -> (R,)
+    places = _neighbours(pictures, labels.device)
+    others = labels.view(-1, pictures)[:, places].flatten()  # (views, B) -> (R,)
     other = F.cross_entropy(logits, others, label_smoothing=config.label_smoothing)
     return mixed * loss + (1 - mixed) * other
 

@@ -54,13 +54,19 @@ class Engine:
     in_a_row: Tensor
     most_in_a_row: Tensor
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
+    def weights(self) -> dict[str, Any]:
+        """The large part of `state`, which no device is asked for."""
         learner = self.learner
         parts = {"model": learner.model, "contrast": learner.contrast, "averaged": learner.averaged}
         return {
             **{name: part.state_dict() for name, part in parts.items() if part is not None},
             "optimizer": self.optimizer.state_dict(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {
+            **self.weights(),
             "scaler": self.scaler.state_dict(),
             "skipped": [self.skipped, self.in_a_row, self.most_in_a_row],
         }

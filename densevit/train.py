@@ -7,8 +7,10 @@ run's seed. The same command therefore always carries on.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 import signal
 import time
 from contextlib import suppress
@@ -25,7 +27,7 @@ from densevit.data.views import plain_view
 from densevit.distributed import World, agreed, gathered, joined
 from densevit.errors import RunError, Stopped, StoppedNow, UserError
 from densevit.evaluate import Predictions, predict, write_predictions
-from densevit.initial import initial_digest
+from densevit.initial import begun_with
 from densevit.meter import peak_memory_mib
 from densevit.model import check_model, has_class_token
 from densevit.objective import contrastive_weight
@@ -41,16 +43,16 @@ STATUS_SECONDS = 2.0
 SKIPPED_LIMIT = 20
 
 
-def train(folder: RunFolder, asked: Asked) -> None:
+def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
     """Train and evaluate the run of a folder, from where it stands; finished work is not redone.
 
     Writes checkpoint/, metrics.jsonl, predictions/ and results.json.
     Errors: `UserError` for a configuration or data that cannot work; `Stopped` after a signal, with
     a checkpoint of the step that was reached.
     """
-    config = folder.config()
     check_device(config)
     with joined("cuda" if on_gpu(config) else "cpu") as world:
+        config = gathered(config, world)[0]  # where they differ, that of the process that writes
         _check_parts(config, world)
         data = open_data(config, check_model(config))
         if world.writes:
@@ -127,7 +129,7 @@ def _train_epoch(trainer: Trainer, show: Progress) -> None:
         trainer.step, trainer.timed = trainer.step + 1, trainer.timed + 1
         clock.mark(None)
         if trainer.world.writes and not trainer.checkpoints.prepared:
-            trainer.checkpoints.prepare(engine.state())  # the optimiser has its state now
+            trainer.checkpoints.prepare(engine.weights())  # the optimiser has its own now
         last = trainer.step % trainer.steps_per_epoch == 0
         if trainer.step % trainer.config.log_every == 0 or last:
             _log_interval(trainer, show)
@@ -260,8 +262,12 @@ def _evaluate_missing(trainer: Trainer, data: Data) -> None:
         numbers = results["benchmarks"][name] = predictions.summary()
         log.info("%s: top-1 %.1f %% of %d", name, numbers["top1"], numbers["n"])
         line.update({f"{name}/{key}": numbers[key] for key in ("top1", "top5", "loss")})
-    if line and trainer.world.writes:
+    if line and trainer.metrics is not None:
         _write_line(trainer, line)
+        if not trainer.metrics.flush():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.metrics_file))
+        trainer.metrics.sync()
+        results["metrics_bytes"] = trainer.metrics.length
         write_json(folder.results_file, results)
 
 
@@ -318,9 +324,9 @@ def _check_parts(config: RunConfig, world: World) -> None:
 
 def _remember_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:
     found = data.fingerprint()
-    if config.init_checkpoint:
-        found["init_checkpoint"] = initial_digest(config.init_checkpoint)
     held = read_json(folder.fingerprint_file)
+    if config.init_checkpoint:
+        found["init_checkpoint"] = begun_with(folder, config.init_checkpoint)
     if held is not None:
         check_fingerprint(held, found, folder.path)
         found["benchmarks"] = {**held["benchmarks"], **found["benchmarks"]}

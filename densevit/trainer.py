@@ -22,7 +22,7 @@ from densevit.initial import load_initial
 from densevit.meter import Clock, Tally
 from densevit.metricsfile import MetricsFile
 from densevit.objective import build_learner, contrastive_weight
-from densevit.rundir import RunFolder
+from densevit.rundir import RunFolder, read_json
 from densevit.step import Engine, build_engine
 from densevit.torchvision_guard import ensure_torchvision
 
@@ -166,7 +166,7 @@ def _resume(trainer: Trainer, state: dict[str, Any] | None) -> None:
         trainer.mentioned = int(trainer.engine.skipped)
         held = state["tally"]
         if held["names"]:
-            own = held["values"][trainer.world.rank].to(trainer.engine.device)
+            own = _own_share(held["values"], trainer.world).to(trainer.engine.device)
             trainer.tally = Tally(dict(zip(held["names"], own.unbind(), strict=True)))
         log.info("continuing after step %d of %d", trainer.step, trainer.steps)
     trainer.saved = trainer.step if state else -1, time.monotonic()
@@ -179,10 +179,22 @@ def _resume(trainer: Trainer, state: dict[str, Any] | None) -> None:
     if not trainer.world.writes:
         return
     kept = state["metrics_bytes"] if state is not None else 0
-    if folder.results_file.exists():  # lines of the evaluation follow what the checkpoint counts
-        kept = max(kept, folder.metrics_file.stat().st_size)
+    # Lines of the evaluation follow those that the checkpoint counts.
+    kept = (read_json(folder.results_file) or {}).get("metrics_bytes", kept)
     checkpoint.remove_leftovers(folder.checkpoint_folder)
     trainer.metrics = MetricsFile(folder.metrics_file, kept)
+
+
+def _own_share(sums: Tensor, world: World) -> Tensor:
+    """A process's row of what was counted.
+
+    With another number of processes than before, the first has it all, as if those of now had
+    counted it: a step counts once for each of them.
+    """
+    if len(sums) == world.ranks:
+        return sums[world.rank]
+    whole = sums.sum(dim=0) * (world.ranks / len(sums))
+    return whole if world.rank == 0 else torch.zeros_like(whole)
 
 
 def on_gpu(config: RunConfig) -> bool:

@@ -201,6 +201,18 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_taking_memory_does_not_disturb_a_write(tmp_path, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(checkpoint, "_write", held_back(checkpoint._write, go))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(5), 5, lambda: None)
+    assert checkpoints.prepared, "the memory is there"
+    threading.Timer(0.2, go.set).start()
+    checkpoints.prepare({"model": {"w": torch.zeros(50, 20)}})
+    checkpoints.finish()
+    assert torch.equal(read(tmp_path)["model"]["w"], state(5)["model"]["w"])
+
+
 def test_saving_takes_the_memory_for_the_copy_once(tmp_path):
     checkpoints, held = Checkpoints(tmp_path), state(1)
     checkpoints.prepare(held)

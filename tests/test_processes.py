@@ -165,6 +165,44 @@ def test_submitit_starts_the_processes_of_a_run(tmp_path, tiny):
         assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
 
 
+def test_torchrun_takes_flags_as_well(tmp_path, tiny):
+    """The first start of a run, whose folder is not there when the processes begin."""
+    flags = ["--outputs", str(tmp_path), "--no-tracking"]
+    for name, value in {**tiny, "cl_mode": "global", "epochs": 1}.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        flags += [f"--{name.replace('_', '-')}", text]
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "densevit", "train", *flags], capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
+    assert folder.status().state == "finished"
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_carries_on_with_another_number_of_processes(tmp_path, tiny, first):
+    settings = {**tiny, "cl_mode": "dense", "learning_rate": 1e-4, "log_every": 4, "epochs": 8}
+    whole = folder_of(tmp_path, settings, "whole")
+    assert execute(whole) == 0
+    folder = folder_of(tmp_path, settings, "run")
+    starts = {1: lambda: subprocess.Popen([sys.executable, *train_command(folder)],
+                                          stdout=subprocess.PIPE, text=True),
+              2: lambda: torchrun(folder)}  # fmt: skip
+    process = starts[first]()
+    wait_for(lambda: folder.metrics_file.exists() and len(read_metrics(folder.metrics_file)[0]) > 5,
+             process)  # fmt: skip
+    target = children(process)[0] if first == 2 else process.pid
+    os.kill(target, signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert folder.status().state == "cancelled"
+    process = starts[3 - first]()
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, out
+    for (step, a), (_, b) in zip(numbers(folder), numbers(whole), strict=True):
+        assert a == pytest.approx(b, rel=5e-3, abs=5e-4), step
+
+
 def test_processes_that_are_connected_already_stay_so(tmp_path, tiny):
     """As Ray Train starts them."""
     folder = folder_of(tmp_path, {**tiny, "cl_mode": "global"}, "run")

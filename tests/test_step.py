@@ -65,15 +65,15 @@ def assert_close(one, other, rtol=1e-4):
 
 MODES = [
     {"cl_mode": "none"},
-    {"cl_mode": "global"},
-    {"cl_mode": "dense", "query_patches": 5, "sampling_strategy": "diverse"},
+    {"cl_mode": "global", "label_smoothing": 0.1},
+    {"cl_mode": "dense", "query_patches": 5, "sampling_strategy": "diverse", "mixup": 0.5},
     {"cl_mode": "dense", "correspondence_features": "random", "sampling_strategy": "hardest"},
     {"cl_mode": "joint", "correspondence_features": "geometry", "query_patches": 7},
     {"cl_mode": "joint", "lambda_weight": 1.0, "key_encoder": "momentum", "momentum": 0.9},
 ]
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_batch_in_parts_is_the_batch(mode, parts):
     whole, split = engine_of(**mode), engine_of(**mode, grad_accumulation=parts)
@@ -191,10 +191,12 @@ def test_mixup_mixes_pictures_and_losses_alike():
     model = copy.deepcopy(engine.learner.model)
     numbers = train_step(engine, batch, 0.5, 3)
     pictures = torch.cat([
-        share * view + (1 - share) * view.flip(0) for view in (batch.view1, batch.view2)
+        share * view + (1 - share) * view[[1, 0, 3, 2, 5, 4, 7, 6]] for view in (batch.view1, batch.view2)
     ])  # fmt: skip
     logits = model(pictures).logits.double().log_softmax(dim=1)
-    own, other = (F.one_hot(x, 5).double() for x in (batch.labels, batch.labels.flip(0)))
+    own, other = (
+        F.one_hot(x, 5).double() for x in (batch.labels, batch.labels[[1, 0, 3, 2, 5, 4, 7, 6]])
+    )
     target = (share * own + (1 - share) * other).repeat(2, 1) * 0.9 + 0.1 / 5
     assert float(numbers["loss"]) == pytest.approx(
         float(-(target * logits).sum(dim=1).mean()), rel=1e-5

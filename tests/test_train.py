@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from densevit import train as train_module
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
 from densevit.data.folders import scan
@@ -158,7 +160,7 @@ def test_a_run_stopped_at_any_time_ends_with_the_same_bits(tmp_path, tiny, mode)
     while not stopped.results_file.exists():
         starts += 1
         with suppress(Stopped):
-            train(stopped, asked)
+            train(stopped, asked, stopped.config())
     assert starts > 5
     assert lines_of(stopped) == lines_of(whole)
     for name, value in weights_of(whole).items():
@@ -244,9 +246,11 @@ def test_a_truncated_picture_fails_the_run_and_names_itself(tmp_path, tiny, work
     assert folder.status().message.startswith(f"{torn}: cannot be read as an image")
 
 
-def start(folder):
+def start(folder, **options):
     command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
 
 
 def wait_for(condition, seconds=60):
@@ -283,6 +287,75 @@ def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
     assert steps == list(range(1, 40 * 5 + 1)), "no line missing, none doubled"
     assert len(read_json(folder.provenance_file)["starts"]) == 4
     assert len(list(folder.checkpoint_folder.iterdir())) == 2, "the last two, and nothing else"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(tmp_path, tiny, number):
+    """As Slurm sends it, and a terminal: to those that load pictures too; and more than once."""
+    settings = {**tiny, "epochs": 200, "cl_mode": "dense", "log_every": 1, "workers": 2}
+    folder = folder_of(tmp_path, settings)
+    process = start(folder, start_new_session=True)
+    wait_for(lambda: folder.metrics_file.exists() and len(lines_of(folder)) > 12)
+    os.killpg(process.pid, number)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    assert process.wait(60) == EXIT_CARRY_ON, process.stdout.read()
+    assert (folder.status().state, folder.status().message) == ("cancelled", number.name)
+    reached = int(newest(folder).name.split("-")[1])
+    assert max(line["step"] for line in lines_of(folder)) == reached
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path, tiny):
+    folder = folder_of(tmp_path, {**tiny, "epochs": 200, "cl_mode": "none", "log_every": 1})
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from densevit import trainer, train\n"
+        "from densevit.lifecycle import execute\n"
+        "from densevit.rundir import RunFolder\n"
+        "def stuck(*_):\n"
+        "    print('stuck', flush=True)\n"
+        "    time.sleep(100)\n"
+        "train.train_step = stuck\n"
+        "sys.exit(execute(RunFolder(Path(sys.argv[1]))))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder.path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "stuck\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.0)  # a person's second thought
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == EXIT_CARRY_ON
+
+
+def test_a_benchmark_that_is_added_leaves_its_lines_once_whenever_it_is_killed(
+    tmp_path, tiny, blobs, monkeypatch
+):
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
+    assert execute(folder) == 0
+    before = lines_of(folder)
+    more = {**tiny["benchmarks"], "again": str(blobs / "dark")}
+    folder.create(RunConfig(**{**tiny, "cl_mode": "none", "benchmarks": more}))
+
+    def killed(path, _content):
+        raise Stopped("test") if path == folder.results_file else AssertionError(path)
+
+    real = train_module.write_json
+    monkeypatch.setattr(
+        train_module, "write_json",
+        lambda path, content: (killed if path == folder.results_file else real)(path, content),
+    )  # fmt: skip
+    assert execute(folder) == EXIT_CARRY_ON
+    assert len(lines_of(folder)) == len(before) + 1
+    with folder.metrics_file.open("a") as file:
+        file.write('{"step": 10, "half')
+    monkeypatch.undo()
+    assert execute(folder) == 0
+    after = lines_of(folder)
+    assert after[:-1] == before
+    assert set(after[-1]) == {"step", "epoch", "again/top1", "again/top5", "again/loss"}
 
 
 def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):

@@ -176,6 +176,11 @@ def test_a_whole_run_begins_with_another_and_refuses_a_changed_one(tmp_path, tra
     changed = load_file(file)
     save_file({**changed, "norm.bias": changed["norm.bias"] + 1}, file)
     folder.results_file.unlink()
+    # What it needs is in its checkpoint. Only one that has none looks at the file again.
+    again = densevit(*flags)
+    assert again.returncode == 0, again.stderr
+    for path in (folder.results_file, *newest_first(folder.checkpoint_folder)):
+        path.unlink()
     again = densevit(*flags)
     assert again.returncode == EXIT_MISTAKE
     assert "init_checkpoint have changed since this run saw them" in again.stderr

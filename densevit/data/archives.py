@@ -59,6 +59,8 @@ class _TableReader:
 
     def __call__(self, index: int) -> bytes:
         held = self.table[index][self.column]
+        if held is None:
+            raise ValueError("holds no picture")
         return held["bytes"] or Path(held["path"]).read_bytes()
 
 
@@ -125,6 +127,8 @@ def open_hugging_face(path: Path, split: str, source: str) -> ArchivedImages:
     table = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     classes = tuple(sorted(names))
     position = [classes.index(name) for name in names]
+    if min(data[label], default=0) < 0:  # the mark of what has no label
+        raise UserError(f"{source}: {path}: {split} holds pictures without a label")
     labels = tuple(position[number] for number in data[label])
     ids = tuple(f"{split}-{index}" for index in range(len(data)))
     return ArchivedImages(path, classes, ids, labels, _TableReader(table, image))

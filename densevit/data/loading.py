@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -152,8 +153,18 @@ def training_batches(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),  # its own, so that loading moves no other random stream
     )
+
+
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Slurm and terminals signal all processes; one that loads must outlive the run's last step.
+
+    It ends when the run does, however that ends.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(crops: Crops) -> Crops:
@@ -220,5 +231,6 @@ def plain_batches(
         sampler=range(rank, len(images), ranks),
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator(),
     )

@@ -154,6 +154,20 @@ def test_what_is_wrong_with_an_archive_is_one_line(tmp_path, blobs):
     )
 
 
+def test_pictures_without_a_label_or_without_a_picture_are_told(tmp_path, blobs):
+    held, classes = columns(blobs / "val")
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))}
+    )
+    for name, change in (("label", {"label": [-1] * 15}), ("image", {"image": [None] * 15})):
+        made = datasets.Dataset.from_dict({**held, **change}, features=features)
+        made.save_to_disk(str(tmp_path / name))
+    told = said(open_hugging_face, tmp_path / "label", "val", "x")
+    assert told == f"x: {tmp_path / 'label'}: val holds pictures without a label"
+    images = open_hugging_face(tmp_path / "image", "val", "x")
+    assert said(images.picture, 3).startswith(f"{tmp_path / 'image'}: val-3: cannot be read as an")
+
+
 def test_a_damaged_picture_in_a_tar_is_named(tmp_path, blobs, tiny):
     shutil.copytree(blobs, tmp_path / "data")
     torn = tmp_path / "data" / "train" / "red" / "3.png"
