@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import TINY
 
 from densevit.checkpoint import newest_first
 from densevit.config import RunConfig, identity
@@ -36,8 +37,6 @@ def densevit(*arguments, **options):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, blobs):
     """A finished run under its own id in an outputs folder."""
-    from conftest import TINY
-
     config = RunConfig(**{**TINY, "cl_mode": "joint", "data_dir": str(blobs)})
     folder = run_folder(tmp_path_factory.mktemp("outputs"), identity(config).run)
     folder.create(config)

@@ -69,5 +69,7 @@ def test_two_processes_end_with_the_queue_of_one_that_gets_the_global_batch(tmp_
 
 
 def test_an_error_in_one_process_is_seen(tmp_path):
-    with pytest.raises(multiprocessing.ProcessRaisedException, match="this rank breaks"):
+    # By whichever of the two is told of first: the one that breaks, or the one that waited for it.
+    told = "this rank breaks|Connection closed by peer"
+    with pytest.raises(multiprocessing.ProcessRaisedException, match=told):
         run_ranks(tmp_path, break_rank=1)

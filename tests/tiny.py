@@ -1,0 +1,20 @@
+"""The settings of a run that takes a second."""
+
+TINY = {
+    "dataset": "blobs",
+    "model_name": "vit_tiny_patch16_224",
+    "model_kwargs": {
+        "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2,
+    },
+    "batch_size": 8,
+    "epochs": 2,
+    "warmup_epochs": 0,
+    "learning_rate": 1e-3,
+    "queue_size": 100,
+    "sampled_patches": 3,
+    "dense_dim": 16,
+    "projection_hidden_dim": 32,
+    "workers": 0,
+    "log_every": 2,
+    "device": "cpu",
+}  # fmt: skip
