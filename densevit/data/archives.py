@@ -139,8 +139,7 @@ def _load(path: Path, source: str) -> Any:
         import datasets
     except ImportError:
         raise UserError(
-            f"{source}: {path}: is a Hugging Face data set; reading it needs: "
-            f"pip install 'densevit[hf]'"
+            f"{source}: {path}: is a Hugging Face data set; reading it needs: pip install datasets"
         ) from None
     datasets.disable_progress_bars()
     try:
