@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,6 +20,7 @@ from densevit.contrast import losses
 from densevit.data.loading import Batch
 from densevit.distributed import World
 from densevit.errors import UserError
+from densevit.meter import peak_memory_mib
 from densevit.model import check_model
 from densevit.objective import build_learner
 from densevit.step import build_engine, train_step
@@ -44,14 +43,14 @@ def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, p
     if plain:
         losses.queue_info_nce = plain_info_nce
     step = stepper(config, size, device, options.repeat_pictures)
-    before = peak_mib(device)
+    before = peak_memory_mib(device)
     pipe.send(machine(device))
     while True:
         steps = pipe.recv()
         if steps:
             pipe.send(timed(step, steps, device))
         else:
-            pipe.send({"before_mib": before, "peak_mib": peak_mib(device)})
+            pipe.send({"before_mib": before, "peak_mib": peak_memory_mib(device)})
 
 
 def stepper(config: RunConfig, size: int, device: torch.device, repeat: bool) -> Callable[[], None]:
@@ -126,14 +125,6 @@ def plain_info_nce(
     logits = torch.cat([positive, negative], dim=1) / temperature
     target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     return F.cross_entropy(logits, target, reduction="none")
-
-
-def peak_mib(device: torch.device) -> float:
-    """The most that torch allocated on a GPU; on a CPU the process's largest resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import statistics
 import sys
@@ -32,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from contrast_arm import machine
 from PIL import Image
 
 from densevit.data.folders import SUFFIXES, FolderImages
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rates = measure(images, options.rounds)
     result = {
         "command": shlex.join(["python", "bench/input_pipeline.py", *given]),
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(torch.device("cpu")),
         "images_per_second": rates,
     }
     print(table(rates))

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shlex
 import statistics
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from contrast_arm import machine
 from PIL import Image
 from torch import nn
 
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(f"| {name} | {statistics.median(v):.4g} |" for name, v in found.items()))
     if options.json:
         command = shlex.join(["python", "bench/train_loop.py", *given])
-        result = {"command": command, "cores": os.cpu_count(), "numbers": found}
+        result = {"command": command, "machine": machine(trainer.engine.device), "numbers": found}
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 

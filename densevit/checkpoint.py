@@ -68,10 +68,10 @@ class Checkpoints:
             try:
                 first()
                 _write(self.folder, copy, step)
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # of the disk, or of torch's writer
                 log.warning(
                     "the checkpoint of step %d cannot be written: %s; the run goes on%s",
-                    step, error.strerror or error, _last_good(self.folder),
+                    step, getattr(error, "strerror", None) or error, _last_good(self.folder),
                 )  # fmt: skip
 
         self._start(write)
@@ -94,7 +94,7 @@ class Checkpoints:
         self._thread.start()
 
 
-def load(folder: Path, run: str, device: torch.device) -> dict[str, Any] | None:
+def load(folder: Path, run: str) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run in a folder, None if there is none at all.
 
     Runs no code that a file may hold. A damaged file, or one of another run, is named in a warning
@@ -104,8 +104,12 @@ def load(folder: Path, run: str, device: torch.device) -> dict[str, Any] | None:
     problems = []
     for path in found:
         try:
-            state = _read(path, run, device)
-        except _Unusable as problem:
+            state = read(path)
+            held = state.get("run")
+            if held != run:
+                of = f" but of {held}" if held else ""
+                raise Unusable(f"is no checkpoint of run {run}{of}")
+        except Unusable as problem:
             problems.append(f"{path}: {problem}")
             continue
         for problem in problems:
@@ -130,25 +134,25 @@ def is_checkpoint(path: Path) -> bool:
     return _NAME.fullmatch(path.name) is not None
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Why a file cannot be continued from."""
 
 
-def _read(path: Path, run: str, device: torch.device) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, on the CPU. Errors: `Unusable`."""
     try:
         with path.open("rb") as file:
-            if _digest(file) != _NAME.fullmatch(path.name)[2]:
-                raise _Unusable("is damaged: its content is not what was written")
+            if digest(file) != _NAME.fullmatch(path.name)[2]:
+                raise Unusable("is damaged: its content is not what was written")
             file.seek(0)
-            state = torch.load(file, map_location=device, weights_only=True)
-    except _Unusable:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Unusable:
         raise
     except Exception as error:  # whatever part of the reader meets a foreign file
         reason = " ".join(str(error).split())[:200]
-        raise _Unusable(f"cannot be read: {reason}") from None
-    held = state.get("run") if isinstance(state, dict) else None
-    if held != run:
-        raise _Unusable(f"is no checkpoint of run {run}" + (f" but of {held}" if held else ""))
+        raise Unusable(f"cannot be read: {reason}") from None
+    if not isinstance(state, dict):
+        raise Unusable("is no checkpoint")
     return state
 
 
@@ -161,14 +165,15 @@ def _write(folder: Path, state: dict[str, Any], step: int) -> None:
             except RuntimeError as error:  # what torch's writer makes of the file's own error
                 raise error.__context__ or error from None
             file.seek(0)
-            digest = _digest(file)
-        path = folder / f"step-{step:08d}-{digest}.pt"
+            name = f"step-{step:08d}-{digest(file)}.pt"
+        path = folder / name
         put(temporary, path)
     for old in [p for p in older if p != path][KEPT - 1 :]:
         old.unlink(missing_ok=True)
 
 
-def _digest(file: IO[bytes]) -> str:
+def digest(file: IO[bytes]) -> str:
+    """What tells a file's content from any other: the beginning of its SHA-256."""
     return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 

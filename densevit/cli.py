@@ -70,9 +70,7 @@ def _add_train(commands: Any) -> None:
     )
     train.set_defaults(call=_train)
     train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
-    train.add_argument(
-        "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
-    )
+    _add_outputs(train)
     train.add_argument("--no-tracking", action="store_true", help="leave MLflow out")
     train.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)
     for name, field in FIELDS.items():
@@ -97,7 +95,11 @@ def _add_export(commands: Any) -> None:
     export.add_argument("run", metavar="RUN", help="the id of a run, or its directory")
     export.add_argument("--format", choices=["timm"], default="timm", help="(default: timm)")
     export.add_argument("--to", metavar="FILE", help="default: RUN.safetensors in this folder")
-    export.add_argument(
+    _add_outputs(export)
+
+
+def _add_outputs(parser: Any) -> None:
+    parser.add_argument(
         "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
     )
 
@@ -107,9 +109,7 @@ def _add_sweep_commands(commands: Any) -> None:
         parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         parser.set_defaults(call=call)
         parser.add_argument("file", metavar="FILE", help="the sweep, a YAML file")
-        parser.add_argument(
-            "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
-        )
+        _add_outputs(parser)
         return parser
 
     run = command("run", _sweep_run, "run what is not finished, then report")

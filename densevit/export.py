@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from densevit import checkpoint
@@ -20,10 +19,8 @@ def export_timm(folder: RunFolder, target: Path) -> str:
 
     Returns the Python expression that loads it. Errors: `UserError` if the run has no checkpoint.
     """
-    if not folder.config_file.exists():
-        raise UserError(f"{folder.path}: is no run directory")
     config = folder.config()
-    state = checkpoint.load(folder.checkpoint_folder, identity(config).run, torch.device("cpu"))
+    state = checkpoint.load(folder.checkpoint_folder, identity(config).run)
     if state is None:
         raise UserError(f"{folder.path}: holds no checkpoint yet")
     classes = len(state["classes"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +21,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn  # noqa: E402
 
 log = logging.getLogger("densevit")
 _SHOWN = 8  # names in a message
+_INSIDE = "backbone."
 
 
 def load_initial(learner: Learner, source: str) -> None:
@@ -39,7 +38,7 @@ def load_initial(learner: Learner, source: str) -> None:
     wanted = model.state_dict()
     found = _read(_file(source), source, model.backbone)
     fitting = {n: v for n, v in found.items() if n in wanted and wanted[n].shape == v.shape}
-    if not any(name.startswith("backbone.") for name in fitting):
+    if not any(name.startswith(_INSIDE) for name in fitting):
         raise UserError(
             f"init_checkpoint: {source}: none of its {len(found)} tensors fits the network"
         )
@@ -70,7 +69,7 @@ def begun_with(folder: RunFolder, source: str) -> dict[str, str]:
         return held
     path = _file(source)
     with path.open("rb") as file:
-        return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+        return {"name": path.name, "sha256": checkpoint.digest(file)}
 
 
 def _file(source: str) -> Path:
@@ -89,13 +88,13 @@ def _read(path: Path, source: str, backbone: torch.nn.Module) -> dict[str, Tenso
     """The tensors of a file under the names that they have in `DenseViT`."""
     try:
         if checkpoint.is_checkpoint(path):
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)["model"]
-            inside = {n.removeprefix("backbone."): v for n, v in state.items() if "backbone." in n}
-            heads = {n: v for n, v in state.items() if n.startswith("heads.")}
+            state = checkpoint.read(path)["model"]
+            heads = {n: v for n, v in state.items() if not n.startswith(_INSIDE)}
+            inside = {n.removeprefix(_INSIDE): v for n, v in state.items() if n not in heads}
         else:
             inside, heads = load_state_dict(str(path), use_ema=False, weights_only=True), {}
         inside = checkpoint_filter_fn(dict(inside), backbone)
     except Exception as error:  # whatever part of the reader meets a foreign file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"init_checkpoint: {source}: cannot be read: {reason}") from None
-    return {f"backbone.{name}": value for name, value in inside.items()} | heads
+    return {f"{_INSIDE}{name}": value for name, value in inside.items()} | heads

@@ -129,8 +129,8 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else ""
 
 
-# Slurm and submitit send SIGUSR2 before they take a machine away, most others SIGTERM.
 TWICE_SECONDS = 0.5
+# Slurm and submitit send SIGUSR2 before they take a machine away, most others SIGTERM.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 

@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 log = logging.getLogger("densevit")
 LOG_SECONDS = 30.0
 
 
-class Progress(Protocol):
-    """Told after each logged line of metrics."""
-
-    def __call__(self, step: int, steps: int, facts: str) -> None: ...
+# Called after each logged line of metrics with the step, the steps there are, and facts.
+Progress = Callable[[int, int, str], None]
 
 
 @contextmanager
 def showing() -> Iterator[None]:
-    """Log to the terminal, and let `shown` draw a bar below the log where there is one."""
+    """Log to the terminal, and let `progress` draw a bar below the log where there is one."""
     global _console
     if not sys.stderr.isatty():
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s",

@@ -91,7 +91,7 @@ def _train(trainer: Trainer, data: Data) -> None:
             if trainer.step >= trainer.steps:
                 break
             _train_epoch(trainer, show)
-    if trainer.saved[0] != trainer.step and not trainer.folder.results_file.exists():
+    if trainer.saved[0] != trainer.step:
         save(trainer)
 
 

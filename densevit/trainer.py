@@ -91,7 +91,7 @@ def build_trainer(
     """The trainer of a run as its newest checkpoint left it, else at its start."""
     device = _device(config, world)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    state = checkpoint.load(folder.checkpoint_folder, identity(config).run, torch.device("cpu"))
+    state = checkpoint.load(folder.checkpoint_folder, identity(config).run)
     torch.manual_seed(config.seed)
     learner = build_learner(config, len(data.train.classes), device, pretrained=state is None)
     if state is None and config.init_checkpoint:

@@ -15,8 +15,6 @@ from densevit import checkpoint
 from densevit.checkpoint import Checkpoints, load, newest_first
 from densevit.errors import UserError
 
-CPU = torch.device("cpu")
-
 
 def state(step, run="a" * 12, **more):
     generator = torch.Generator().manual_seed(step)
@@ -39,7 +37,7 @@ def written(folder, *steps, **more):
 
 
 def read(folder):
-    return load(folder, "a" * 12, CPU)
+    return load(folder, "a" * 12)
 
 
 def test_what_is_saved_is_loaded_and_the_last_two_are_kept(tmp_path):
@@ -108,7 +106,7 @@ def harmful(path):
     torch.save({"run": "a" * 12, "x": Harm()}, file)
     path.unlink()
     file.seek(0)
-    path.with_name(f"step-00000020-{checkpoint._digest(file)}.pt").write_bytes(file.getvalue())
+    path.with_name(f"step-00000020-{checkpoint.digest(file)}.pt").write_bytes(file.getvalue())
 
 
 DAMAGES = {
@@ -177,7 +175,7 @@ def test_a_disk_that_is_really_full(tmp_path, caplog):
         found = written(disk, 10)
         assert written(disk, 20, big=torch.zeros(1_000_000)) == found
         assert "No space left on device" in caplog.text
-        assert load(disk, "a" * 12, CPU)["step"] == 10
+        assert load(disk, "a" * 12)["step"] == 10
         assert len(written(disk, 30)) == 2
     finally:
         subprocess.run(["umount", str(disk)], check=True)

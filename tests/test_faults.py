@@ -87,7 +87,7 @@ def folder_of(tmp_path, name, settings):
 def all_bits(folder):
     """Everything that a checkpoint holds, by name."""
     config = folder.config()
-    state = load(folder.checkpoint_folder, identity(config).run, torch.device("cpu"))
+    state = load(folder.checkpoint_folder, identity(config).run)
     found = {}
 
     def walk(value, name):

@@ -45,7 +45,7 @@ def torchrun(folder, **options):
 
 
 def final(folder):
-    return load(folder.checkpoint_folder, identity(folder.config()).run, torch.device("cpu"))
+    return load(folder.checkpoint_folder, identity(folder.config()).run)
 
 
 def numbers(folder):

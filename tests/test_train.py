@@ -39,7 +39,7 @@ def lines_of(folder):
 
 
 def weights_of(folder):
-    state = load(folder.checkpoint_folder, identity(folder.config()).run, torch.device("cpu"))
+    state = load(folder.checkpoint_folder, identity(folder.config()).run)
     parts = ("model", "contrast", "averaged")
     return {f"{p}.{name}": v for p in parts for name, v in state.get(p, {}).items()}
 

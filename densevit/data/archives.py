@@ -7,7 +7,7 @@ exact resume needs. Nothing is fetched: a data set must lie on the disk.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,23 @@ def open_tar(path: Path, source: str) -> ArchivedImages:
     except (OSError, ValueError, AssertionError, tarfile.TarError) as error:
         reason = str(error) or "holds no images in class folders"
         raise UserError(f"{source}: {path}: cannot be read as a tar of images: {reason}") from None
-    order = sorted(reader.class_name_to_idx, key=reader.class_name_to_idx.get)
     ids = tuple(
         f"{parent}/{member.path}" if parent else member.path for member, parent, _ in reader.samples
     )
-
-    classes = tuple(sorted(order))
-    labels = tuple(classes.index(order[label]) for label in reader.targets.tolist())
+    # timm orders classes by the numbers in their names, folders are ordered by their letters.
+    names = sorted(reader.class_name_to_idx, key=reader.class_name_to_idx.get)
+    classes, labels = _sorted_classes(names, reader.targets.tolist())
     return ArchivedImages(path, classes, ids, labels, _TarReader(reader))
+
+
+def _sorted_classes(
+    names: Sequence[str], numbers: Sequence[int]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The classes in the order that folders have, and labels in it of numbers in the given one."""
+    classes = tuple(sorted(names))
+    places = {name: place for place, name in enumerate(classes)}
+    positions = [places[name] for name in names]
+    return classes, tuple(positions[number] for number in numbers)
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -123,13 +132,11 @@ def open_hugging_face(path: Path, split: str, source: str) -> ArchivedImages:
         return found[0]
 
     image, label = column(datasets.Image, "images"), column(datasets.ClassLabel, "class labels")
-    names = tuple(data.features[label].names)
     table = data.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    classes = tuple(sorted(names))
-    position = [classes.index(name) for name in names]
-    if min(data[label], default=0) < 0:  # the mark of what has no label
+    numbers = list(data[label])
+    if min(numbers, default=0) < 0:  # the mark of what has no label
         raise UserError(f"{source}: {path}: {split} holds pictures without a label")
-    labels = tuple(position[number] for number in data[label])
+    classes, labels = _sorted_classes(data.features[label].names, numbers)
     ids = tuple(f"{split}-{index}" for index in range(len(data)))
     return ArchivedImages(path, classes, ids, labels, _TableReader(table, image))
 
