@@ -1,33 +1,26 @@
-"""The commands `densevit` and `densevit-sweep`: parse, call, print.
+"""The command `densevit`: parse, call, print.
 
-Heavy modules are imported by the command that needs them; `--help`, `plan` and `status` need none.
+Heavy modules are imported by the command that needs them; `--help` needs none.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from densevit import __version__, yamlfile
+from densevit.commandline import Parser, add_outputs, run_command
 from densevit.config import FIELDS, RunConfig, identity
-from densevit.errors import (
-    EXIT_CARRY_ON,
-    EXIT_FAILED,
-    EXIT_MISTAKE,
-    RunError,
-    Stopped,
-    UserError,
-    nearest,
-)
+from densevit.errors import UserError, nearest
 from densevit.layers import Layer, absolute_paths, build, read_layers, source_of
 from densevit.rundir import RunFolder, outputs_root, read_json, run_folder
+from densevit.sweep.cli import main_sweep
 
-SWEEP_COMMANDS = ("run", "plan", "status", "report")
+__all__ = ["main", "main_sweep"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,31 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["sweep"]:
         return main_sweep(given[1:], program="densevit sweep")
-    parser = _Parser("densevit", description="Train and compare Vision Transformers with dense, "
+    parser = Parser("densevit", description="Train and compare Vision Transformers with dense, "
                      "global or no contrastive learning.")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"densevit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_export(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
-    return _run_command("densevit", parser, given)
-
-
-def main_sweep(arguments: Sequence[str] | None = None, program: str = "densevit-sweep") -> int:
-    """The command `densevit-sweep`. Returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    # `densevit-sweep FILE` is the main job and needs no word for it.
-    if given and given[0] not in (*SWEEP_COMMANDS, "-h", "--help"):
-        given.insert(0, "run")
-    parser = _Parser(
-        program,
-        usage=f"{program} [COMMAND] FILE [options]",
-        description="Turn a YAML grid into runs, execute what is not finished yet, and report.",
-        epilog=f"{program} FILE is the same as {program} run FILE, and safe to repeat.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_sweep_commands(commands)
-    return _run_command(program, parser, given)
+    return run_command("densevit", parser, given)
 
 
 def _add_train(commands: Any) -> None:
@@ -70,7 +46,7 @@ def _add_train(commands: Any) -> None:
     )
     train.set_defaults(call=_train)
     train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
-    _add_outputs(train)
+    add_outputs(train)
     train.add_argument("--no-tracking", action="store_true", help="leave MLflow out")
     train.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)
     for name, field in FIELDS.items():
@@ -95,32 +71,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("run", metavar="RUN", help="the id of a run, or its directory")
     export.add_argument("--format", choices=["timm"], default="timm", help="(default: timm)")
     export.add_argument("--to", metavar="FILE", help="default: RUN.safetensors in this folder")
-    _add_outputs(export)
-
-
-def _add_outputs(parser: Any) -> None:
-    parser.add_argument(
-        "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
-    )
-
-
-def _add_sweep_commands(commands: Any) -> None:
-    def command(name: str, call: Callable[[argparse.Namespace], int], text: str) -> Any:
-        parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        parser.set_defaults(call=call)
-        parser.add_argument("file", metavar="FILE", help="the sweep, a YAML file")
-        _add_outputs(parser)
-        return parser
-
-    run = command("run", _sweep_run, "run what is not finished, then report")
-    run.add_argument("--jobs", type=_positive, default=1, metavar="K", help="runs at once (1)")
-    run.add_argument("--launcher", choices=["local", "slurm", "ray"], help="instead of the file's")
-    run.add_argument("--no-tracking", action="store_true", help="leave MLflow out")
-    plan = command("plan", _sweep_plan, "list the cells and runs of the sweep; starts nothing")
-    status = command("status", _sweep_status, "say how far each run is")
-    for parser in (plan, status):
-        parser.add_argument("--json", action="store_true", help="for programs")
-    command("report", _sweep_report, "write and print the table, with what is there so far")
+    add_outputs(export)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -194,53 +145,6 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
         check_fingerprint(held, found, folder.path)
 
 
-def _sweep_run(options: argparse.Namespace) -> int:
-    from densevit.sweep.command import run_sweep
-
-    plan = _plan(options)
-    return run_sweep(
-        plan, options.jobs, options.launcher or plan.spec.launcher, options.no_tracking
-    )
-
-
-def _sweep_plan(options: argparse.Namespace) -> int:
-    from densevit.sweep.command import print_plan
-    from densevit.sweep.plan import plan_record
-
-    plan = _plan(options)
-    if options.json:
-        print(json.dumps(plan_record(plan, plan.statuses())))
-    else:
-        print_plan(plan)
-    return 0
-
-
-def _sweep_status(options: argparse.Namespace) -> int:
-    from densevit.sweep.command import print_status
-    from densevit.sweep.plan import count_states, plan_record
-
-    plan = _plan(options)
-    statuses = plan.statuses()
-    if options.json:
-        print(json.dumps({**plan_record(plan, statuses), "counts": count_states(statuses)}))
-    else:
-        print_status(plan, statuses)
-    return 0
-
-
-def _sweep_report(options: argparse.Namespace) -> int:
-    from densevit.sweep.command import report_sweep
-
-    report_sweep(_plan(options))
-    return 0
-
-
-def _plan(options: argparse.Namespace) -> Any:
-    from densevit.sweep.plan import make_plan
-
-    return make_plan(Path(options.file), outputs_root(options.outputs))
-
-
 def _parsed(name: str, text: str) -> Any:
     """A flag's text as its field wants it; numbers and mappings are written as in YAML."""
     if FIELDS[name].annotation in (str, str | None) and not isinstance(FIELDS[name].default, dict):
@@ -252,53 +156,3 @@ def _parsed(name: str, text: str) -> Any:
 
 def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line and point to the nearest flag."""
-
-    def __init__(self, program: str | None = None, **options: Any) -> None:
-        options.setdefault("prog", program)
-        super().__init__(allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            wrong = message.split(": ", 1)[1].split()[0]
-            message = f"{wrong}: unknown; {nearest(wrong, self._all_flags())}"
-        self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
-
-    def _all_flags(self) -> list[str]:
-        flags = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    flags += parser._option_string_actions
-        return flags
-
-
-def _run_command(program: str, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    options = parser.parse_args(arguments)
-    try:
-        return options.call(options)
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return EXIT_MISTAKE
-    except RunError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except (Stopped, KeyboardInterrupt):
-        print(f"{program}: stopped; the same command carries on", file=sys.stderr)
-        return EXIT_CARRY_ON
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        sys.stderr.close()
-        return 0
-    except OSError as error:  # a folder that cannot be written, a full disk
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
-        return EXIT_MISTAKE

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -210,18 +211,22 @@ class RunConfig(BaseModel):
 
     def science(self) -> dict[str, Any]:
         """What makes the run's cell: applicable science fields that differ from their default."""
+        values, unused = self.__dict__, inapplicable(self)
         return {
-            name: _canonical(value)
-            for name, value in self
-            if name != "seed"
-            and not is_execution(name)
-            and value != _DEFAULTS[name]
-            and applies(name, self)
+            name: _canonical(values[name])
+            for name, default in SCIENCE.items()
+            if values[name] != default and name not in unused
         }
 
 
 FIELDS = RunConfig.model_fields
-_DEFAULTS = {name: field.get_default() for name, field in FIELDS.items()}
+_EXECUTION = {n for n, f in FIELDS.items() if (f.json_schema_extra or {}).get("execution")}
+# The fields that may tell two cells apart, in their order, with their defaults.
+SCIENCE: dict[str, Any] = {
+    name: field.get_default()
+    for name, field in FIELDS.items()
+    if name not in _EXECUTION and name != "seed"
+}
 
 _CONTRASTIVE = {
     "contrastive_weight_adaptive", "queue_size", "temperature", "learnable_temp",
@@ -251,27 +256,40 @@ def self_supervised(config: RunConfig) -> bool:
     return bool(loss_weights(config)) and config.lambda_weight == 1 and constant
 
 
+def inapplicable(config: RunConfig) -> frozenset[str]:
+    """The fields that mean nothing under the run's other choices (its cl_mode above all)."""
+    losses = tuple(loss_weights(config))
+    return _inapplicable(config.cl_mode, losses, config.dense_negatives, config.key_encoder)
+
+
+@cache
+def _inapplicable(
+    cl_mode: str, losses: tuple[str, ...], dense_negatives: str, key_encoder: str
+) -> frozenset[str]:
+    unused: set[str] = set()
+    if cl_mode == "none":
+        unused.add("lambda_weight")
+    if cl_mode != "joint" or not losses:
+        unused.add("joint_dense_weight")
+    if not losses:
+        unused |= _CONTRASTIVE
+    if "dense" not in losses:
+        unused |= _DENSE
+    if "dense" not in losses or dense_negatives != "patches":
+        unused |= _PATCH_NEGATIVES
+    if not losses or key_encoder != "momentum":
+        unused.add("momentum")
+    return frozenset(unused)
+
+
 def applies(name: str, config: RunConfig) -> bool:
     """Whether a field means anything under the run's other choices (its cl_mode above all)."""
-    losses = loss_weights(config)
-    if name == "lambda_weight":
-        return config.cl_mode != "none"
-    if name == "joint_dense_weight":
-        return config.cl_mode == "joint" and bool(losses)
-    if name in _CONTRASTIVE:
-        return bool(losses)
-    if name in _DENSE:
-        return "dense" in losses
-    if name in _PATCH_NEGATIVES:
-        return "dense" in losses and config.dense_negatives == "patches"
-    if name == "momentum":
-        return bool(losses) and config.key_encoder == "momentum"
-    return True
+    return name not in inapplicable(config)
 
 
 def is_execution(name: str) -> bool:
     """Whether a field is no part of a run's identity (paths, workers, device, ...)."""
-    return bool((FIELDS[name].json_schema_extra or {}).get("execution"))
+    return name in _EXECUTION
 
 
 class Identity(NamedTuple):
@@ -284,11 +302,46 @@ class Identity(NamedTuple):
 
 def identity(config: RunConfig) -> Identity:
     """The ids of a run: equal on every machine and under every launcher."""
-    cell = {"schema_version": SCHEMA_VERSION, "config": config.science()}
-    run = {**cell, "seed": config.seed}
-    return Identity(_digest(run), _digest(cell), run)
+    text = cell_text(science_texts(config), config)
+    preimage = {
+        "schema_version": SCHEMA_VERSION, "config": config.science(), "seed": config.seed,
+    }  # fmt: skip
+    return Identity(run_id(text, config.seed), digest(text), preimage)
 
 
-def _digest(preimage: dict[str, Any]) -> str:
-    text = json.dumps(preimage, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+def science_texts(config: RunConfig) -> dict[str, str]:
+    """Each science field as it is hashed, sorted by name; empty where it has its default.
+
+    A text depends on its own field alone, so that those of many runs can share them.
+    """
+    values = config.__dict__
+    return {
+        name: f'"{name}":{_JSON.encode(_canonical(values[name]))}'
+        if values[name] != SCIENCE[name]
+        else ""
+        for name in sorted(SCIENCE)
+    }
+
+
+def cell_text(texts: Mapping[str, str], config: RunConfig) -> str:
+    """The canonical JSON (sorted keys, no spaces) whose hash is a cell's id.
+
+    `texts` are the `science_texts` of `config`, or at least those of them that are not empty.
+    """
+    unused = inapplicable(config)
+    science = ",".join([text for name, text in texts.items() if text and name not in unused])
+    return f'{{"config":{{{science}}},"schema_version":{SCHEMA_VERSION}}}'
+
+
+def run_id(cell: str, seed: int) -> str:
+    """The id of a run, from the `cell_text` of its cell and its seed."""
+    # Of the sorted keys `seed` is the last, and can be appended to what is there.
+    return digest(f'{cell[:-1]},"seed":{seed}}}')
+
+
+def digest(text: str) -> str:
+    """The id that a canonical JSON text hashes to."""
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]
+
+
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -18,6 +18,14 @@ class RunError(Exception):
     """A run that cannot go on, and why, in one line; exit code 1."""
 
 
+class Diverged(RunError):
+    """A run whose numbers are not finite any more."""
+
+
+class Unreachable(Exception):
+    """A service that is needed does not answer; the same command later carries on. Exit code 75."""
+
+
 class Stopped(Exception):
     """The run was asked to stop and has stopped; it can be carried on. Exit code 75."""
 

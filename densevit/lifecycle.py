@@ -23,18 +23,19 @@ from pathlib import Path
 from types import FrameType
 
 from densevit.config import RunConfig
-from densevit.data.sources import benchmark_names
+from densevit.data.names import benchmark_names
 from densevit.distributed import world
 from densevit.errors import (
     EXIT_CARRY_ON,
     EXIT_FAILED,
     EXIT_MISTAKE,
+    Diverged,
     RunError,
     Stopped,
     StoppedNow,
     UserError,
 )
-from densevit.rundir import RunFolder, State, read_json, write_json
+from densevit.rundir import Cause, RunFolder, State, read_json, write_json
 
 log = logging.getLogger("densevit")
 
@@ -67,7 +68,7 @@ def has_results(folder: RunFolder, config: RunConfig) -> bool:
 
 def _execute_locked(folder: RunFolder) -> int:
     with _logging_to(folder.log_file), _noting_signals() as asked:
-        code, state, message = 0, "finished", ""
+        code, state, message, cause = 0, "finished", "", ""
         folder.write_status("running", **{**folder.progress(), "started": time.time()})
         try:
             _record_start(folder)
@@ -83,17 +84,19 @@ def _execute_locked(folder: RunFolder) -> int:
             # From a loading process the message arrives behind that process's traceback.
             state, message = "failed", _last_line(error)
             message = message.removeprefix("densevit.errors.UserError: ")
+            cause = "nan" if isinstance(error, Diverged) else "code"
             log.error("%s", message)
         except OSError as error:  # a full disk, a folder that cannot be written
             code, state = EXIT_FAILED, "failed"
             where = f"{error.filename}: " if error.filename else ""
-            message = f"{where}{error.strerror or _last_line(error)}"
+            message, cause = f"{where}{error.strerror or _last_line(error)}", "code"
             log.error("%s", message)
         except Exception as error:
             code, state = EXIT_FAILED, "failed"
             message = f"{type(error).__name__}: {_last_line(error)}"
+            cause = "oom" if _out_of_memory(error) else "code"
             log.error("%s", traceback.format_exc())
-        _end(folder, state, message)
+        _end(folder, state, message, cause)
         return code
 
 
@@ -115,9 +118,17 @@ def _follow(folder: RunFolder, config: RunConfig) -> int:
     return 0
 
 
-def _end(folder: RunFolder, state: State, message: str) -> None:
+def _out_of_memory(error: Exception) -> bool:
+    """Whether it is Python's, CUDA's or the CPU allocator's word for it."""
+    words = ("out of memory", "not enough memory", "cannot allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def _end(folder: RunFolder, state: State, message: str, cause: Cause) -> None:
     try:
-        folder.write_status(state, **folder.progress(), message=message)
+        facts = folder.progress()
+        facts["spent"] = facts.get("spent", 0.0) + time.time() - folder.status().updated
+        folder.write_status(state, **facts, message=message, cause=cause)
     except OSError as error:
         log.error("%s: %s", folder.status_file, error.strerror or error)
     words = {"cancelled": "stopped; the same command carries on"}
@@ -192,15 +203,21 @@ def _record_start(folder: RunFolder) -> None:
         "cpus": len(os.sched_getaffinity(0)),
         "command": shlex.join(sys.argv),
         "versions": versions,
-        **_git_state(),
+        **git_state(),
     }
     record = read_json(folder.provenance_file) or {"starts": []}
     write_json(folder.provenance_file, {"starts": [*record["starts"], start]})
 
 
-def _git_state() -> dict[str, str | None]:
-    """The commit and the uncommitted diff of the code that runs; None outside a checkout."""
+def git_state() -> dict[str, str | None]:
+    """The commit and the uncommitted diff of the code that runs; None outside a checkout.
+
+    A copy that was taken for jobs says what it was taken from, and its `code` digest.
+    """
     source = Path(__file__).resolve().parent
+    copied = read_json(source.parent / "snapshot.json")
+    if copied is not None:
+        return {"code": copied["digest"], **{k: copied[k] for k in ("git_sha", "git_diff")}}
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(source), *arguments]

@@ -26,6 +26,10 @@ from densevit.layers import Layer, build
 
 State = Literal["pending", "running", "finished", "failed", "cancelled"]
 STATES: tuple[State, ...] = ("pending", "running", "finished", "failed", "cancelled")
+# Why a run failed: no memory; no time, again and again, without a step; numbers that are not
+# finite; the machine; a signal, by whom nobody said; else the code, a setting or the data.
+Cause = Literal["", "oom", "timeout", "nan", "node", "killed", "code"]
+CAUSES: tuple[Cause, ...] = ("oom", "timeout", "nan", "node", "killed", "code")
 
 
 def outputs_root(given: str | None) -> Path:
@@ -104,6 +108,11 @@ class RunFolder:
         return self.path / "lock"
 
     @property
+    def attempts_file(self) -> Path:
+        """Each start as a job and how it ended, as JSON."""
+        return self.path / "attempts.json"
+
+    @property
     def tracking_file(self) -> Path:
         """What the MLflow mirror has sent so far, as JSON."""
         return self.path / "tracking.json"
@@ -173,7 +182,7 @@ class RunFolder:
     def progress(self) -> dict[str, Any]:
         """How far the status file says the run is: facts that outlive a change of its state."""
         held = read_json(self.status_file) or {}
-        return {k: held[k] for k in ("epoch", "epochs", "step", "steps", "started") if k in held}
+        return {k: held[k] for k in _LASTING if k in held}
 
     def write_status(self, state: State, **facts: Any) -> None:
         """Replace the status file; see `Status` for the facts."""
@@ -182,12 +191,17 @@ class RunFolder:
         write_json(self.status_file, record)
 
 
+_LASTING = ("epoch", "epochs", "step", "steps", "started", "spent", "top1")
 DIED = "ended without a word (killed, or the machine went down); start it again to carry on"
 
 
 @dataclass(frozen=True)
 class Status:
-    """`epoch` of `epochs` and `step` of `steps` are done; times are Unix seconds."""
+    """`epoch` of `epochs` and `step` of `steps` are done; times are Unix seconds.
+
+    `cause` sorts failures. `spent` are the seconds of all starts together, `top1` the last accuracy
+    on val in percent; `images_per_second` and `seconds_left` are told while the run trains.
+    """
 
     state: State
     epoch: int = 0
@@ -195,8 +209,13 @@ class Status:
     step: int = 0
     steps: int = 0
     message: str = ""
+    cause: Cause = ""
     started: float = 0.0
     updated: float = 0.0
+    spent: float = 0.0
+    images_per_second: float = 0.0
+    seconds_left: float = 0.0
+    top1: float | None = None
     host: str = ""
     pid: int = 0
 

@@ -25,7 +25,7 @@ from densevit.data.loading import on_device, plain_batches
 from densevit.data.sources import Data, Images, check_fingerprint, open_data
 from densevit.data.views import plain_view
 from densevit.distributed import World, agreed, gathered, joined
-from densevit.errors import RunError, Stopped, StoppedNow, UserError
+from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
 from densevit.evaluate import Predictions, predict, write_predictions
 from densevit.initial import begun_with
 from densevit.meter import peak_memory_mib
@@ -192,6 +192,7 @@ def _log_interval(trainer: Trainer, show: Progress) -> None:
     trainer.seconds, trainer.timed = trainer.seconds + sum(phases.values()), 0
     line["train/learning_rate"] = rate
     line["train/images_per_second"] = steps * config.batch_size / sum(phases.values())
+    trainer.speed = line["train/images_per_second"]
     line |= {f"time/{phase}_ms": 1000 * value / steps for phase, value in phases.items()}
     line["train/peak_memory_mib"] = peak_memory_mib(engine.device)
     line["train/skipped_steps"] = float(engine.skipped)
@@ -215,7 +216,7 @@ def _check_skipped(trainer: Trainer, rate: float) -> None:
     if in_a_row >= min(SKIPPED_LIMIT, trainer.steps_per_epoch):
         trainer.checkpoints.finish()  # the newest may be on its way
         found = checkpoint.newest_first(trainer.folder.checkpoint_folder)
-        raise RunError(
+        raise Diverged(
             f"the loss or its gradient was not finite in {in_a_row} steps in a row, at step "
             f"{trainer.step} with learning_rate {rate:.3g}; they were skipped; the last good "
             f"checkpoint is {found[0] if found else 'not written yet'}; a smaller learning_rate "
@@ -232,6 +233,7 @@ def _check_skipped(trainer: Trainer, rate: float) -> None:
 
 def _validate(trainer: Trainer, images: Images) -> None:
     numbers = _predicted(trainer, images).summary()
+    trainer.top1 = numbers["top1"]
     _write_line(trainer, {f"val/{name}": numbers[name] for name in ("top1", "top5", "loss")})
     log.info(
         "epoch %d of %d: val top-1 %.1f %%, top-5 %.1f %%",
@@ -260,6 +262,7 @@ def _evaluate_missing(trainer: Trainer, data: Data) -> None:
         if trainer.world.writes:
             write_predictions(predictions, images, folder.predictions_file(name))
         numbers = results["benchmarks"][name] = predictions.summary()
+        trainer.top1 = results["benchmarks"]["val"]["top1"]
         log.info("%s: top-1 %.1f %% of %d", name, numbers["top1"], numbers["n"])
         line.update({f"{name}/{key}": numbers[key] for key in ("top1", "top5", "loss")})
     if line and trainer.metrics is not None:
@@ -311,7 +314,17 @@ def _tell(trainer: Trainer) -> None:
             step=trainer.step,
             steps=trainer.steps,
             started=trainer.started,
+            spent=trainer.spent + time.time() - trainer.started,
+            top1=trainer.top1,
+            images_per_second=trainer.speed,
+            seconds_left=_seconds_left(trainer),
         )
+
+
+def _seconds_left(trainer: Trainer) -> float:
+    """Of training; 0 as long as nothing was timed."""
+    images = (trainer.steps - trainer.step) * trainer.config.batch_size
+    return images / trainer.speed if trainer.speed else 0.0
 
 
 def _check_parts(config: RunConfig, world: World) -> None:

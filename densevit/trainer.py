@@ -57,6 +57,9 @@ class Trainer:
     seconds: float = 0.0
     collapsed: bool = False  # at the last look
     started: float = field(default_factory=time.time)
+    spent: float = 0.0  # seconds of the starts before this one
+    speed: float = 0.0  # images a second, at the last logged line
+    top1: float | None = None  # on val, the last one
     saved: tuple[int, float] = (-1, 0.0)  # the step of the last checkpoint, and when
     timed: int = 0  # steps since the clock was read
     mentioned: int = 0  # skipped steps
@@ -118,6 +121,9 @@ def build_trainer(
         config, folder, engine, scheduler, batches, order, data.train.classes, probe, asked,
         checkpoint.Checkpoints(folder.checkpoint_folder), Clock(device),
     )  # fmt: skip
+    held = folder.progress()
+    trainer.started = held.get("started", trainer.started)
+    trainer.spent, trainer.top1 = held.get("spent", 0.0), held.get("top1")
     _resume(trainer, state)
     return trainer
 

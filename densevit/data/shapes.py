@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.random import PCG64, Generator, SeedSequence
 
+from densevit.data.names import SHIFTED
 from densevit.data.shapes_draw import Recipe, paint
 from densevit.rundir import sync_folder
 
@@ -40,7 +41,6 @@ CLASSES = (
     "hourglass",
 )
 
-SHIFTED = ("shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch")
 
 # The order is part of the drawing: a split's number is in the key of its random numbers.
 SPLITS = ("train", "val", *SHIFTED)

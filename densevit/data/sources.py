@@ -78,12 +78,6 @@ def open_data(config: RunConfig, size: int) -> Data:
     return data
 
 
-def benchmark_names(config: RunConfig) -> list[str]:
-    """The test sets that a run is evaluated on, val first; needs no data."""
-    built_in = list(shapes.SHIFTED) if config.dataset == "shapes" else []
-    return ["val", *built_in, *config.benchmarks]
-
-
 def check_fingerprint(held: dict[str, Any], found: dict[str, Any], where: Path) -> None:
     """Refuse other pictures than those that the run has seen.
 

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from densevit.errors import UserError
-from densevit.lifecycle import has_results
 from densevit.rundir import read_json
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.sweep.state import Standing, observe
 
 MEASURED = ["run", "cell", "seed", "state", "benchmark", "metric", "value", "n"]
 COVERED = ["run", "cell", "label", "seed", "state", "measured", "message"]
@@ -37,29 +37,29 @@ def gather(plan: Plan) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`collect` and `coverage` from one look at the run directories, so that they agree."""
     measured: list[tuple[Any, ...]] = []
     covered: list[tuple[Any, ...]] = []
+    observed = observe(plan)
     for run in plan.runs:
-        state, message, rows = _look(plan, run)
+        state, message, rows = _look(plan, run, observed.runs[run.id])
         measured += rows
         covered.append((run.id, run.cell, plan.label(run), run.seed, state, bool(rows), message))
     return pd.DataFrame(measured, columns=MEASURED), pd.DataFrame(covered, columns=COVERED)
 
 
-def _look(plan: Plan, run: Run) -> tuple[str, str, list[tuple[Any, ...]]]:
+def _look(plan: Plan, run: Run, standing: Standing) -> tuple[str, str, list[tuple[Any, ...]]]:
     """A run's state, its message, and its rows."""
     folder = plan.run_folder(run)
     try:
-        status = folder.status()
         # Results are written when training has ended: what follows, such as a benchmark that
         # another sweep adds and that fails, takes nothing from them.
-        if status.state != "finished" and not has_results(folder, run.config):
-            return status.state, status.message, []
+        if "finished" not in (standing.state, standing.status.state):
+            return standing.state, standing.why, []
         results = read_json(folder.results_file)
     except UserError as error:
         return "failed", str(error), []
     if results is None:
-        return status.state, f"{folder.results_file}: no such file", []
+        return "finished", f"{folder.results_file}: no such file", []
     if results.get("run") != run.id:
-        return status.state, f"{folder.results_file}: holds run {results.get('run')!r}", []
+        return "finished", f"{folder.results_file}: holds run {results.get('run')!r}", []
     run_columns = (run.id, run.cell, run.seed, "finished")
     try:
         rows = [
@@ -69,5 +69,5 @@ def _look(plan: Plan, run: Run) -> tuple[str, str, list[tuple[Any, ...]]]:
             if metric != "n"
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return status.state, f"{folder.results_file}: is not as it should be: {error!r}", []
+        return "finished", f"{folder.results_file}: is not as it should be: {error!r}", []
     return "finished", "", rows

@@ -13,9 +13,10 @@ from densevit.config import SCHEMA_VERSION
 from densevit.results.collect import gather
 from densevit.results.figures import save_accuracy
 from densevit.results.tables import METRICS, CellTable, cell_table, to_csv, to_markdown
-from densevit.rundir import STATES, last_lines, run_folder, write_atomic
+from densevit.rundir import last_lines, run_folder, write_atomic
 from densevit.sweep.grid import value_word
 from densevit.sweep.plan import Plan
+from densevit.sweep.state import WORDS
 
 LOG_LINES = 12
 LOGS_SHOWN = 10  # a mistake in a large sweep fails every run in the same way
@@ -79,7 +80,7 @@ def _text(plan: Plan, coverage: pd.DataFrame, report: Report) -> str:
 def _coverage(plan: Plan, coverage: pd.DataFrame) -> str:
     """How many runs are in which state, what has no numbers, and what was left out on purpose."""
     counts = Counter(coverage["state"])
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    told = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
     cells = len(plan.grid.cells)
     lines = [
         f"{_count(len(coverage), 'run')} planned ({_count(cells, 'cell')}, "

@@ -2,51 +2,72 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
+from densevit import __version__
 from densevit.config import RunConfig
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.errors import UserError
-from densevit.lifecycle import has_results
 from densevit.rundir import read_json, write_atomic, write_json
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, plan_record
+from densevit.sweep.state import STARTABLE, Observed
 from densevit.vit_names import image_size
 
 
 @dataclass(frozen=True)
 class Work:
-    """A plan's runs: those to start, and those that are finished with all their benchmarks."""
+    """A plan's runs: those to start, those that are finished with all their benchmarks, those that
+    are running or queued, and those of which nobody can say, which are left alone.
+    """
 
     to_run: tuple[Run, ...]
     done: tuple[Run, ...]
+    active: tuple[Run, ...]
+    unknown: tuple[Run, ...]
 
 
-def decide(plan: Plan) -> Work:
-    """Sort the runs; reads run directories and changes nothing.
+def decide(plan: Plan, observed: Observed, launcher: str) -> Work:
+    """Sort the runs by where they stand.
 
-    Runs that failed, were cancelled, or lack a benchmark are started again and carry on from
-    their checkpoint.
+    Runs that failed, were cancelled, got lost or lack a benchmark are started again and carry on
+    from their checkpoint. The local launcher waits for runs that another process of this machine
+    works on, and so takes them as its own.
     """
-    done = tuple(run for run in plan.runs if has_results(plan.run_folder(run), run.config))
-    held = {run.id for run in done}
-    return Work(tuple(run for run in plan.runs if run.id not in held), done)
+    sorted_runs: dict[str, list[Run]] = {"to_run": [], "done": [], "active": [], "unknown": []}
+    for run in plan.runs:
+        standing = observed.runs[run.id]
+        if standing.state == "finished":
+            sorted_runs["done"].append(run)
+        elif standing.state in STARTABLE or (launcher == "local" and not standing.job):
+            sorted_runs["to_run"].append(run)
+        else:
+            sorted_runs["unknown" if standing.state == "unknown" else "active"].append(run)
+    return Work(**{name: tuple(runs) for name, runs in sorted_runs.items()})
 
 
-def check(plan: Plan, work: Work) -> None:
+def check(plan: Plan, work: Work, *, here: bool = True) -> None:
     """Ask timm and the disk whether the runs can work, before anything is created.
 
+    `here` says that they run on this machine; elsewhere there may be other devices, and data whose
+    place only a job knows.
     Errors: `UserError` for a model that cannot be built, missing or mismatched data, or files
     other than those that a run of the plan has seen.
     """
     file = str(plan.spec.file)
     if work.to_run:
-        _check_models(work.to_run, file)
+        _check_models(work.to_run, file, here)
     opened: dict[str, Data | None] = {}
     for run in plan.runs:
         key = _data_key(run.config)
         if key not in opened:
-            opened[key] = _open(run.config, file, needed=bool(work.to_run))
+            opened[key] = _open(run.config, file, bool(work.to_run), here)
         data, folder = opened[key], plan.run_folder(run)
         held = read_json(folder.fingerprint_file)
         if held is not None and data is not None:
@@ -61,20 +82,58 @@ def prepare(plan: Plan, work: Work) -> None:
     write_json(plan.folder / "plan.json", plan_record(plan, plan.statuses()))
 
 
-def _check_models(runs: tuple[Run, ...], file: str) -> None:
+def _check_models(runs: tuple[Run, ...], file: str, here: bool) -> None:
+    """Build each model without weights, or know from before that it can be built."""
+    known = _known_models()
+    models = {_model_key(run.config): run.config for run in runs}
+    unknown = {key: config for key, config in models.items() if key not in known}
+    if here and any(run.config.device == "cuda" for run in runs):
+        unknown = models
+    if not unknown:
+        return
     from densevit.model import check_model  # imports torch: seconds
     from densevit.train import check_device
 
-    for config in {run.cell: run.config for run in runs}.values():
+    for config in unknown.values():
         try:
-            check_device(config)
+            if here:
+                check_device(config)
             check_model(config)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
+    with suppress(OSError):  # it only saves time
+        write_json(_known_models_file(), dict.fromkeys({**known, **unknown}, True))
 
 
-def _open(config: RunConfig, file: str, needed: bool) -> Data | None:
-    """The pictures of a run; None when they are gone and not needed: results outlive them."""
+def _model_key(config: RunConfig) -> str:
+    """What decides whether a model can be built, as a digest."""
+    fields = ("model_name", "model_kwargs", "drop_path", "sampled_patches", "query_patches")
+    fields += ("cl_mode", "dense_negatives", "lambda_weight")  # which say what applies
+    versions = [metadata.version(name) for name in ("timm", "torch")]
+    text = repr([versions, __version__, *(getattr(config, name) for name in fields)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _known_models_file() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "densevit" / "models.json"
+
+
+def _known_models() -> dict[str, Any]:
+    try:
+        return read_json(_known_models_file()) or {}
+    except UserError:
+        return {}
+
+
+def _open(config: RunConfig, file: str, needed: bool, here: bool) -> Data | None:
+    """The pictures of a run; None when they are gone and not needed: results outlive them.
+
+    Also None where a variable in their path has its value in a job only.
+    """
+    paths = [config.data_dir or "", *config.benchmarks.values()]
+    if not here and any("$" in os.path.expandvars(path) for path in paths):
+        return None
     try:
         return open_data(config, _input_size(config))
     except UserError as error:

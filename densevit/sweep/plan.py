@@ -85,7 +85,7 @@ def plan_record(plan: Plan, statuses: dict[str, Status]) -> dict[str, Any]:
             "id": run.id,
             "cell": run.cell,
             "seed": run.seed,
-            "config": run.config.model_dump(),
+            "config": dict(vars(run.config)),
             "resources": run.resources,
             "state": statuses[run.id].state,
         }

@@ -30,13 +30,17 @@ class Exclusion(_Record):
 
 
 class Resources(_Record):
-    """What a run asks of a cluster."""
+    """What a run asks of a cluster: GPUs, processors and memory are those of each of its nodes.
+
+    `pack` runs share what one asks for, side by side.
+    """
 
     gpus: float | None = Field(None, ge=0)
     cpus: Int | None = Field(None, ge=1)
     hours: float | None = Field(None, gt=0)
     mem: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]?$")
     nodes: Int | None = Field(None, ge=1)
+    pack: Int | None = Field(None, ge=1)
 
 
 class ResourcesWhen(Resources):
@@ -81,6 +85,7 @@ class SweepSpec(_Record):
     seeds: Seeds = [0]
     baseline: Settings | None = None
     launcher: Literal["local", "slurm", "ray"] = "local"
+    profile: str | None = Field(None, min_length=1)
     resources: SweepResources = SweepResources()
     file: Path
     layers: tuple[Layer, ...]

@@ -20,8 +20,9 @@ from densevit.data.loading import (
     probe_crops,
     training_batches,
 )
+from densevit.data.names import benchmark_names
 from densevit.data.pictures import Picture, read_picture
-from densevit.data.sources import benchmark_names, open_data
+from densevit.data.sources import open_data
 from densevit.data.views import RECIPES, cut_views, derived_seed, draw_view, plain_view
 from densevit.torchvision_guard import ensure_torchvision
 

@@ -1,19 +1,25 @@
 """From a sweep file to runs: a pure function, checked against counting by hand."""
 
+import ast
+import hashlib
+import inspect
 import itertools
 import json
+import textwrap
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densevit.config import RunConfig, applies, identity
+from densevit.config import FIELDS, RunConfig, applies, identity, is_execution
 from densevit.errors import UserError
+from densevit.layers import Layer, build
 from densevit.rundir import RunFolder
-from densevit.sweep.grid import cell_label, expand
+from densevit.sweep.grid import CHECKED_TOGETHER, Count, cell_label, count, expand
 from densevit.sweep.plan import make_plan, plan_record
-from densevit.sweep.spec import read_spec
+from densevit.sweep.spec import matches, read_spec
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -276,3 +282,269 @@ def test_a_folder_of_another_run_is_never_reused(tmp_path):
     folder.create(RunConfig(temperature=0.1, workers=1))
     with pytest.raises(UserError, match="holds another run"):
         folder.create(RunConfig(temperature=0.2))
+
+
+_configs = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.sampled_from(values)
+        for name, values in {
+            "cl_mode": ["none", "global", "dense", "joint"],
+            "lambda_weight": [0, 0.5, 0.25, 1],
+            "joint_dense_weight": [0, 0.5, 0.75, 1.0],
+            "dense_negatives": ["patches", "pooled"],
+            "key_encoder": ["shared", "momentum"],
+            "momentum": [0, 0.9, 0.999],
+            "temperature": [0.2, 0.1 + 0.2, 1e-7, 1],
+            "queue_size": [65536, 65536.0, 7],
+            "query_patches": ["all", 4, 4.0],
+            "sampled_patches": [50, 9],
+            "correspondence_features": ["backbone", "geometry"],
+            "exclude_same_image": [True, False],
+            "learning_rate": [1e-5, 1, 1e16],
+            "batch_size": [256, 64.0],
+            "init_checkpoint": [None, 'weights/größe "x".pt'],
+            "model_kwargs": [{}, {"img_size": 32.0, "b": [1.0, -0.0, None, {"z": 1e-7, "a": "é"}]}],
+            "workers": [0, 4],
+            "benchmarks": [{}, {"x": "y"}],
+            "seed": [0, 3],
+        }.items()
+    },
+)
+
+
+def hashed(preimage):
+    text = json.dumps(preimage, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def canonical(value):
+    if isinstance(value, dict):
+        return {k: canonical(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [canonical(v) for v in value]
+    return int(value) if isinstance(value, float) and value == int(value) else value
+
+
+def means_something(name, config):
+    """The rules of docs/design.md, once more and one by one."""
+    contrast = config["cl_mode"] != "none" and config["lambda_weight"] > 0
+    mixed = config["joint_dense_weight"] if config["cl_mode"] == "joint" else 1
+    dense = contrast and config["cl_mode"] != "global" and mixed > 0
+    if name == "lambda_weight":
+        return config["cl_mode"] != "none"
+    if name == "joint_dense_weight":
+        return contrast and config["cl_mode"] == "joint"
+    if name == "momentum":
+        return contrast and config["key_encoder"] == "momentum"
+    if name in ("query_patches", "correspondence_features", "dense_negatives"):
+        return dense
+    if name in ("sampling_strategy", "sampled_patches"):
+        return dense and config["dense_negatives"] == "patches"
+    only_with_contrast = ("queue_size", "temperature", "exclude_same_image", "key_encoder")
+    return contrast or name not in only_with_contrast
+
+
+@given(_configs)
+def test_an_id_is_the_hash_of_what_the_design_says(settings):
+    config = RunConfig(**settings)
+    values = config.model_dump()
+    science = {
+        name: canonical(values[name])
+        for name, field in FIELDS.items()
+        if name != "seed"
+        and not is_execution(name)
+        and values[name] != field.default
+        and means_something(name, values)
+    }
+    cell = {"schema_version": 2, "config": science}
+    ids = identity(config)
+    assert ids.preimage == {**cell, "seed": config.seed}
+    assert (ids.cell, ids.run) == (hashed(cell), hashed({**cell, "seed": config.seed}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "run", "cell"),
+    [
+        (
+            {"cl_mode": "joint", "joint_dense_weight": 0.25, "key_encoder": "momentum",
+             "momentum": 0.99, "temperature": 0.07, "query_patches": 49, "epochs": 30,
+             "warmup_epochs": 3, "seed": 7,
+             "model_kwargs": {"img_size": 32, "patch_size": 8.0, "x": [1.0, -0.0, {"b": 1e-7}]}},
+            "56b0e9bf73de", "02de82e1b98d",
+        ),
+        (
+            {"cl_mode": "global", "queue_size": 4096, "sampling_strategy": "diverse",
+             "init_checkpoint": "/weights/größe.safetensors", "learning_rate": 1.0,
+             "precision": "bf16", "workers": 0, "seed": 12345},
+            "d8ae8d7f391c", "24ae417cff1b",
+        ),
+        (
+            {"dense_negatives": "pooled", "sampled_patches": 7, "lambda_weight": 1.0,
+             "contrastive_weight_adaptive": True, "correspondence_features": "geometry",
+             "exclude_same_image": False, "dataset": "shapes", "drop_path": 0.1},
+            "6f8f34cb1ed5", "5f308e3d1028",
+        ),
+    ],
+)  # fmt: skip
+def test_the_ids_of_a_sweep_are_pinned(tmp_path, settings, run, cell):
+    """An id that changes orphans everybody's results, in a sweep as in a single run."""
+    assert identity(RunConfig(**settings))[:2] == (run, cell)
+    sweep = {"name": "a", "seeds": [settings.get("seed", 0)], "fixed": {}, "grid": {}}
+    for name, value in settings.items():
+        if is_execution(name):
+            sweep["fixed"][name] = value
+        elif name != "seed":
+            sweep["grid"][name] = [value]
+    grid = grid_of(tmp_path, json.dumps(sweep))
+    assert [(r.id, r.cell) for r in grid.runs] == [(run, cell)]
+
+
+# Values that fields do not take, and ones that do not go together, among others that do.
+_values = {
+    "cl_mode": ["none", "global", "dense", "joint"],
+    "temperature": [0.2, 0.3, 1, 1.0, 5, -1],
+    "learnable_temp": [False, True],
+    "epochs": [100, 50, 5, 2.5],
+    "warmup_epochs": [5, 0, 50],
+    "batch_size": [8, 8.0, 6],
+    "pretrained": [False, True],
+    "init_checkpoint": [None, "w.pt"],
+    "joint_dense_weight": [0, 0.5, 1],
+    "key_encoder": ["shared", "momentum"],
+    "model_kwargs": [{}, {"img_size": 32}, {"img_size": 32.0}],
+}
+
+
+@st.composite
+def _sweeps(draw):
+    """A sweep file's content that is valid as such, whatever its cells are."""
+    others = [name for name in _values if name != "cl_mode"]
+    names = ["cl_mode", *draw(st.lists(st.sampled_from(others), unique=True, max_size=4))]
+
+    def some(name, **limits):
+        # Mistakes come last in their lists, and are drawn seldom so that most sweeps have none.
+        usual = _values[name] if draw(st.integers(0, 9)) == 0 else _values[name][:3]
+        return draw(st.lists(st.sampled_from(usual), **limits))
+
+    cut = draw(st.integers(0, len(names)))
+    zipped = [{n: some(n, min_size=2, max_size=2) for n in names[cut : cut + 2]}]
+    where = st.fixed_dictionaries(
+        {"cl_mode": st.sampled_from(["none", "*o*", ["dense", "joint"]])},
+        optional={"temperature": st.sampled_from([0.2, 1])},
+    )
+    return {
+        "name": "a",
+        "fixed": draw(st.sampled_from([{}, {"grad_accumulation": 4}, {"warmup_epochs": 60}])),
+        "grid": {n: some(n, min_size=1, max_size=3) for n in names[:cut]},
+        "zip": zipped if zipped[0] else [],
+        "include": draw(st.sampled_from([[], [{"cl_mode": "none"}, {"epochs": 7}]])),
+        "exclude": [{"where": w, "because": "x"} for w in draw(st.lists(where, max_size=2))],
+        "seeds": draw(st.integers(1, 2)),
+        **draw(st.sampled_from([{}, {}, {"baseline": {"cl_mode": "none"}}])),
+        "resources": {"gpus": 1, "when": [{"where": {"cl_mode": "dense"}, "gpus": 2}]},
+    }
+
+
+def expanded_one_by_one(spec):
+    """The runs of a sweep and its size, each combination built and hashed on its own."""
+    parts = [[{n: v} for v in values] for n, values in spec.grid.items()]
+    parts += [
+        [dict(zip(g, row, strict=True)) for row in zip(*g.values(), strict=True)] for g in spec.zip
+    ]
+    word = "grid" if parts else "base"
+    named = [(word, {k: v for p in row for k, v in p.items()}) for row in itertools.product(*parts)]
+    named = [] if spec.include and not parts else named
+    named += [("include", extra) for extra in spec.include]
+    kept, dropped = {}, [set() for _ in spec.exclude]
+    merged = 0
+    for section, settings in named:
+        config = build([*spec.layers, Layer(f"{spec.file}: {section}", settings)])
+        cell = identity(config).cell
+        rules = [i for i, rule in enumerate(spec.exclude) if matches(rule.where, config)]
+        if rules and section != "include":
+            dropped[rules[0]].add(cell)
+        else:
+            merged += cell in kept
+            kept.setdefault(cell, config)
+    if not kept:
+        raise UserError(f"{spec.file}: exclude: every cell is left out; nothing remains to run")
+    if spec.baseline and not any(matches(spec.baseline, c) for c in kept.values()):
+        raise UserError(f"{spec.file}: baseline: {spec.baseline} is no cell of this sweep")
+    configs = [c.model_copy(update={"seed": seed}) for seed in spec.seeds for c in kept.values()]
+    runs = [
+        (*identity(c)[:2], c.model_dump(), {"gpus": 2 if c.cl_mode == "dense" else 1})
+        for c in configs
+    ]
+    excluded = tuple(zip(spec.exclude, map(len, dropped), strict=True))
+    return runs, Count(len(named), len(kept), len(runs), merged, excluded)
+
+
+def outcome(function, *arguments):
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return str(error)
+
+
+@given(_sweeps())
+def test_a_sweep_is_what_its_combinations_are_one_by_one_mistakes_too(tmp_path_factory, content):
+    spec = spec_of(tmp_path_factory.mktemp("g"), json.dumps(content))
+    wanted = outcome(expanded_one_by_one, spec)
+    grid, size = outcome(expand, spec), outcome(count, spec)
+    if isinstance(wanted, str):
+        assert grid == size == wanted
+        return
+    runs, counted = wanted
+    assert [(r.id, r.cell, r.config.model_dump(), r.resources) for r in grid.runs] == runs
+    assert (grid.merged, grid.excluded) == (counted.merged, counted.excluded)
+    assert size == counted
+    varied = [
+        name for name in spec.axes()
+        if len({repr(getattr(r.config, name)) for r in grid.runs if applies(name, r.config)}) > 1
+    ]  # fmt: skip
+    assert list(grid.axes) == varied
+
+
+def test_every_check_of_build_is_known_to_the_grid():
+    """A sweep checks a combination only where its fields have not been checked together before."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(build)))
+    checks = [node.test for node in ast.walk(tree) if isinstance(node, ast.If)]
+    together = [
+        {n.attr for n in ast.walk(test) if isinstance(n, ast.Attribute) and n.attr in FIELDS}
+        for test in checks
+    ]
+    assert sorted(map(sorted, filter(None, together))) == sorted(map(sorted, CHECKED_TOGETHER))
+
+
+@pytest.mark.parametrize(
+    ("axes", "wanted"),
+    [
+        ("epochs: [90, 30], cl_mode: [none, dense], warmup_epochs: [5, 40]",
+         "grid: warmup_epochs: 40 leaves nothing of epochs: 30"),
+        ("pretrained: [false, true], cl_mode: [none, dense], init_checkpoint: [null, w.pt]",
+         "grid: init_checkpoint: pretrained gives"),
+        ("learnable_temp: [false, true], cl_mode: [none, dense], temperature: [0.2, 5]",
+         "grid: temperature: 5.0 is out of range"),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_go_together_are_found_where_they_meet(tmp_path, axes, wanted):
+    """In the last combinations, when each of them has been in one that is right."""
+    text = f"name: a\ngrid: {{{axes}}}\n"
+    assert wanted in said(tmp_path, text)
+    with pytest.raises(UserError, match=wanted):
+        count(read_spec(tmp_path / "sweep.yaml"))
+    text += "exclude: [{where: {cl_mode: [none, dense]}, because: x}]\n"
+    assert wanted in said(tmp_path, text), "what is excluded has to be valid too"
+
+
+def test_counting_remembers_a_number_a_cell(tmp_path):
+    sizes = {"queue_size": list(range(1, 101)), "temperature": [n / 100 for n in range(1, 101)]}
+    spec = spec_of(tmp_path, json.dumps({"name": "a", "grid": sizes, "seeds": 3}))
+    tracemalloc.start()
+    try:
+        assert count(spec) == Count(10_000, 10_000, 30_000, 0, ())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000 * 130 + 500_000

@@ -50,13 +50,8 @@ def status(file, outputs, capsys):
 def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, sweep, capsys):
     outputs = tmp_path / "out"
     before = status(sweep, outputs, capsys)
-    assert before["counts"] == {
-        "pending": 4,
-        "running": 0,
-        "finished": 0,
-        "failed": 0,
-        "cancelled": 0,
-    }
+    assert before["counts"].pop("pending") == 4
+    assert set(before["counts"].values()) == {0}
     assert not outputs.exists(), "looking creates nothing"
     done = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
     assert done.returncode == 0, done.stderr + done.stdout
@@ -64,7 +59,7 @@ def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, sweep, caps
     after = status(sweep, outputs, capsys)
     assert after["counts"]["finished"] == 4
     assert {r["state"] for r in after["runs"]} == {"finished"}
-    assert after["runs"][0].keys() == {"id", "cell", "seed", "config", "resources", "state"}
+    assert {"id", "cell", "seed", "config", "resources", "state"} < after["runs"][0].keys()
     report = outputs / "sweeps" / "little" / "report"
     table = (report / "table.md").read_text()
     assert "missing" not in table
@@ -106,6 +101,7 @@ def test_a_failed_run_stops_no_other_and_shows_its_log(tmp_path, tiny):
     assert "1/1" in table
     told = run("status", bad, "--outputs", outputs)
     assert "1 finished, 1 failed" in told.stdout
+    assert "1 of 1 failed (nan): the loss or its gradient" in told.stdout
     assert "gradient was not finite in" in told.stdout
 
 
@@ -238,9 +234,9 @@ def test_a_class_that_is_missing_in_a_benchmark_is_named(tmp_path, tiny, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_other_launchers_say_that_they_are_not_there(tmp_path, tiny, sweep, capsys):
-    assert main_sweep([str(sweep), "--launcher", "slurm", "--outputs", str(tmp_path / "o")]) == 2
-    assert "launcher: slurm is not part of this version" in capsys.readouterr().err
+def test_other_launchers_say_that_they_are_not_there(tmp_path, sweep, capsys):
+    assert main_sweep([str(sweep), "--launcher", "ray", "--outputs", str(tmp_path / "o")]) == 2
+    assert "launcher: ray is not part of this version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

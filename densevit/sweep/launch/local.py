@@ -95,9 +95,10 @@ def _settle(plan: Plan, run: Run, code: int) -> None:
     folder = plan.run_folder(run)
     last_word = (read_json(folder.status_file) or {}).get("state", "pending")
     if code != 0 and last_word in ("pending", "running"):
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        message = f"the process ended with {cause}; start it again to carry on"
-        folder.write_status("failed", **folder.progress(), message=message)
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        message = f"the process ended with {ended}; start it again to carry on"
+        cause = "killed" if code < 0 else "code"
+        folder.write_status("failed", **folder.progress(), message=message, cause=cause)
 
 
 def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes]:

@@ -1,0 +1,78 @@
+"""What the commands share: parsing with one-line errors, and errors as exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NoReturn
+
+from densevit.errors import (
+    EXIT_CARRY_ON,
+    EXIT_FAILED,
+    EXIT_MISTAKE,
+    RunError,
+    Stopped,
+    Unreachable,
+    UserError,
+    nearest,
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line and point to the nearest flag."""
+
+    def __init__(self, program: str | None = None, **options: Any) -> None:
+        options.setdefault("prog", program)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.split(": ", 1)[1].split()[0]
+            message = f"{wrong}: unknown; {nearest(wrong, self._all_flags())}"
+        self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
+
+    def _all_flags(self) -> list[str]:
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    flags += parser._option_string_actions
+        return flags
+
+
+def add_outputs(parser: Any) -> None:
+    parser.add_argument(
+        "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
+    )
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def run_command(program: str, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """Parse, call what the command set as `call`, and turn its errors into one line and a code."""
+    options = parser.parse_args(arguments)
+    try:
+        return options.call(options)
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except RunError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except Unreachable as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_CARRY_ON
+    except (Stopped, KeyboardInterrupt):
+        print(f"{program}: stopped; the same command carries on", file=sys.stderr)
+        return EXIT_CARRY_ON
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 0
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_MISTAKE

@@ -1,0 +1,66 @@
+"""A copy of the package's code, so that jobs run what was there when they were submitted.
+
+outputs/code/DIGEST/densevit/ is named by its content: five hundred jobs share one copy, and
+editing the working tree while they wait changes nothing. Beside it, snapshot.json says which commit
+it was and what differed from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from densevit.lifecycle import git_state
+from densevit.rundir import write_json
+
+PACKAGE = Path(__file__).resolve().parent.parent
+DIGEST_LENGTH = 16
+
+
+def take(outputs: Path) -> Path:
+    """The folder to put on PYTHONPATH for the code as it is now; made if it is not there yet."""
+    files = _files()
+    target = outputs / "code" / _digest(files)
+    if (target / "snapshot.json").exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=target.parent))
+    try:
+        for name, content in files.items():
+            copy = draft / PACKAGE.name / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
+            copy.chmod(
+                0o444
+            )  # it is what its name says; __pycache__ may still be written beside it
+        write_json(draft / "snapshot.json", {"digest": target.name, **git_state()})
+        draft.chmod(0o755)
+        try:
+            draft.rename(target)
+        except OSError:
+            if not target.exists():  # somebody else was first
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _files() -> dict[str, bytes]:
+    """Every file of the package by its name, in order."""
+    names = sorted(
+        os.path.relpath(Path(folder) / file, PACKAGE)
+        for folder, _, files in os.walk(PACKAGE)
+        for file in files
+        if "__pycache__" not in folder and not file.startswith(".")
+    )
+    return {name: (PACKAGE / name).read_bytes() for name in names}
+
+
+def _digest(files: dict[str, bytes]) -> str:
+    whole = hashlib.sha256()
+    for name, content in files.items():
+        whole.update(f"{len(name)} {name} {len(content)} ".encode() + content)
+    return whole.hexdigest()[:DIGEST_LENGTH]

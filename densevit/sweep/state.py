@@ -1,0 +1,230 @@
+"""Where every run of a plan stands: what its directory says, together with what Slurm says.
+
+What nobody can know is `unknown` and never `failed`: a controller that is down, or a lock that
+cannot be seen from here, says nothing about a run.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from densevit.errors import UserError
+from densevit.lifecycle import has_results
+from densevit.rundir import Cause, RunFolder, Status, read_json
+from densevit.sweep.grid import Run
+from densevit.sweep.launch.slurm import attempts, cluster, records
+from densevit.sweep.launch.slurm.records import Submission
+from densevit.sweep.plan import Plan
+
+Word = Literal[
+    "finished", "failed", "running", "queued", "pending", "cancelled", "lost", "unknown"
+]  # fmt: skip
+WORDS: tuple[Word, ...] = get_args(Word)
+STARTABLE = ("pending", "failed", "cancelled", "lost")
+# A run says so often that it is alive; while it is evaluated it says nothing.
+SILENT_SECONDS = 1800.0
+
+_CAUSES: dict[str, Cause] = {
+    "TIMEOUT": "timeout", "DEADLINE": "timeout", "OUT_OF_MEMORY": "oom", "NODE_FAIL": "node",
+    "BOOT_FAIL": "node", "FAILED": "killed",
+}  # fmt: skip
+
+
+PENDING = Status("pending")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run's state in the sweep, why it is that, and the job that has it.
+
+    `cause` and `why` belong to the state; `status` is what the run says of itself.
+    """
+
+    state: Word
+    why: str = ""
+    cause: Cause = ""
+    status: Status = PENDING
+    job: str = ""
+    submission: Submission | None = None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Run id to where it stands; `silent` is why Slurm could not be asked, if it was needed."""
+
+    runs: Mapping[str, Standing]
+    silent: str = ""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What Slurm says: jobs by id, and how those ended that it has forgotten."""
+
+    jobs: Mapping[str, cluster.Job]
+    ended: Mapping[str, cluster.Job]
+    silent: str = ""
+
+
+def observe(plan: Plan, submissions: Sequence[Submission] | None = None) -> Observed:
+    """Look at all runs of a plan: their directories, and at most one call each of squeue and sacct.
+
+    Slurm is asked only where a job has a run that has not ended.
+    """
+    if submissions is None:
+        submissions = records.read_all(plan.outputs)
+    newest = records.newest_jobs(submissions)
+    looked: dict[str, tuple[Status, bool]] = {}
+    found: dict[str, Standing] = {}
+    for run in plan.runs:
+        try:
+            looked[run.id] = _look(plan, run)
+        except UserError as error:
+            found[run.id] = Standing("failed", str(error), "code")
+    # A run that says `failed` or `cancelled` may be back in the queue.
+    asked = {
+        run.id: newest[run.id] for run in plan.runs if run.id in newest and not looked[run.id][1]
+    }
+    queue = ask(asked.values()) if asked else Queue({}, {})
+    for run in plan.runs:
+        if run.id in looked:
+            has = asked.get(run.id, (None, ""))
+            found[run.id] = judge(plan.run_folder(run), *looked[run.id], *has, queue)
+    return Observed({run.id: found[run.id] for run in plan.runs}, queue.silent)
+
+
+def ask(jobs: Iterable[tuple[Submission, str]]) -> Queue:
+    """What Slurm says of some jobs."""
+    wanted = list(jobs)
+    try:
+        living = cluster.queue({submission.user for submission, _ in wanted})
+    except cluster.NoAnswer as silent:
+        return Queue({}, {}, str(silent))
+    gone = [job for _, job in wanted if job not in living or not living[job].active]
+    try:
+        ended = cluster.accounts(gone) if gone else {}
+    except cluster.NoAnswer:  # no accounts are kept: the directories have to do
+        ended = {}
+    # squeue shows for minutes how a job has ended.
+    told = {id: job for id, job in living.items() if not job.active}
+    return Queue({id: job for id, job in living.items() if job.active}, {**told, **ended})
+
+
+def judge(
+    folder: RunFolder,
+    status: Status,
+    complete: bool,
+    submission: Submission | None,
+    job: str,
+    queue: Queue,
+) -> Standing:
+    """Where a run stands; pure but for a look at the run's lock, its starts and the canary's word.
+
+    `status` is what it says and `complete` whether it has everything that is wanted of it.
+    """
+    if complete:
+        return Standing("finished", status=status)
+    if submission is None:
+        return _alone(folder, status)
+    facts = {"status": status, "job": job, "submission": submission}
+    living = queue.jobs.get(job)
+    if living is not None:
+        return _living(folder, living, facts)
+    if queue.silent:
+        if status.state == "failed":
+            return Standing("failed", status.message, status.cause, **facts)
+        return Standing("unknown", f"Slurm does not answer: {queue.silent}", **facts)
+    return _gone(folder, queue.ended.get(job), facts)
+
+
+def _look(plan: Plan, run: Run) -> tuple[Status, bool]:
+    """What the run says, and whether it has everything that is wanted of it.
+
+    A run that says `finished` may lack a benchmark that was added later and is evaluated from its
+    checkpoint; one that says `failed` may have failed at a benchmark that is not wanted here.
+    """
+    folder = plan.run_folder(run)
+    record = read_json(folder.status_file)
+    if record is None:
+        return PENDING, False
+    status = Status(**{k: v for k, v in record.items() if k in Status.__dataclass_fields__})
+    return status, status.state != "running" and has_results(folder, run.config)
+
+
+def _alone(folder: RunFolder, status: Status) -> Standing:
+    """A run that no job has: the local launcher, or `densevit train`."""
+    if status.state == "running":
+        if folder.locked():
+            return Standing("running", status=status)
+        if status.host == socket.gethostname():
+            told = folder.status()  # it may have ended between two looks
+            if told.state != status.state or told.message:
+                return Standing(told.state, told.message, told.cause, status=told)
+        if time.time() - status.updated < SILENT_SECONDS:
+            why = f"its lock on {status.host} cannot be seen from here; it may be alive"
+            return Standing("unknown", why, status=status)
+        return Standing("lost", f"no word from {status.host} for a long time", status=status)
+    if status.state == "finished":
+        return Standing("pending", "a benchmark is still to be evaluated", status=status)
+    return Standing(status.state, status.message, status.cause, status=status)
+
+
+def _living(folder: RunFolder, living: cluster.Job, facts: dict[str, Any]) -> Standing:
+    """A run whose job waits or runs."""
+    submission: Submission = facts["submission"]
+    if living.state in ("PENDING", "CONFIGURING", "REQUEUED"):
+        if living.held and submission.canary and living.id not in list(submission.elements())[:1]:
+            return Standing(
+                "queued", f"waits for the first steps of {_canary(submission)}", **facts
+            )
+        return Standing("queued", living.reason.strip("()"), **facts)
+    # In a job of several runs one may have ended while the others go on.
+    status: Status = facts["status"]
+    if status.state == "failed":
+        held = attempts.read(folder)
+        if held and held[-1].job == living.id and held[-1].end in ("failed", "killed"):
+            return Standing("failed", status.message, status.cause, **facts)
+    return Standing("running", f"on {living.nodes}", **facts)
+
+
+def _gone(folder: RunFolder, ended: cluster.Job | None, facts: dict[str, Any]) -> Standing:
+    """A run whose job is not in the queue any more and that is not finished."""
+    status: Status = facts["status"]
+    submission: Submission = facts["submission"]
+    if status.state == "running" and folder.locked():
+        return Standing("running", f"on {status.host}, and no job of Slurm's", **facts)
+    held = attempts.read(folder)
+    started = bool(held) and held[-1].job == facts["job"]
+    if not started:
+        word = submission.canary_word()
+        if word is not None and not word["passed"]:
+            why = f"held back: the first steps of {word['run']} failed: {word['message']}"
+            return Standing("pending", why, **facts)
+        state: Word = "cancelled" if ended and ended.state == "CANCELLED" else "lost"
+        return Standing(state, _told(ended) or "its job is gone and never started", **facts)
+    if status.state == "failed":
+        return Standing("failed", status.message, status.cause, **facts)
+    if ended is None or ended.state == "COMPLETED":
+        word = "cancelled" if status.state == "cancelled" else "lost"
+        return Standing(word, status.message or "its job ended without a word", **facts)
+    if ended.state in ("CANCELLED", "REVOKED"):
+        return Standing("cancelled", _told(ended), **facts)
+    if ended.state == "PREEMPTED" or status.state == "cancelled":
+        return Standing("lost", f"{_told(ended)}, and not queued again", **facts)
+    return Standing("failed", _told(ended), _CAUSES.get(ended.state, "killed"), **facts)
+
+
+def _canary(submission: Submission) -> str:
+    return submission.tasks[0][0]
+
+
+def _told(ended: cluster.Job | None) -> str:
+    """Slurm's word on how a job ended."""
+    if ended is None:
+        return ""
+    where = f" on {ended.nodes}" if ended.nodes and "None" not in ended.nodes else ""
+    detail = f" {ended.reason}" if ended.reason and ended.reason != "None" else ""
+    return f"Slurm says {ended.state}{detail}{where}"

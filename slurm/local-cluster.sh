@@ -1,0 +1,326 @@
+#!/usr/bin/env bash
+# A real Slurm on this one Debian machine, from Debian's own packages and as plain processes: to try a sweep
+# before there is a cluster, and for CI. It never touches a Slurm that it did not set up itself.
+#
+#   local-cluster.sh start [--nodes 2] [--cpus 4] [--gpus 2] [--memory 4000] [--max-array-size 1001] [--no-accounting]
+#   local-cluster.sh stop [--wipe]
+#   local-cluster.sh status
+#   local-cluster.sh daemon kill|start slurmctld|slurmdbd|slurmd-node1|...     to see what a fault does
+#
+# --cpus, --gpus and --memory (MB) are per node and need not exist; the GPUs are device files without CUDA.
+# Jobs go to the partition `lab`; a job in `urgent` preempts them. `start` also brings back single daemons that
+# died. `stop` keeps the job history, --wipe does not. Exit status: 0 done, 1 failed, 2 refused, 3 not running.
+
+# shellcheck disable=SC1091,SC2016
+set -euo pipefail
+umask 022
+PATH=$PATH:/usr/sbin:/sbin
+# Whatever cluster or job the caller's shell belongs to, the commands below must mean this one.
+while read -r name; do unset "$name"; done < <(compgen -e | grep -E '^(SLURM|SBATCH|SALLOC|SQUEUE|SINFO|SCANCEL|SACCT)')
+export SLURM_CONF=/etc/slurm/slurm.conf
+
+ETC=/etc/slurm STATE=/var/lib/densevit-slurm RUN=/run/densevit-slurm LOGS=/var/log/slurm
+CONFIGS=("$ETC"/{slurm,slurmdbd,gres,densevit-daemons}.conf) DAEMON_CONF=$ETC/densevit-daemons.conf
+MARK='# densevit local cluster: written by slurm/local-cluster.sh'
+POLICY=/usr/sbin/policy-rc.d KILL_WAIT=5 BOOT=$(</proc/sys/kernel/random/boot_id)
+nodes=2 cpus=4 gpus=2 memory=4000 max_array_size=1001 accounting=yes
+started=() policy_is_ours=no
+
+say() { echo "local-cluster: $1"; }
+die() { say "$1" >&2; exit "${2:-1}"; }
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+fail() { tail -vn 8 "$LOGS/$1.log" >&2 || true; die "$1 $2"; } # NAME REASON
+await() { # SECONDS COMMAND...
+    local end=$((SECONDS + $1))
+    until "${@:2}"; do ((SECONDS < end)) && sleep 0.1 || return 1; done
+}
+
+identity() { # PID: what no later process of this pid shares; none for a zombie, which may stay for long
+    sed -E '/\) [ZX] [^)]*$/d; s/.*\) (\S+ ){19}(\S+) .*/\2@'"$BOOT/" "/proc/$1/stat" 2>/dev/null | grep .
+}
+records() { cat "$STATE/pids" 2>/dev/null || true; }
+pid_of() { # NAME: its recorded pid, if that very process still lives
+    local pid id
+    read -r pid id < <(records | sed -n "s/^$1 //p") && [[ $(identity "$pid") == "$id" ]] && echo "$pid"
+}
+is_up() { pid_of "$1" >/dev/null; }
+is_down() { ! is_up "$1"; }
+running() { local name; records | while read -r name _; do is_down "$name" || echo "$name"; done; }
+daemons() { # in the order in which they need each other
+    [[ $accounting == yes ]] && printf '%s\n' munged mariadbd slurmdbd slurmctld || printf '%s\n' munged slurmctld
+    seq -f 'slurmd-node%.0f' "$nodes"
+}
+
+answers() { # NAME
+    case $1 in
+    munged) munge -n | unmunge ;;
+    mariadbd) [[ -S $RUN/mysql.sock ]] ;;
+    slurmdbd) timeout 5 sacctmgr -n list cluster ;;
+    # sacct works only once the controller has entered its cluster.
+    slurmctld) timeout 5 scontrol ping && { [[ $accounting == no ]] || timeout 5 sacctmgr -n list cluster | grep .; } ;;
+    # Busy is an answer too: a daemon may come back to jobs that outlived it.
+    slurmd-*) timeout 5 sinfo -hp lab -n "${1#slurmd-}" -o %T | grep -xE 'idle|mixed|allocated|completing' ;;
+    esac &>/dev/null
+}
+settled() { is_down "$1" || answers "$1"; }
+ready() { { await 60 settled "$1" && is_up "$1"; } || fail "$1" "does not get ready"; }
+
+# A node has a host name of its own, which resolves here and only in its jobs: rank 0 is found by name as on a
+# cluster, daemons can bind to loopback alone, and the machine's own name need not resolve at all.
+as_host() { # HOSTNAME COMMAND...
+    unshare --uts --mount --propagation slave sh -c \
+        'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"' sh "$STATE/hosts" "$@"
+}
+spawn() { # NAME HOSTNAME PIDFILE COMMAND...: the command leaves a daemon behind, its pid in the file
+    local pid
+    rm -f "$3"
+    started+=("$1")
+    # 9 is the lock, which a daemon would hold for as long as it lives.
+    { (cd / && as_host "$2" setsid "${@:4}" >>"$LOGS/$1.log" 2>&1 </dev/null 9>&-) && await 15 test -s "$3"; } ||
+        fail "$1" "does not start"
+    pid=$(<"$3")
+    forget "$1"
+    echo "$1 $pid $(identity "$pid")" >>"$STATE/pids"
+}
+forget() { touch "$STATE/pids" && sed -i "/^$1 /d" "$STATE/pids"; }
+launch() { # NAME
+    local node=${1#slurmd-}
+    case $1 in
+    munged)
+        install -d -o munge -g munge -m 755 /run/munge
+        spawn munged localhost /run/munge/munged.pid setpriv --reuid=munge --regid=munge --init-groups munged ;;
+    mariadbd)
+        rm -f "$RUN/mysql.sock"
+        # --no-defaults: what /etc says is about another database.
+        spawn mariadbd localhost "$RUN/mariadbd.pid" sh -c '"$@" &' sh mariadbd --no-defaults --user=slurm \
+            --datadir="$STATE/mysql" --init-file="$STATE/grants.sql" --socket="$RUN/mysql.sock" \
+            --pid-file="$RUN/mariadbd.pid" --bind-address=127.0.0.1 --port=13306 --skip-name-resolve \
+            --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 ;;
+    slurmdbd) spawn slurmdbd localhost "$RUN/slurmdbd.pid" slurmdbd ;;
+    slurmctld) spawn slurmctld localhost "$RUN/slurmctld.pid" slurmctld -f "$DAEMON_CONF" ;;
+    slurmd-*)
+        # A node that an earlier fault drained would stay so for ever.
+        timeout 5 scontrol update nodename="$node" state=resume &>/dev/null || true
+        spawn "$1" "$node" "$RUN/$1.pid" slurmd -f "$DAEMON_CONF" -N "$node" ;;
+    esac
+}
+end() { # NAME
+    local signal
+    for signal in TERM KILL; do
+        is_down "$1" || { kill -"$signal" "$(pid_of "$1")" && await 15 is_down "$1"; } || continue
+        forget "$1"
+        return 0
+    done
+    say "$1 does not end" >&2
+}
+on_exit() {
+    local status=$? name
+    [[ $policy_is_ours == no ]] || rm -f "$POLICY"
+    ((status == 0)) || for name in $(printf '%s\n' "${started[@]}" | tac); do end "$name"; done
+}
+lock() {
+    ((EUID == 0)) || die "only root can do this" 2
+    trap on_exit EXIT
+    trap 'exit 130' INT TERM HUP
+    exec 9>/run/densevit-slurm.lock
+    flock -w 600 9 || die "another call has not finished"
+}
+
+foreign() { grep -LxF "$MARK" "${CONFIGS[@]}" 2>/dev/null || true; }
+refuse_foreign() {
+    local pid
+    [[ -z $(foreign) ]] || die "another cluster's, so nothing was changed: $(foreign | xargs)" 2
+    for pid in $(grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3); do
+        ! identity "$pid" >/dev/null || records | grep -q " $pid $(identity "$pid")$" ||
+            die "another cluster's, so nothing was changed: process $pid" 2
+    done
+}
+install_packages() {
+    local log package packages=(munge slurmctld slurmd slurm-client) programs=(munged slurmctld slurmd sinfo)
+    if [[ $accounting == yes ]]; then
+        packages+=(slurmdbd mariadb-server-core mariadb-client-core) programs+=(slurmdbd mariadbd mariadb-install-db)
+    fi
+    ! type -P "${programs[@]}" >/dev/null || return 0
+    type -P apt-get >/dev/null || die "needs Debian's apt-get to install ${packages[*]}" 2
+    say "installing ${packages[*]}"
+    # Else the packages start daemons of their own.
+    [[ -e $POLICY ]] || { policy_is_ours=yes; install -m 755 /dev/stdin "$POLICY" <<<$'#!/bin/sh\nexit 101'; }
+    local get=(env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=120)
+    local install=("${get[@]}" install --no-install-recommends "${packages[@]}")
+    log=$({ "${install[@]}" || { "${get[@]}" update && "${install[@]}"; }; } 2>&1 9>&-) ||
+        { tail -n 8 <<<"$log" >&2; die "the packages could not be installed"; }
+    # At its next boot an init system would find the configuration and start a second set.
+    for package in slurmctld slurmd slurmdbd; do update-rc.d "$package" disable &>/dev/null || true; done
+}
+write_database() (
+    umask 077
+    if [[ ! -e $STATE/grants.sql ]]; then # which comes last: an interrupted one does not pass for a database
+        rm -rf "$STATE/mysql"
+        install -d -o slurm -g slurm -m 700 "$STATE/mysql"
+        mariadb-install-db --no-defaults --user=slurm --datadir="$STATE/mysql" --skip-test-db \
+            --auth-root-authentication-method=socket >"$LOGS/mariadbd.log" 2>&1 || fail mariadbd "gets no database"
+    fi
+    password=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+    cat >"$STATE/grants.sql" <<END
+CREATE DATABASE IF NOT EXISTS slurm_acct_db;
+CREATE USER IF NOT EXISTS slurm@127.0.0.1;
+ALTER USER slurm@127.0.0.1 IDENTIFIED BY '$password';
+GRANT ALL ON slurm_acct_db.* TO slurm@127.0.0.1;
+END
+    printf '%s\n' "$MARK" AuthType=auth/munge SlurmUser=slurm DbdHost=localhost DbdAddr=127.0.0.1 \
+        LogFile="$LOGS/slurmdbd.log" PidFile="$RUN/slurmdbd.pid" CommunicationParameters=NoInAddrAny \
+        StorageType=accounting_storage/mysql StorageHost=127.0.0.1 StoragePort=13306 StorageLoc=slurm_acct_db \
+        StorageUser=slurm StoragePass="$password" >"$ETC/slurmdbd.conf"
+    chown slurm:slurm "$STATE/grants.sql" "$ETC/slurmdbd.conf"
+)
+write_cluster() {
+    local i gpu gres=''
+    ((gpus == 0)) || gres=Gres=gpu:$gpus
+    local slurm=(
+        ClusterName=lab "SlurmctldHost=localhost(127.0.0.1)" SlurmUser=slurm SlurmdUser=root
+        StateSaveLocation="$STATE/slurmctld" SlurmdSpoolDir="$STATE/spool/%n"
+        SlurmctldPidFile="$RUN/slurmctld.pid" SlurmdPidFile="$RUN/slurmd-%n.pid"
+        SlurmctldLogFile="$LOGS/slurmctld.log" SlurmdLogFile="$LOGS/slurmd-%n.log"
+        ProctrackType=proctrack/linuxproc TaskPlugin=task/none MpiDefault=none MailProg=/bin/true
+        # The nodes may be larger than the machine.
+        SlurmdParameters=config_overrides GresTypes=gpu
+        # A job that names no memory would otherwise take a whole node's.
+        SelectType=select/cons_tres SelectTypeParameters=CR_Core_Memory
+        DefMemPerCPU="$((memory / cpus < 500 ? memory / cpus : 500))"
+        # A requeued job waits for as long as a credential lives (5 s is the least), then for the scheduler.
+        AuthType=auth/munge AuthInfo=cred_expire=5
+        SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+        JobRequeue=1 ReturnToService=2 KillWait=$KILL_WAIT SlurmdTimeout=30 BatchStartTimeout=30 MinJobAge=300
+        MaxArraySize="$max_array_size" MaxJobCount="$((max_array_size + 10000))"
+        # As its grace time begins a job gets the signal of its --signal; without one it gets SIGTERM.
+        PreemptType=preempt/partition_prio PreemptMode=REQUEUE SlurmctldParameters=preempt_send_user_signal
+    )
+    [[ $accounting == no ]] || slurm+=(AccountingStorageType=accounting_storage/slurmdbd
+        AccountingStorageHost=127.0.0.1 JobAcctGatherType=jobacct_gather/linux JobAcctGatherFrequency=5)
+    for ((i = 1; i <= nodes; i++)); do
+        slurm+=("NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((17000 + i)) CPUs=$cpus \
+            RealMemory=$memory $gres State=UNKNOWN")
+    done
+    slurm+=(
+        "PartitionName=lab Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE"
+        "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE"
+    )
+    printf '%s\n' "$MARK" "${slurm[@]}" >"$ETC/slurm.conf"
+    # For the daemons only: a command would bind to whatever address the machine's own name has.
+    printf '%s\n' "$MARK" "include $ETC/slurm.conf" \
+        CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >"$DAEMON_CONF"
+    rm -rf "$STATE/gpu"
+    mkdir "$STATE/gpu"
+    echo "$MARK" >"$ETC/gres.conf"
+    for ((i = 0; i < gpus; i++)); do
+        # slurmd counts only what is a device, so this is one more /dev/null.
+        mknod "$STATE/gpu/nvidia$i" c 1 3
+        echo "Name=gpu File=$STATE/gpu/nvidia$i" >>"$ETC/gres.conf"
+    done
+}
+prepare() {
+    local name
+    install -d "$STATE" "$STATE/spool"
+    install -d -o slurm -g slurm "$RUN" "$LOGS" "$STATE/slurmctld"
+    for name in $(daemons); do
+        [[ -e $LOGS/$name.log ]] || install -o slurm -g slurm -m 640 /dev/null "$LOGS/$name.log"
+        [[ $name != slurmd-* ]] || install -d "$STATE/spool/${name#slurmd-}"
+    done
+    { echo 127.0.0.1 localhost; seq -f '127.0.0.1 node%.0f' "$nodes"; cat /etc/hosts; } >"$STATE/hosts"
+    [[ $accounting == no ]] || write_database
+    write_cluster
+    options >"$STATE/options"
+}
+
+options() {
+    echo "nodes=$nodes cpus=$cpus gpus=$gpus memory=$memory max_array_size=$max_array_size accounting=$accounting"
+}
+load_options() { [[ ! -e $STATE/options ]] || source "$STATE/options"; }
+
+bring_up() {
+    local name
+    for name in $(daemons); do
+        is_up "$name" || { [[ $name == munged ]] && answers munged; } || launch "$name"
+        # The nodes may come up side by side.
+        [[ $name == slurmd-* ]] || answers "$name" || ready "$name"
+    done
+    for name in "${started[@]}"; do ready "$name"; done
+}
+start() {
+    local was
+    while (($#)); do
+        [[ $1 != --no-accounting ]] || { accounting=no; shift; continue; }
+        [[ $1 =~ ^--(nodes|cpus|gpus|memory|max-array-size)$ && ${2-} =~ ^(0|[1-9][0-9]{0,6})$ ]] || usage
+        printf -v "$(tr - _ <<<"${1#--}")" %s "$2"
+        shift 2
+    done
+    ((nodes > 0 && nodes <= 100 && gpus <= 100 && cpus > 0 && cpus <= memory)) || usage
+    ((max_array_size > 0 && max_array_size <= 4000001)) || usage
+    lock
+    refuse_foreign
+    unshare --uts --mount true 2>/dev/null || die "needs namespaces, as root of a machine or a privileged container has" 2
+    was=$(load_options; options)
+    [[ -z $(running) || $was == "$(options)" ]] || die "it runs with $was: stop it first" 2
+    install_packages
+    [[ -n $(running) ]] || prepare
+    bring_up
+    ((${#started[@]})) || { say "runs already"; return; }
+    say "runs: $nodes nodes of $cpus CPUs, $gpus GPUs and $memory MB; accounting: $accounting"
+}
+no_jobs() { # told again each time, as a job may requeue itself when it is told to end
+    local jobs
+    timeout 5 squeue -ht PD,CF,R,S -o %F | sort -u | timeout 5 xargs -r scancel -Q
+    jobs=$(timeout 5 squeue -h) && [[ -z $jobs ]]
+}
+stop() {
+    local name
+    [[ $# == 0 || $* == --wipe ]] || usage
+    lock
+    load_options
+    # A daemon stays on record until this script has ended it, whatever else killed it.
+    if records | grep -q "@$BOOT$"; then
+        # A job outlives its node's daemon, and without the controller it would run again at the next start.
+        (bring_up) || true
+        [[ -n $(foreign) ]] || is_down slurmctld || await $((KILL_WAIT + 15)) no_jobs || say "some jobs do not end" >&2
+        for name in $(daemons | tac); do end "$name"; done
+        say "stopped"
+    else
+        say "nothing runs"
+    fi
+    (($#)) || return 0
+    grep -lxF "$MARK" "${CONFIGS[@]}" 2>/dev/null | xargs -r rm || true
+    for name in $(daemons); do rm -f "$LOGS/$name.log"; done
+    rm -rf "$STATE" "$RUN"
+}
+status() {
+    local name pid state down=0
+    load_options
+    [[ -n $(running) ]] || { say "not running"; exit 3; }
+    for name in $(daemons); do
+        pid=$(pid_of "$name") || pid=-
+        state=up
+        [[ $pid != - ]] || { [[ $name == munged ]] && answers munged; } || { state=down down=1; }
+        printf '%-13s %8s  %s\n' "$name" "$pid" "$state"
+    done
+    timeout 10 sinfo || down=1
+    exit $down
+}
+daemon() { # kill|start NAME
+    [[ $# == 2 && $1 == @(kill|start) ]] || usage
+    lock
+    load_options
+    daemons | grep -qxF -- "$2" || die "there is no $2, but $(daemons | xargs)" 2
+    [[ -n $(running) ]] || { say "not running"; exit 3; }
+    if [[ $1 == start ]]; then
+        is_up "$2" || { launch "$2"; ready "$2"; }
+    else
+        is_up "$2" || die "$2 does not run" 3
+        kill -KILL "$(pid_of "$2")"
+        await 5 is_down "$2"
+    fi
+}
+
+case ${1-} in
+start | stop | status | daemon) "$@" ;;
+*) usage ;;
+esac

@@ -1,0 +1,65 @@
+"""The cluster that these tests run on, started if it may be; and sweeps for it."""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from lab import Sweep, script
+
+REQUIRED = os.environ.get("DENSEVIT_REQUIRE_SLURM") == "1"
+
+
+def _start(*options):
+    """Start the local cluster; why not, if it cannot be."""
+    if os.geteuid() != 0:
+        return "only root may set up a local Slurm"
+    if shutil.which("apt-get") is None:
+        return "a local Slurm is set up from Debian's packages"
+    done = script("start", *options)
+    return (
+        ""
+        if done.returncode == 0
+        else f"slurm/local-cluster.sh start: {done.stderr or done.stdout}"
+    )
+
+
+def _need(why):
+    if why:
+        (pytest.fail if REQUIRED else pytest.skip)(why)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    """A Slurm of two nodes with accounts; shared by all tests that break nothing."""
+    lock = Path(tmp_path_factory.getbasetemp()).parent / "cluster.lock"
+    with lock.open("a") as file:  # one of pytest's processes starts it for all
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _need(_start())
+
+
+@pytest.fixture
+def other_cluster():
+    """A function that starts a cluster with other options; the usual one is back afterwards."""
+    changed = []
+
+    def start(*options):
+        changed.append(script("stop", "--wipe"))
+        _need(_start(*options))
+
+    yield start
+    if changed:
+        script("stop", "--wipe")
+        _need(_start())
+
+
+@pytest.fixture
+def sweep(tmp_path, tiny, cluster):
+    """A function that makes a sweep of the tiny run."""
+
+    def make(name="tiny", profile=None, base=None, **parts):
+        settings = {**tiny, "health_every": 1000, **(base or {})}
+        return Sweep(tmp_path / name, settings, profile, **parts)
+
+    return make

@@ -1,0 +1,163 @@
+"""A real Slurm for the tests, sweeps on it, and what is asked of them again and again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from densevit import yamlfile
+from densevit.rundir import read_json, read_metrics
+from densevit.sweep.launch.slurm import attempts
+from densevit.sweep.plan import make_plan
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = ROOT / "slurm" / "local-cluster.sh"
+COMMAND = [sys.executable, "-c", "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
+
+
+def script(*arguments, **options):
+    """slurm/local-cluster.sh."""
+    return subprocess.run(
+        [str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def slurm(*command):
+    """What one of Slurm's commands prints."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.strip()
+
+
+def wait_for(condition, seconds=120, what="it"):
+    """Wait until a condition holds, and return what it gives."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+    return found
+
+
+class Sweep:
+    """A sweep of tiny runs in a folder of its own."""
+
+    def __init__(self, folder, base, profile=None, **parts):
+        self.folder, self.base, self.parts = folder, dict(base), parts
+        self.outputs = folder / "out"
+        self.file = folder / "sweep.yaml"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "profile.yaml").write_text(
+            yamlfile.dump({"signal_seconds": 10, **(profile or {})})
+        )
+        self.write()
+
+    def write(self, **changes):
+        """Write the files, with other parts of the sweep."""
+        self.parts |= changes
+        (self.folder / "base.yaml").write_text(yamlfile.dump(self.base))
+        wanted = {"name": self.folder.name, "base": "base.yaml", "launcher": "slurm",
+                  "profile": "./profile.yaml",
+                  "resources": {"cpus": 1, "mem": "900M", "hours": 1}}  # fmt: skip
+        self.file.write_text(yamlfile.dump({**wanted, **self.parts}))
+
+    @property
+    def plan(self):
+        return make_plan(self.file, self.outputs)
+
+    def command(self, *words):
+        return [*COMMAND, *map(str, words), "--outputs", str(self.outputs)]
+
+    def call(self, *words, code=0, timeout=400, **options):
+        """Run a command on the sweep's file; what it printed."""
+        first = [words[0], self.file, *words[1:]] if words and words[0][0] != "-" else [self.file, *words]  # fmt: skip
+        done = subprocess.run(
+            self.command(*first), capture_output=True, text=True, timeout=timeout, **options
+        )
+        assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def submit(self, *words, **options):
+        return self.call("run", "--no-tracking", *words, **options)
+
+    def status(self):
+        return json.loads(self.call("status", "--json"))
+
+    def states(self):
+        return [run["state"] for run in self.status()["runs"]]
+
+    def wait(self, seconds=240):
+        """Until nothing runs or waits; the states then."""
+
+        def over():
+            states = self.states()
+            return states if not {"running", "queued", "unknown"} & set(states) else None
+
+        return wait_for(over, seconds, "the end of the sweep")
+
+    def folders(self):
+        plan = self.plan
+        return [plan.run_folder(run) for run in plan.runs]
+
+    def wait_training(self, count=1, steps=1, seconds=120):
+        """Until so many runs have trained so many steps in their newest start."""
+
+        def going():
+            found = []
+            for folder in self.folders():
+                held = attempts.read(folder)
+                word = read_json(folder.status_file) or {}
+                if held and not held[-1].end and word.get("state") == "running":
+                    found += [folder] * (word.get("step", 0) >= held[-1].first_step + steps)
+            return found if len(found) >= count else None
+
+        return wait_for(going, seconds, "training")
+
+    def job(self, folder):
+        """The job that has a run."""
+        return attempts.read(folder)[-1].job
+
+    def ends(self, folder):
+        return [attempt.end for attempt in attempts.read(folder)]
+
+
+def results(folder):
+    return read_json(folder.results_file)["benchmarks"]
+
+
+def assert_whole(folder):
+    """Finished, with each logged step once."""
+    assert folder.status().state == "finished", folder.status()
+    lines, _ = read_metrics(folder.metrics_file)
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == folder.status().steps
+
+
+def finished_here(folder, config):
+    """The same run, trained in one go on this machine."""
+    from densevit.rundir import RunFolder
+
+    here = RunFolder(folder)
+    here.create(config)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder)]
+    subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
+    return here
+
+
+def processes(folder):
+    """The pids of the processes that were started for a run."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"run-dir {folder.path}$"], capture_output=True, text=True, check=False
+    )
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def kill(pid, number=signal.SIGKILL):
+    os.kill(pid, number)
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])

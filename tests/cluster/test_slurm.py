@@ -1,0 +1,186 @@
+"""Sweeps on a real Slurm, as a user runs them."""
+
+import json
+
+import pytest
+from lab import assert_whole, finished_here, results, slurm, wait_for
+
+TWELVE = {
+    "grid": {"cl_mode": ["none", "global", "dense"], "learning_rate": [1e-3, 2e-3]},
+    "seeds": 2,
+}
+
+
+def jobs_of(sweep):
+    """What Slurm knows of the sweep's jobs."""
+    names = slurm("squeue", "-h", "-r", "-t", "all", "-o", "%j %i").splitlines()
+    return sorted(
+        line.split()[1] for line in names if line.startswith(f"{sweep.file.parent.name}-")
+    )
+
+
+def test_twelve_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
+    twelve = sweep("twelve", profile={"throttle": 2}, **TWELVE)
+    dry = twelve.submit("--dry-run")
+    assert "12 to start" in " ".join(dry.split())
+    assert not twelve.outputs.exists(), "a dry run creates nothing"
+    local = json.loads(twelve.call("plan", "--json", "--launcher", "local"))
+
+    told = twelve.submit()
+    assert "submitted 12 runs as job" in told
+    script = next(twelve.outputs.glob("sweeps/*/submissions/*/jobs/*_submission.sh")).read_text()
+    assert "#SBATCH --array=0-11%2" in script
+    seen = []
+    while not seen or {"running", "queued"} & set(seen[-1]):
+        seen.append(twelve.states())
+    assert max(states.count("running") for states in seen) == 2
+    assert not {"failed", "lost", "unknown"} & set().union(*seen)
+    assert twelve.states() == ["finished"] * 12
+    for folder in twelve.folders():
+        assert_whole(folder)
+        assert twelve.ends(folder) == ["finished"]
+    assert [run["id"] for run in local["runs"]] == [f.path.name for f in twelve.folders()]
+
+    before = jobs_of(twelve)
+    assert "12 finished before, 0 to run" in twelve.submit()
+    twelve.write(grid={**TWELVE["grid"], "learning_rate": [1e-3, 2e-3, 3e-3]})
+    told = twelve.submit()
+    assert "12 finished before, 6 to run" in told
+    assert "submitted 6 runs" in told
+    assert "6 running or queued, 0 to run" in twelve.submit()
+    assert len(jobs_of(twelve)) == len(before) + 6
+    assert twelve.wait() == ["finished"] * 18
+
+    # The numbers are those that this machine gets without Slurm.
+    run = twelve.plan.runs[4]
+    here = finished_here(tmp_path / "here", run.config)
+    assert results(twelve.plan.run_folder(run)) == results(here)
+    table = twelve.call("report")
+    assert table.count("2/2") == 9
+
+
+@pytest.mark.parametrize(
+    ("profile", "resources", "said"),
+    [
+        ({"partition": "gone"}, {}, "invalid partition specified: gone"),
+        ({}, {"mem": "900G"}, "Memory specification can not be satisfied"),
+        ({}, {"gpus": 9}, "Requested node configuration is not available"),
+        ({}, {"nodes": 9}, "Node count specification invalid"),
+        ({"options": {"reservation": "nobody"}}, {}, "reservation"),
+    ],
+    ids=str,
+)
+def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
+    sweep, profile, resources, said
+):
+    # The second group is good: it must not stay in the queue.
+    bad = sweep("bad", profile=profile, grid={"cl_mode": ["global", "none"]},
+                resources={"cpus": 1, "mem": "900M", "hours": 1,
+                           "when": [{"where": {"cl_mode": "none"}, **resources}]})  # fmt: skip
+    told = bad.submit(code=2)
+    assert said.lower() in told.lower()
+    assert "Traceback" not in told
+    last = told.strip().splitlines()[-1]
+    assert last.startswith("densevit-sweep: ")
+    assert not [j for j in slurm("squeue", "-h", "-o", "%j").splitlines() if j.startswith("bad-")]
+    assert set(bad.states()) == {"pending"}
+
+
+def test_without_slurm_there_is_one_line(sweep, tmp_path):
+    lonely = sweep("lonely", grid={"cl_mode": ["none"]})
+    told = lonely.submit(code=2, env={"PATH": "/nowhere"})
+    assert told.strip().splitlines()[-1] == (
+        "densevit-sweep: launcher: slurm: there is no sbatch on the PATH; run this where jobs are "
+        "submitted, or choose --launcher local"
+    )
+    assert not lonely.outputs.exists()
+
+
+def test_a_mistake_burns_one_job_and_not_all(sweep):
+    """Every run fails in its first step: only the canary has to die for it."""
+    burnt = sweep("burnt", base={"cl_mode": "none", "grad_clip": 0.0},
+                  grid={"learning_rate": [1e30, 2e30, 3e30, 4e30]})  # fmt: skip
+    burnt.submit()
+    assert burnt.wait() == ["failed", "pending", "pending", "pending"]
+    status = burnt.status()
+    assert status["causes"] == {"nan": 1}
+    assert "held back: the first steps of" in status["runs"][1]["why"]
+    assert not burnt.folders()[1].log_file.exists()
+    told = burnt.call("explain", burnt.folders()[0].path.name[:8])
+    assert "failed (nan)" in told
+    assert "starts    1: 1 failed" in told
+    logs = burnt.call("logs", "--failed")
+    assert "not finite" in logs
+
+    # Insisting starts them all, and like failures are one line.
+    burnt.submit("--no-canary")
+    assert burnt.wait() == ["failed"] * 4
+    told = burnt.call("status")
+    assert "4 of 4 failed (nan)" in told
+    told = burnt.call("retry", "--class", "oom", "--no-tracking")
+    assert "no such run has failed" in told
+    told = burnt.call("retry", "--class", "nan", "--set", "resources.mem=1000M", "--no-canary", "--no-tracking")  # fmt: skip
+    assert "mem 1000M" in told
+    assert burnt.wait() == ["failed"] * 4
+
+
+def test_a_failing_cell_among_good_ones(sweep):
+    mixed = sweep("mixed", base={"cl_mode": "none", "grad_clip": 0.0},
+                  grid={"learning_rate": [1e-3, 1e30, 2e-3]})  # fmt: skip
+    mixed.submit()
+    assert mixed.wait() == ["finished", "failed", "finished"]
+    sacct = wait_for(lambda: _ended(mixed), what="accounts")
+    assert [state for _, state in sacct] == ["COMPLETED", "FAILED", "COMPLETED"]
+
+
+def _ended(sweep):
+    job = sweep.status()["runs"][0]["job"] or sweep.job(sweep.folders()[0])
+    text = slurm("sacct", "-n", "-X", "-P", "-j", job.partition("_")[0], "-o", "JobID,State")
+    rows = sorted(line.split("|") for line in text.splitlines())
+    return rows if len(rows) == 3 and all(state in ("COMPLETED", "FAILED") for _, state in rows) else None  # fmt: skip
+
+
+def test_several_runs_in_one_job(sweep):
+    packed = sweep("packed", grid={"learning_rate": [1e-3, 2e-3, 3e-3]}, seeds=2,
+                   resources={"cpus": 2, "mem": "2000M", "hours": 1, "pack": 3})  # fmt: skip
+    told = packed.submit()
+    assert "submitted 6 runs" in told
+    assert packed.wait() == ["finished"] * 6
+    assert len({packed.job(folder) for folder in packed.folders()}) == 2
+
+
+def test_cancel_asks_and_the_same_command_carries_on(sweep):
+    runs = sweep("cancelled", base={"epochs": 400}, grid={"learning_rate": [1e-3, 2e-3, 3e-3]},
+                 profile={"throttle": 1})  # fmt: skip
+    runs.submit("--no-canary")
+    first = runs.wait_training()[0]
+    refused = runs.call("cancel", code=2, stdin=-3)
+    assert "say --yes where nobody can be asked" in refused
+    assert "cancelled 3 jobs" in runs.call("cancel", "--yes")
+    assert runs.wait(60) == ["cancelled"] * 3
+    assert runs.ends(first) == ["cancelled"]
+    step = first.status().step
+    runs.submit("--no-canary")
+    runs.wait_training()
+    assert f"continuing after step {step} of" in first.log_file.read_text()
+    runs.call("cancel", "--yes")
+
+
+def test_a_run_on_two_nodes(sweep, tmp_path):
+    both = sweep("both", base={"epochs": 3}, grid={"cl_mode": ["dense"]},
+                 resources={"cpus": 1, "mem": "900M", "hours": 1, "nodes": 2})  # fmt: skip
+    both.submit()
+    assert both.wait() == ["finished"]
+    (folder,) = both.folders()
+    assert attempts_nodes(both) == 2
+    alone = finished_here(tmp_path / "alone", both.plan.runs[0].config)
+    got, wanted = results(folder), results(alone)
+    for name, numbers in wanted.items():
+        assert got[name]["loss"] == pytest.approx(numbers["loss"], rel=1e-3)
+        assert got[name]["n"] == numbers["n"]
+
+
+def attempts_nodes(sweep):
+    (folder,) = sweep.folders()
+    job = sweep.job(folder)
+    return int(wait_for(lambda: slurm("sacct", "-n", "-X", "-j", job, "-o", "NNodes").strip()))

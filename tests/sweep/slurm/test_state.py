@@ -1,0 +1,303 @@
+"""Where a run stands: all that it can say of itself, with all that Slurm can say of its job."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import product
+
+import pytest
+
+from densevit.data.names import benchmark_names
+from densevit.rundir import RunFolder, read_json, write_json
+from densevit.sweep import failures
+from densevit.sweep.launch.slurm import attempts, cluster
+from densevit.sweep.launch.slurm.attempts import Attempt, Limits
+from densevit.sweep.launch.slurm.cluster import Job, NoAnswer
+from densevit.sweep.launch.slurm.records import Chunk, Submission
+from densevit.sweep.plan import make_plan
+from densevit.sweep.state import STARTABLE, WORDS, observe
+
+JOB, OTHER_JOB = "7_1", "5"
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED")
+SLURM = ("no job", "pending", "held", "running", *ENDS, "unknown to sacct", "no accounts", "silent")
+LIVING = {
+    "pending": Job(JOB, "PENDING", "Priority"),
+    "held": Job(JOB, "PENDING", "JobHeldUser"),
+    "running": Job(JOB, "RUNNING", "None", "node1"),
+}
+# What the run says of itself, and whether its lock is held; some say it on another machine.
+OWN = ("none", "locked", "died here", "elsewhere, just now", "elsewhere, long ago", "finished",
+       "failed", "cancelled")  # fmt: skip
+# The newest start in attempts.json: of this job and how it ended, or of another job.
+STARTS = {
+    "no start": [],
+    "open": [Attempt(JOB, 0, "node1", 1.0, 0)],
+    "ended": [Attempt(JOB, 0, "node1", 1.0, 0, 3, 2.0, "failed")],
+    "another job's": [Attempt(OTHER_JOB, 0, "node1", 1.0, 0, 3, 2.0, "failed")],
+}
+
+
+@dataclass
+class World:
+    """A plan of one run, what is in its folder, and what Slurm's commands answer."""
+
+    plan: object
+    folder: RunFolder
+    submission: Submission
+    answer: str = "silent"
+
+    def tell(self, own, start="no start"):
+        """Write into the run's folder what it says, and its starts."""
+        for file in (self.folder.status_file, self.folder.results_file):
+            file.unlink(missing_ok=True)
+        attempts._write(self.folder, STARTS[start])
+        facts = {"epoch": 1, "step": 3, "steps": 9}
+        if own == "failed":
+            facts |= {"message": "its own words", "cause": "nan"}
+        if own == "finished":
+            config = self.plan.runs[0].config
+            numbers = {name: {"top1": 1.0} for name in benchmark_names(config)}
+            write_json(self.folder.results_file, {"benchmarks": numbers})
+        if own != "none":
+            state = own if own in ("finished", "failed", "cancelled") else "running"
+            self.folder.write_status(state, **facts)
+        if own.startswith("elsewhere"):
+            ago = 5 if own.endswith("now") else 7200
+            record = read_json(self.folder.status_file)
+            write_json(
+                self.folder.status_file, record | {"host": "far", "updated": time.time() - ago}
+            )
+
+    def stands(self, own, slurm):
+        """Where the run stands when Slurm answers so."""
+        self.answer = slurm
+        with ExitStack() as stack:
+            if own == "locked":
+                assert stack.enter_context(self.folder.lock())
+            observed = observe(self.plan, [] if slurm == "no job" else [self.submission])
+        assert bool(observed.silent) == (slurm == "silent" and own != "finished")
+        return observed.runs[self.plan.runs[0].id]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    (tmp_path / "sweep.yaml").write_text(
+        "name: little\nfixed: {dataset: blobs, benchmarks: {dark: a}}\n"
+    )
+    plan = make_plan(tmp_path / "sweep.yaml", tmp_path / "out")
+    (run,) = plan.runs
+    folder = plan.run_folder(run)
+    folder.create(run.config)
+    submission = Submission(
+        folder=plan.folder / "submissions" / "a", sweep="little", user="me", resources={},
+        tasks=[["first"], [run.id]], chunks=(Chunk("little-a-0", 0, 2, "7"),), canary=False, code="",
+        limits=Limits(3, 5), signal_seconds=120,
+    )  # fmt: skip
+    made = World(plan, folder, submission)
+
+    def queue(users):
+        assert set(users) == {"me"}
+        if made.answer == "silent":
+            raise NoAnswer("squeue did not answer within 30 s")
+        noise = {"7_0": Job("7_0", "RUNNING"), "99": Job("99", "FAILED")}
+        return noise | ({JOB: LIVING[made.answer]} if made.answer in LIVING else {})
+
+    def accounts(ids):
+        assert list(ids) == [JOB]
+        if made.answer == "no accounts":
+            raise NoAnswer("Slurm accounting storage is disabled")
+        return {JOB: Job(JOB, made.answer, "", "node1")} if made.answer in ENDS else {}
+
+    monkeypatch.setattr(cluster, "queue", queue)
+    monkeypatch.setattr(cluster, "accounts", accounts)
+    return made
+
+
+# By what Slurm says: no job, pending, held, running; the seven ends; forgotten, no accounts, silent.
+TABLE = """
+none          no start  pending   queued queued running  lost lost cancelled lost lost lost lost  lost lost unknown
+locked            open  running   queued queued running  running running running running running running running  running running unknown
+died here         open  failed    queued queued running  lost failed cancelled failed failed failed lost  lost lost unknown
+elsewhere, just now open unknown  queued queued running  lost failed cancelled failed failed failed lost  lost lost unknown
+elsewhere, long ago open lost     queued queued running  lost failed cancelled failed failed failed lost  lost lost unknown
+finished         ended  finished  finished finished finished  finished finished finished finished finished finished finished  finished finished finished
+failed           ended  failed    queued queued failed   failed failed failed failed failed failed failed  failed failed failed
+failed            open  failed    queued queued running  failed failed failed failed failed failed failed  failed failed failed
+cancelled        ended  cancelled queued queued running  cancelled lost cancelled lost lost lost lost  cancelled cancelled unknown
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", TABLE, ids=lambda line: line[:25].strip())
+def test_every_word_of_the_run_with_every_word_of_slurm(world, line):
+    own = next(own for own in OWN if line.startswith(own))
+    start = next(start for start in STARTS if line[len(own) :].strip().startswith(start))
+    wanted = line.partition(start)[2].split()
+    world.tell(own, start)
+    found = {slurm: world.stands(own, slurm).state for slurm in SLURM}
+    assert found == dict(zip(SLURM, wanted, strict=True))
+
+
+def test_what_nobody_knows_is_never_told_as_a_failure(world):
+    assert not {"queued", "running", "finished", "unknown"} & set(STARTABLE)
+    for own, start in product(OWN, STARTS):
+        world.tell(own, start)
+        for slurm in SLURM:
+            found, case = world.stands(own, slurm), (own, start, slurm)
+            assert found.state in WORDS, case
+            assert (found.state == "finished") == (own == "finished"), case
+            if slurm == "silent" and own not in ("finished", "failed"):
+                assert found.state == "unknown", case
+                assert "squeue did not answer" in found.why, case
+            if slurm in ("pending", "held") and own != "finished":
+                assert found.state == "queued", case
+                assert found.state not in STARTABLE, case
+            if own == "locked" and slurm not in ("pending", "held", "silent"):
+                assert found.state == "running", case
+            if found.state == "failed":
+                assert found.why, case
+            else:
+                assert found.cause == "", case
+                assert failures.grouped({"a": found}) == []
+            if found.state != "finished" and slurm != "no job":
+                assert (found.job, found.submission) == (JOB, world.submission), case
+
+
+@pytest.mark.parametrize(
+    ("slurm", "cause"),
+    [("TIMEOUT", "timeout"), ("OUT_OF_MEMORY", "oom"), ("NODE_FAIL", "node"), ("FAILED", "killed")],
+)
+def test_slurms_word_sorts_the_failure_of_a_run_that_could_not_speak(world, slurm, cause):
+    world.tell("died here", "open")
+    found = world.stands("died here", slurm)
+    assert (found.cause, found.why) == (cause, f"Slurm says {slurm} on node1")
+    world.tell("failed", "ended")
+    found = world.stands("failed", slurm)
+    assert (found.cause, found.why) == ("nan", "its own words"), "its own words are better ones"
+
+
+def test_reasons_are_slurms_and_name_the_canary(world):
+    world.tell("none")
+    assert world.stands("none", "pending").why == "Priority"
+    assert world.stands("none", "held").why == "JobHeldUser"
+    assert world.stands("none", "running").why == "on node1"
+    world.submission = replace(world.submission, canary=True)
+    assert world.stands("none", "held").why == "waits for the first steps of first"
+    world.submission.write_canary_word(False, "first", "no module timm")
+    held_back = world.stands("none", "CANCELLED")
+    assert held_back.state == "pending"
+    assert held_back.why == "held back: the first steps of first failed: no module timm"
+    world.tell("died here", "open")
+    assert world.stands("died here", "FAILED").state == "failed", "it was started all the same"
+
+
+def test_in_a_job_of_several_runs_one_may_have_failed_and_is_started_anew_with_the_job(world):
+    world.tell("failed", "ended")
+    assert world.stands("failed", "running").state == "failed"
+    world.tell("failed", "another job's")
+    assert world.stands("failed", "running").state == "running"
+
+
+def test_a_finished_run_needs_no_slurm(world, monkeypatch):
+    world.tell("finished", "ended")
+    monkeypatch.setattr(cluster, "queue", lambda users: pytest.fail("it was asked"))
+    assert world.stands("finished", "silent").state == "finished"
+    assert world.stands("finished", "no job").state == "finished"
+
+
+def test_the_queue_knows_for_minutes_how_a_job_ended(world, monkeypatch):
+    world.tell("died here", "open")
+    told = {JOB: Job(JOB, "OUT_OF_MEMORY", "", "node1")}
+    monkeypatch.setattr(cluster, "queue", lambda users: told)
+    assert world.stands("died here", "no accounts").cause == "oom"
+    assert world.stands("died here", "unknown to sacct").cause == "oom"
+    assert world.stands("died here", "NODE_FAIL").cause == "node", "accounts know the last start"
+
+
+@pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED"])
+@pytest.mark.xfail(strict=True, reason="BUG: accounts that lag behind count as the job's end")
+def test_accounts_that_lag_behind_say_nothing(world, monkeypatch, word):
+    late = {JOB: Job(JOB, word, "", "node1")}
+    monkeypatch.setattr(cluster, "accounts", lambda ids: late)
+    world.tell("died here", "open")
+    states = [world.stands("died here", "unknown to sacct").state]
+    monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, "OUT_OF_MEMORY")})
+    states.append(world.stands("died here", "unknown to sacct").cause)
+    assert states[0] != "failed"
+    assert states[1] == "oom"
+
+
+def test_a_run_that_lacks_a_benchmark_is_pending(world):
+    world.tell("finished", "ended")
+    write_json(world.folder.results_file, {"benchmarks": {"val": {}}})
+    found = world.stands("finished", "no job")
+    assert (found.state, found.why) == ("pending", "a benchmark is still to be evaluated")
+    assert world.stands("finished", "pending").state == "queued"
+
+
+@pytest.mark.parametrize("slurm", ["COMPLETED", "FAILED", "unknown to sacct"])
+@pytest.mark.xfail(strict=True, reason="BUG: lost, or failed, of a job that it had before")
+def test_a_run_that_lacks_a_benchmark_is_pending_whatever_became_of_its_job(world, slurm):
+    world.tell("finished", "ended")
+    write_json(world.folder.results_file, {"benchmarks": {"val": {}}})
+    assert world.stands("finished", slurm).state == "pending"
+
+
+@pytest.mark.parametrize("slurm", ["pending", "running", "silent"])
+@pytest.mark.xfail(strict=True, reason="BUG: failed, and so submitted a second time")
+def test_a_run_that_cannot_be_read_is_not_started_beside_its_job(world, slurm):
+    # A stale handle of a network file system looks the same as a damaged file.
+    world.folder.status_file.write_text("{")
+    assert world.stands("none", slurm).state not in STARTABLE
+
+
+@pytest.mark.parametrize("word", ["REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED"])
+@pytest.mark.xfail(strict=True, reason="BUG: a job that waits on hold is told as running")
+def test_a_requeued_job_on_hold_is_queued(world, monkeypatch, word):
+    monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, word, "JobHeldUser")})
+    world.tell("died here", "open")
+    assert world.stands("died here", "pending").state == "queued"
+
+
+@pytest.mark.xfail(strict=True, reason="BUG: for ever failed, or lost: a start of it says nothing")
+@pytest.mark.parametrize("slurm", ["no job", "COMPLETED"])
+def test_a_run_that_died_between_its_results_and_its_last_word_is_finished(world, slurm):
+    world.tell("finished", "ended")
+    world.folder.write_status("running", step=9, steps=9)
+    assert world.stands("finished", slurm).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("own", "wanted"), [("failed", "failed"), ("elsewhere, just now", "unknown")]
+)
+@pytest.mark.xfail(strict=True, reason="BUG: told by the job that never started it")
+def test_a_run_that_was_started_by_hand_after_its_job_is_told_by_its_own_word(world, own, wanted):
+    world.submission = replace(world.submission, created=time.time() - 3600)
+    world.tell(own, "no start")
+    assert world.stands(own, "CANCELLED").state == wanted
+
+
+def test_all_of_a_plan_is_asked_for_in_one_call_each(tmp_path, monkeypatch):
+    (tmp_path / "sweep.yaml").write_text("name: a\nfixed: {dataset: blobs}\nseeds: 4\n")
+    plan = make_plan(tmp_path / "sweep.yaml", tmp_path / "out")
+    calls = []
+    monkeypatch.setattr(cluster, "queue", lambda users: calls.append(("queue", set(users))) or {})
+    monkeypatch.setattr(cluster, "accounts", lambda ids: calls.append(("accounts", set(ids))) or {})
+    assert {s.state for s in observe(plan).runs.values()} == {"pending"}
+    assert calls == [], "no run has a job"
+    names = [run.id for run in plan.runs]
+    common = {"sweep": "a", "resources": {}, "canary": False, "code": "", "limits": Limits(3, 5),
+              "signal_seconds": 1}  # fmt: skip
+    made = [
+        Submission(
+            tmp_path / user, user=user, tasks=[[name]], chunks=(Chunk("x", 0, 1, job),), **common
+        )
+        for user, name, job in (
+            ("ann", names[0], "7"),
+            ("zoe", names[1], "8"),
+            ("zoe", names[0], "9"),
+        )
+    ]
+    found = observe(plan, made)
+    assert calls == [("queue", {"zoe"}), ("accounts", {"8", "9"})]
+    assert [found.runs[name].state for name in names] == ["lost", "lost", "pending", "pending"]
+    assert found.runs[names[0]].job == "9", "the newest submission has it"
