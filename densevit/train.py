@@ -65,6 +65,7 @@ def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
             raise
         except Stopped:
             save(trainer)
+            _tell(trainer)  # how far it came is what its launcher counts
             raise
         finally:
             trainer.checkpoints.finish()

@@ -20,25 +20,28 @@ while read -r name; do unset "$name"; done < <(compgen -e | grep -E '^(SLURM|SBA
 export SLURM_CONF=/etc/slurm/slurm.conf
 
 ETC=/etc/slurm STATE=/var/lib/densevit-slurm RUN=/run/densevit-slurm LOGS=/var/log/slurm
-CONFIGS=("$ETC"/{slurm,slurmdbd,gres,densevit-daemons}.conf) DAEMON_CONF=$ETC/densevit-daemons.conf
+CONFIGS=("$ETC"/{slurm,slurmdbd,gres,densevit-daemons}.conf)
 MARK='# densevit local cluster: written by slurm/local-cluster.sh'
-POLICY=/usr/sbin/policy-rc.d KILL_WAIT=5 BOOT=$(</proc/sys/kernel/random/boot_id)
+POLICY=/usr/sbin/policy-rc.d
+BOOT=$(</proc/sys/kernel/random/boot_id)
 nodes=2 cpus=4 gpus=2 memory=4000 max_array_size=1001 accounting=yes
 started=() policy_is_ours=no
 
 say() { echo "local-cluster: $1"; }
 die() { say "$1" >&2; exit "${2:-1}"; }
-usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 fail() { tail -vn 8 "$LOGS/$1.log" >&2 || true; die "$1 $2"; } # NAME REASON
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 await() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))
     until "${@:2}"; do ((SECONDS < end)) && sleep 0.1 || return 1; done
 }
 
-identity() { # PID: what no later process of this pid shares; none for a zombie, which may stay for long
+# What no later process of this pid shares; nothing for a zombie, which pid 1 may leave for long.
+identity() { # PID
     sed -E '/\) [ZX] [^)]*$/d; s/.*\) (\S+ ){19}(\S+) .*/\2@'"$BOOT/" "/proc/$1/stat" 2>/dev/null | grep .
 }
 records() { cat "$STATE/pids" 2>/dev/null || true; }
+forget() { [[ ! -e $STATE/pids ]] || sed -i "/^$1 /d" "$STATE/pids"; }
 pid_of() { # NAME: its recorded pid, if that very process still lives
     local pid id
     read -r pid id < <(records | sed -n "s/^$1 //p") && [[ $(identity "$pid") == "$id" ]] && echo "$pid"
@@ -47,7 +50,9 @@ is_up() { pid_of "$1" >/dev/null; }
 is_down() { ! is_up "$1"; }
 running() { local name; records | while read -r name _; do is_down "$name" || echo "$name"; done; }
 daemons() { # in the order in which they need each other
-    [[ $accounting == yes ]] && printf '%s\n' munged mariadbd slurmdbd slurmctld || printf '%s\n' munged slurmctld
+    echo munged
+    [[ $accounting == no ]] || printf '%s\n' mariadbd slurmdbd
+    echo slurmctld
     seq -f 'slurmd-node%.0f' "$nodes"
 }
 
@@ -72,37 +77,44 @@ as_host() { # HOSTNAME COMMAND...
         'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"' sh "$STATE/hosts" "$@"
 }
 spawn() { # NAME HOSTNAME PIDFILE COMMAND...: the command leaves a daemon behind, its pid in the file
-    local pid
     rm -f "$3"
     started+=("$1")
     # 9 is the lock, which a daemon would hold for as long as it lives.
     { (cd / && as_host "$2" setsid "${@:4}" >>"$LOGS/$1.log" 2>&1 </dev/null 9>&-) && await 15 test -s "$3"; } ||
         fail "$1" "does not start"
-    pid=$(<"$3")
     forget "$1"
-    echo "$1 $pid $(identity "$pid")" >>"$STATE/pids"
+    echo "$1 $(<"$3") $(identity "$(<"$3")")" >>"$STATE/pids"
 }
-forget() { touch "$STATE/pids" && sed -i "/^$1 /d" "$STATE/pids"; }
 launch() { # NAME
-    local node=${1#slurmd-}
+    local host=localhost file=$RUN/$1.pid
     case $1 in
     munged)
         install -d -o munge -g munge -m 755 /run/munge
-        spawn munged localhost /run/munge/munged.pid setpriv --reuid=munge --regid=munge --init-groups munged ;;
+        spawn "$1" $host /run/munge/munged.pid setpriv --reuid=munge --regid=munge --init-groups munged ;;
     mariadbd)
         rm -f "$RUN/mysql.sock"
         # --no-defaults: what /etc says is about another database.
-        spawn mariadbd localhost "$RUN/mariadbd.pid" sh -c '"$@" &' sh mariadbd --no-defaults --user=slurm \
-            --datadir="$STATE/mysql" --init-file="$STATE/grants.sql" --socket="$RUN/mysql.sock" \
-            --pid-file="$RUN/mariadbd.pid" --bind-address=127.0.0.1 --port=13306 --skip-name-resolve \
-            --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 ;;
-    slurmdbd) spawn slurmdbd localhost "$RUN/slurmdbd.pid" slurmdbd ;;
-    slurmctld) spawn slurmctld localhost "$RUN/slurmctld.pid" slurmctld -f "$DAEMON_CONF" ;;
+        spawn "$1" $host "$file" sh -c '"$@" &' sh mariadbd --no-defaults --user=slurm --datadir="$STATE/mysql" \
+            --init-file="$STATE/grants.sql" --socket="$RUN/mysql.sock" --pid-file="$file" --port=13306 \
+            --bind-address=127.0.0.1 --skip-name-resolve --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 ;;
+    slurmdbd) spawn "$1" $host "$file" slurmdbd ;;
+    slurmctld) spawn "$1" $host "$file" slurmctld -f "${CONFIGS[3]}" ;;
     slurmd-*)
+        host=${1#slurmd-}
         # A node that an earlier fault drained would stay so for ever.
-        timeout 5 scontrol update nodename="$node" state=resume &>/dev/null || true
-        spawn "$1" "$node" "$RUN/$1.pid" slurmd -f "$DAEMON_CONF" -N "$node" ;;
+        timeout 5 scontrol update nodename="$host" state=resume &>/dev/null || true
+        spawn "$1" "$host" "$file" slurmd -f "${CONFIGS[3]}" -N "$host" ;;
     esac
+}
+bring_up() {
+    local name
+    for name in $(daemons); do
+        if is_up "$name" || { [[ $name == munged ]] && answers munged; }; then continue; fi
+        launch "$name"
+        # The nodes may come up side by side.
+        [[ $name == slurmd-* ]] || ready "$name"
+    done
+    for name in "${started[@]}"; do ready "$name"; done
 }
 end() { # NAME
     local signal
@@ -126,20 +138,17 @@ lock() {
     flock -w 600 9 || die "another call has not finished"
 }
 
-foreign() { grep -LxF "$MARK" "${CONFIGS[@]}" 2>/dev/null || true; }
-refuse_foreign() {
+foreign() { # configurations and daemons of another cluster
     local pid
-    [[ -z $(foreign) ]] || die "another cluster's, so nothing was changed: $(foreign | xargs)" 2
-    for pid in $(grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3); do
-        ! identity "$pid" >/dev/null || records | grep -q " $pid $(identity "$pid")$" ||
-            die "another cluster's, so nothing was changed: process $pid" 2
+    grep -LxF "$MARK" "${CONFIGS[@]}" 2>/dev/null || true
+    grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3 | while read -r pid; do
+        ! identity "$pid" >/dev/null || records | grep -q " $pid $(identity "$pid")$" || echo "process $pid"
     done
 }
 install_packages() {
     local log package packages=(munge slurmctld slurmd slurm-client) programs=(munged slurmctld slurmd sinfo)
-    if [[ $accounting == yes ]]; then
-        packages+=(slurmdbd mariadb-server-core mariadb-client-core) programs+=(slurmdbd mariadbd mariadb-install-db)
-    fi
+    [[ $accounting == no ]] || packages+=(slurmdbd mariadb-server-core mariadb-client-core)
+    [[ $accounting == no ]] || programs+=(slurmdbd mariadbd mariadb-install-db)
     ! type -P "${programs[@]}" >/dev/null || return 0
     type -P apt-get >/dev/null || die "needs Debian's apt-get to install ${packages[*]}" 2
     say "installing ${packages[*]}"
@@ -156,7 +165,7 @@ write_database() (
     umask 077
     if [[ ! -e $STATE/grants.sql ]]; then # which comes last: an interrupted one does not pass for a database
         rm -rf "$STATE/mysql"
-        install -d -o slurm -g slurm -m 700 "$STATE/mysql"
+        install -d -o slurm -g slurm "$STATE/mysql"
         mariadb-install-db --no-defaults --user=slurm --datadir="$STATE/mysql" --skip-test-db \
             --auth-root-authentication-method=socket >"$LOGS/mariadbd.log" 2>&1 || fail mariadbd "gets no database"
     fi
@@ -174,9 +183,15 @@ END
     chown slurm:slurm "$STATE/grants.sql" "$ETC/slurmdbd.conf"
 )
 write_cluster() {
-    local i gpu gres=''
-    ((gpus == 0)) || gres=Gres=gpu:$gpus
-    local slurm=(
+    local i slurm gres=("$MARK")
+    rm -rf "$STATE/gpu"
+    mkdir "$STATE/gpu"
+    for ((i = 0; i < gpus; i++)); do
+        # slurmd counts only what is a device, so this is one more /dev/null.
+        mknod "$STATE/gpu/nvidia$i" c 1 3
+        gres+=("Name=gpu File=$STATE/gpu/nvidia$i")
+    done
+    slurm=("$MARK"
         ClusterName=lab "SlurmctldHost=localhost(127.0.0.1)" SlurmUser=slurm SlurmdUser=root
         StateSaveLocation="$STATE/slurmctld" SlurmdSpoolDir="$STATE/spool/%n"
         SlurmctldPidFile="$RUN/slurmctld.pid" SlurmdPidFile="$RUN/slurmd-%n.pid"
@@ -189,34 +204,24 @@ write_cluster() {
         DefMemPerCPU="$((memory / cpus < 500 ? memory / cpus : 500))"
         # A requeued job waits for as long as a credential lives (5 s is the least), then for the scheduler.
         AuthType=auth/munge AuthInfo=cred_expire=5
-        SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
-        JobRequeue=1 ReturnToService=2 KillWait=$KILL_WAIT SlurmdTimeout=30 BatchStartTimeout=30 MinJobAge=300
+        "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2"
+        JobRequeue=1 ReturnToService=2 KillWait=5 SlurmdTimeout=30 BatchStartTimeout=30 MinJobAge=300
         MaxArraySize="$max_array_size" MaxJobCount="$((max_array_size + 10000))"
         # As its grace time begins a job gets the signal of its --signal; without one it gets SIGTERM.
-        PreemptType=preempt/partition_prio PreemptMode=REQUEUE SlurmctldParameters=preempt_send_user_signal
-    )
+        PreemptType=preempt/partition_prio PreemptMode=REQUEUE SlurmctldParameters=preempt_send_user_signal)
     [[ $accounting == no ]] || slurm+=(AccountingStorageType=accounting_storage/slurmdbd
         AccountingStorageHost=127.0.0.1 JobAcctGatherType=jobacct_gather/linux JobAcctGatherFrequency=5)
+    slurm+=("NodeName=DEFAULT CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN")
     for ((i = 1; i <= nodes; i++)); do
-        slurm+=("NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((17000 + i)) CPUs=$cpus \
-            RealMemory=$memory $gres State=UNKNOWN")
+        slurm+=("NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((17000 + i))")
     done
     slurm+=(
         "PartitionName=lab Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE"
-        "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE"
-    )
-    printf '%s\n' "$MARK" "${slurm[@]}" >"$ETC/slurm.conf"
+        "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE")
+    printf '%s\n' "${slurm[@]}" >"$ETC/slurm.conf"
+    printf '%s\n' "${gres[@]}" >"$ETC/gres.conf"
     # For the daemons only: a command would bind to whatever address the machine's own name has.
-    printf '%s\n' "$MARK" "include $ETC/slurm.conf" \
-        CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >"$DAEMON_CONF"
-    rm -rf "$STATE/gpu"
-    mkdir "$STATE/gpu"
-    echo "$MARK" >"$ETC/gres.conf"
-    for ((i = 0; i < gpus; i++)); do
-        # slurmd counts only what is a device, so this is one more /dev/null.
-        mknod "$STATE/gpu/nvidia$i" c 1 3
-        echo "Name=gpu File=$STATE/gpu/nvidia$i" >>"$ETC/gres.conf"
-    done
+    printf '%s\n' "$MARK" "include $ETC/slurm.conf" CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >"${CONFIGS[3]}"
 }
 prepare() {
     local name
@@ -237,15 +242,6 @@ options() {
 }
 load_options() { [[ ! -e $STATE/options ]] || source "$STATE/options"; }
 
-bring_up() {
-    local name
-    for name in $(daemons); do
-        is_up "$name" || { [[ $name == munged ]] && answers munged; } || launch "$name"
-        # The nodes may come up side by side.
-        [[ $name == slurmd-* ]] || answers "$name" || ready "$name"
-    done
-    for name in "${started[@]}"; do ready "$name"; done
-}
 start() {
     local was
     while (($#)); do
@@ -254,13 +250,12 @@ start() {
         printf -v "$(tr - _ <<<"${1#--}")" %s "$2"
         shift 2
     done
-    ((nodes > 0 && nodes <= 100 && gpus <= 100 && cpus > 0 && cpus <= memory)) || usage
-    ((max_array_size > 0 && max_array_size <= 4000001)) || usage
+    ((nodes > 0 && nodes <= 100 && gpus <= 100 && cpus > 0 && cpus <= memory && max_array_size <= 4000001)) || usage
     lock
-    refuse_foreign
-    unshare --uts --mount true 2>/dev/null || die "needs namespaces, as root of a machine or a privileged container has" 2
+    [[ -z $(foreign) ]] || die "nothing was changed, as this is another cluster's: $(foreign | xargs)" 2
     was=$(load_options; options)
     [[ -z $(running) || $was == "$(options)" ]] || die "it runs with $was: stop it first" 2
+    unshare --uts --mount true 2>/dev/null || die "namespaces are needed; a container has them if it is privileged" 2
     install_packages
     [[ -n $(running) ]] || prepare
     bring_up
@@ -281,7 +276,7 @@ stop() {
     if records | grep -q "@$BOOT$"; then
         # A job outlives its node's daemon, and without the controller it would run again at the next start.
         (bring_up) || true
-        [[ -n $(foreign) ]] || is_down slurmctld || await $((KILL_WAIT + 15)) no_jobs || say "some jobs do not end" >&2
+        { [[ -z $(foreign) ]] && is_up slurmctld && await 20 no_jobs; } || say "not all jobs could be cancelled" >&2
         for name in $(daemons | tac); do end "$name"; done
         say "stopped"
     else
@@ -309,14 +304,15 @@ daemon() { # kill|start NAME
     [[ $# == 2 && $1 == @(kill|start) ]] || usage
     lock
     load_options
-    daemons | grep -qxF -- "$2" || die "there is no $2, but $(daemons | xargs)" 2
     [[ -n $(running) ]] || { say "not running"; exit 3; }
-    if [[ $1 == start ]]; then
-        is_up "$2" || { launch "$2"; ready "$2"; }
-    else
+    daemons | grep -qxF -- "$2" || die "there is no $2, but $(daemons | xargs)" 2
+    if [[ $1 == kill ]]; then
         is_up "$2" || die "$2 does not run" 3
         kill -KILL "$(pid_of "$2")"
         await 5 is_down "$2"
+    elif is_down "$2"; then
+        launch "$2"
+        ready "$2"
     fi
 }
 

@@ -41,13 +41,16 @@ def main_sweep(arguments: Sequence[str] | None = None, program: str = "densevit-
 def _add_commands(commands: Any) -> None:
     run = _command(commands, "run", _run, "run what is not finished, then report")
     _add_launching(run)
+    _add_budget(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be started, only")
     plan = _command(
         commands, "plan", _plan, "list the cells and runs of the sweep; starts nothing", nargs="?"
     )
     plan.add_argument("--diff", nargs=2, metavar=("OLD", "NEW"), help="compare two sweep files")
     plan.add_argument("--estimate", action="store_true", help="measure, and say what it will cost")
-    plan.add_argument("--budget", metavar="200gpuh", help="with --estimate: refuse more")
+    plan.add_argument("--again", action="store_true", help="with --estimate: measure all anew")
+    _add_budget(plan)
+    _add_jobs(plan)
     _add_where(plan)
     status = _command(commands, "status", _status, "say how far each run is")
     _add_watch(status)
@@ -93,7 +96,7 @@ def _command(
 
 
 def _add_launching(parser: Any) -> None:
-    parser.add_argument("--jobs", type=positive, default=1, metavar="K", help="local: runs at once")
+    _add_jobs(parser)
     parser.add_argument("--no-tracking", action="store_true", help="leave MLflow out")
     _add_where(parser)
     for flag, text in (
@@ -102,6 +105,16 @@ def _add_launching(parser: Any) -> None:
     ):
         parser.add_argument(flag, action="store_true", help=text)
     _add_watch(parser)
+
+
+def _add_jobs(parser: Any) -> None:
+    parser.add_argument("--jobs", type=positive, default=1, metavar="K", help="local: runs at once")
+
+
+def _add_budget(parser: Any) -> None:
+    parser.add_argument(
+        "--budget", metavar="200gpuh", help="refuse what would cost more than so many GPU-hours"
+    )
 
 
 def _add_where(parser: Any) -> None:
@@ -139,13 +152,22 @@ def _plan(options: argparse.Namespace) -> int:
         return 0
     plan = _made(options)
     if options.estimate:
-        from densevit.sweep.command import estimate_sweep
-
-        return estimate_sweep(plan, options)
+        return _estimate(plan, options)
     if options.json:
         print(json.dumps(plan_record(plan, plan.statuses())))
     else:
         show.print_plan(plan)
+    return 0
+
+
+def _estimate(plan: Any, options: argparse.Namespace) -> int:
+    from densevit.sweep import costing
+
+    launcher = options.launcher or plan.spec.launcher
+    found = costing.cost(plan, launcher, options.profile, options.jobs, again=options.again)
+    costing.print_estimate(found, as_json=options.json)
+    if options.budget:
+        costing.keep_to(options.budget, found)
     return 0
 
 

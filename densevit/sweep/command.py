@@ -28,6 +28,11 @@ def run_sweep(plan: Plan, options: argparse.Namespace) -> int:
     1: some failed. 75: stopped by the user; the same command carries on.
     """
     launcher = _launcher(plan, options)
+    if options.budget:
+        from densevit.sweep import costing
+
+        found = costing.cost(plan, launcher, options.profile, options.jobs, again=False)
+        costing.keep_to(options.budget, found)
     if launcher == "slurm":
         from densevit.sweep.on_slurm import run_on_slurm
 

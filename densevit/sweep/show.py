@@ -17,6 +17,7 @@ from rich.table import Table
 
 from densevit.rundir import outputs_root
 from densevit.sweep import failures
+from densevit.sweep.costing import told_beside
 from densevit.sweep.grid import Run, cell_values, count, value_word
 from densevit.sweep.launch.slurm.submit import Group
 from densevit.sweep.plan import Plan, plan_record
@@ -118,7 +119,9 @@ def print_status(plan: Plan, observed: Observed) -> None:
         console.print(_runs_table(plan, listed, observed))
     _print_waiting(observed)
     _print_failures(plan, observed)
-    _print_cost(plan, observed)
+    beside = told_beside(plan, observed)
+    if beside:
+        say(beside)
 
 
 def _runs_table(plan: Plan, runs: Iterable[Run], observed: Observed) -> Table:
@@ -182,18 +185,6 @@ def _print_failures(plan: Plan, observed: Observed) -> None:
         told = f"{len(group.runs)} of {total} failed ({group.cause}): {group.message} ({shown})"
         console.print(told, style="red", highlight=False, soft_wrap=True)
     say(f"look: {typed(plan, 'logs', '--failed')}    again: {typed(plan, 'retry', '--failed')}")
-
-
-def _print_cost(plan: Plan, observed: Observed) -> None:
-    """Hours that were used, beside those that were estimated."""
-    hours = used_hours(plan, observed)
-    if not hours:
-        return
-    from densevit.sweep.estimate import load_estimate
-
-    estimated = load_estimate(plan)
-    told = f"used: {hours:,.2f} run-hours"
-    say(f"{told}{f'; {estimated}' if estimated else ''}")
 
 
 def used_hours(plan: Plan, observed: Observed) -> float:

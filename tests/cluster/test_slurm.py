@@ -62,10 +62,14 @@ def test_twelve_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("profile", "resources", "said"),
     [
-        ({"partition": "gone"}, {}, "invalid partition specified: gone"),
-        ({}, {"mem": "900G"}, "Memory specification can not be satisfied"),
+        ({"partition": "gone"}, {}, "Invalid partition name specified"),
+        (
+            {},
+            {"mem": "900G"},
+            "Requested node configuration is not available (cpus: 1, hours: 1.0, mem: 900G)",
+        ),
         ({}, {"gpus": 9}, "Requested node configuration is not available"),
-        ({}, {"nodes": 9}, "Node count specification invalid"),
+        ({}, {"nodes": 9}, "Requested node configuration is not available"),
         ({"options": {"reservation": "nobody"}}, {}, "reservation"),
     ],
     ids=str,
@@ -84,6 +88,7 @@ def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
     assert last.startswith("densevit-sweep: ")
     assert not [j for j in slurm("squeue", "-h", "-o", "%j").splitlines() if j.startswith("bad-")]
     assert set(bad.states()) == {"pending"}
+    assert not list(bad.outputs.glob("sweeps/*/submissions/*"))
 
 
 def test_without_slurm_there_is_one_line(sweep, tmp_path):

@@ -7,7 +7,6 @@ from itertools import product
 
 import pytest
 
-from densevit.data.names import benchmark_names
 from densevit.rundir import RunFolder, read_json, write_json
 from densevit.sweep import failures
 from densevit.sweep.launch.slurm import attempts, cluster
@@ -55,9 +54,7 @@ class World:
         if own == "failed":
             facts |= {"message": "its own words", "cause": "nan"}
         if own == "finished":
-            config = self.plan.runs[0].config
-            numbers = {name: {"top1": 1.0} for name in benchmark_names(config)}
-            write_json(self.folder.results_file, {"benchmarks": numbers})
+            write_json(self.folder.results_file, {"benchmarks": {"val": {}, "dark": {}}})
         if own != "none":
             state = own if own in ("finished", "failed", "cancelled") else "running"
             self.folder.write_status(state, **facts)
@@ -92,6 +89,7 @@ def world(tmp_path, monkeypatch):
         folder=plan.folder / "submissions" / "a", sweep="little", user="me", resources={},
         tasks=[["first"], [run.id]], chunks=(Chunk("little-a-0", 0, 2, "7"),), canary=False, code="",
         limits=Limits(3, 5), signal_seconds=120,
+        created=time.time() + 60,  # later than all that the run says
     )  # fmt: skip
     made = World(plan, folder, submission)
 
@@ -115,15 +113,16 @@ def world(tmp_path, monkeypatch):
 
 # By what Slurm says: no job, pending, held, running; the seven ends; forgotten, no accounts, silent.
 TABLE = """
-none          no start  pending   queued queued running  lost lost cancelled lost lost lost lost  lost lost unknown
-locked            open  running   queued queued running  running running running running running running running  running running unknown
-died here         open  failed    queued queued running  lost failed cancelled failed failed failed lost  lost lost unknown
-elsewhere, just now open unknown  queued queued running  lost failed cancelled failed failed failed lost  lost lost unknown
-elsewhere, long ago open lost     queued queued running  lost failed cancelled failed failed failed lost  lost lost unknown
-finished         ended  finished  finished finished finished  finished finished finished finished finished finished finished  finished finished finished
-failed           ended  failed    queued queued failed   failed failed failed failed failed failed failed  failed failed failed
-failed            open  failed    queued queued running  failed failed failed failed failed failed failed  failed failed failed
-cancelled        ended  cancelled queued queued running  cancelled lost cancelled lost lost lost lost  cancelled cancelled unknown
+none                no start      pending   queued    queued    running   lost      lost      cancelled lost      lost      lost      lost      lost      lost      unknown
+locked              open          running   queued    queued    running   running   running   running   running   running   running   running   running   running   unknown
+died here           open          failed    queued    queued    running   lost      failed    cancelled failed    failed    failed    lost      lost      lost      unknown
+died here           another job's failed    queued    queued    running   lost      lost      cancelled lost      lost      lost      lost      lost      lost      unknown
+elsewhere, just now open          unknown   queued    queued    running   lost      failed    cancelled failed    failed    failed    lost      lost      lost      unknown
+elsewhere, long ago open          lost      queued    queued    running   lost      failed    cancelled failed    failed    failed    lost      lost      lost      unknown
+finished            ended         finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished
+failed              ended         failed    queued    queued    failed    failed    failed    failed    failed    failed    failed    failed    failed    failed    failed
+failed              open          failed    queued    queued    running   failed    failed    failed    failed    failed    failed    failed    failed    failed    failed
+cancelled           ended         cancelled queued    queued    running   cancelled lost      cancelled lost      lost      lost      lost      cancelled cancelled unknown
 """.strip().splitlines()
 
 

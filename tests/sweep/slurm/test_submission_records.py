@@ -378,7 +378,7 @@ def test_when_slurm_is_silent_the_next_command_finds_what_it_took(tmp_path, plan
         (4, None, 0, 4),
         (None, 3, 1, 2),
         (9, 6, 4, 2),
-        (3, None, 3, 0),
+        (3, None, 4, 0),
         (3, None, 9, 0),
     ],
 )

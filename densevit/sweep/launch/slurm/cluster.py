@@ -28,6 +28,13 @@ class NoAnswer(Exception):
     """Slurm did not answer, or not as it should: nothing follows about any job."""
 
 
+class Refused(NoAnswer):
+    """Slurm has answered: it does not do what it was asked to."""
+
+
+_SILENCE = re.compile(r"unable to contact|timed out|connect|communication|socket", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Job:
     """A job, or an element of an array, as squeue or sacct tells it.
@@ -66,20 +73,48 @@ def user() -> str:
     return getpass.getuser()
 
 
-def call(command: Sequence[str], patience: float = PATIENCE) -> str:
-    """What a command of Slurm's prints. Errors: `NoAnswer` with its own words."""
+def call(command: Sequence[str], patience: float = PATIENCE, given: str = "") -> str:
+    """What a command of Slurm's prints, with `given` as its input.
+
+    Errors: `NoAnswer` or `Refused` with its own words.
+    """
     try:
         done = subprocess.run(  # noqa: S603  (a list, no shell)
-            command, capture_output=True, text=True, timeout=patience, env=clean(), check=False
-        )
+            command, input=given, capture_output=True, text=True, timeout=patience, env=clean(),
+            check=False,
+        )  # fmt: skip
     except FileNotFoundError:
         raise NoAnswer(f"{command[0]} is not on the PATH") from None
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"{command[0]} did not answer within {patience:.0f} s") from None
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise NoAnswer(said or f"{command[0]} ended with code {done.returncode}")
+        said = words(done.stderr or done.stdout)
+        raise no(said or f"{command[0]} ended with code {done.returncode}")
     return done.stdout
+
+
+def no(said: str) -> NoAnswer:
+    """The exception for what Slurm said: silence is told as an error as well."""
+    return NoAnswer(said) if _SILENCE.search(said) else Refused(said)
+
+
+def words(text: str) -> str:
+    """What Slurm says in one line, each thing once and without the name of its program."""
+    lines = (re.sub(r"^\w+: (error: )?", "", line.strip()) for line in text.splitlines())
+    return "; ".join(dict.fromkeys(line for line in lines if line))
+
+
+def test(script: str) -> None:
+    """Ask whether a batch script would be taken. Errors: `Refused` with Slurm's words.
+
+    A job on hold is looked at when it is let go, and not before.
+    """
+    try:
+        call(["sbatch", "--test-only"], given=script)
+    except Refused as refused:
+        # Nodes that are down may come back: such a job waits.
+        if "down, drained" not in str(refused):
+            raise
 
 
 def clean() -> dict[str, str]:

@@ -10,10 +10,9 @@ import io
 import json
 import logging
 import math
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,13 +143,42 @@ def submit(
         if room is not None:
             room -= len(kept)
         if kept:
-            fresh = _recorded(plan, Group(group.resources, kept), profile, code, largest, canary)
-            made.append(fresh)
-    for number, submission in enumerate(made):
-        made[number] = _submit_chunks(submission, profile, made)
+            kept = Group(group.resources, kept)
+            made.append(_new(plan, kept, profile, code, largest, canary))
+    _test(made, profile)
     for submission in made:
-        advance(submission)
+        records.write(submission)
+    try:
+        for number, submission in enumerate(made):
+            made[number] = _submit_chunks(submission, profile)
+        for submission in made:
+            advance(submission)
+    except cluster.Refused as refused:
+        _take_back(made)
+        raise UserError(f"{_source(profile)}: {refused}") from None
+    except cluster.NoAnswer as silent:
+        # What was sent may have been taken all the same: the names of the jobs tell.
+        raise Unreachable(
+            f"Slurm did not answer: {silent}; nothing is lost: the same command finds what was "
+            f"taken and carries on"
+        ) from None
     return made, left
+
+
+def _source(profile: Profile) -> str:
+    return profile.file or "sbatch"
+
+
+def _test(submissions: Sequence[Submission], profile: Profile) -> None:
+    """Have Slurm look at a job of each kind before anything is written or queued."""
+    for submission in submissions:
+        executor = _executor(submission, submission.chunks[0], profile)
+        try:
+            cluster.test(executor._make_submission_file_text("true", ""))
+        except cluster.Refused as refused:
+            wanted = ", ".join(f"{k}: {v}" for k, v in submission.resources.items())
+            told = f" ({wanted})" if wanted else ""
+            raise UserError(f"{_source(profile)}: {refused}{told}") from None
 
 
 def _room(profile: Profile) -> int | None:
@@ -162,10 +190,10 @@ def _room(profile: Profile) -> int | None:
     return max(0, min(limits) - waiting)
 
 
-def _recorded(
+def _new(
     plan: Plan, group: Group, profile: Profile, code: Path | None, largest: int, canary: bool
 ) -> Submission:
-    """A new submission that is on the disk and not in the queue yet."""
+    """A submission that nobody but us knows yet."""
     folder = records.new_folder(plan.folder)
     count = len(group.tasks)
     sizes = [min(largest, count - first) for first in range(0, count, largest)]
@@ -174,65 +202,42 @@ def _recorded(
     chunks = [
         Chunk(f"{plan.name[:60]}-{tag}-{n}", n * largest, size) for n, size in enumerate(sizes)
     ]
-    submission = Submission(
+    return Submission(
         folder=folder, sweep=plan.name, user=cluster.user(), resources=dict(group.resources),
         tasks=[[run.id for run in task] for task in group.tasks], chunks=tuple(chunks),
         canary=canary and count > 1, code=str(code or ""),
         limits=Limits(profile.requeue.timeouts, profile.requeue.node_failures),
         signal_seconds=profile.signal_seconds,
     )  # fmt: skip
-    records.write(submission)
-    return submission
 
 
-def _submit_chunks(
-    submission: Submission, profile: Profile, others: Sequence[Submission]
-) -> Submission:
+def _submit_chunks(submission: Submission, profile: Profile) -> Submission:
+    """Hand all arrays of a submission to Slurm, and write down the id of each at once."""
     for number, chunk in enumerate(submission.chunks):
-        try:
-            job = _sbatch(submission, chunk, profile)
-        except _Refused as refused:
-            _take_back([submission, *(s for s in others if s.folder != submission.folder)])
-            raise UserError(f"{profile.file or 'sbatch'}: {refused}") from None
-        except cluster.NoAnswer as silent:
-            # It may have been taken all the same: the name tells.
-            raise Unreachable(
-                f"Slurm did not answer: {silent}; nothing is lost: the same command finds what was "
-                f"taken and carries on"
-            ) from None
-        submission = submission.with_chunk(number, job=job)
+        submission = submission.with_chunk(number, job=_sbatch(submission, chunk, profile))
         records.write(submission)
     return submission
 
 
-class _Refused(Exception):
-    """Slurm's word for why it does not take a job."""
-
-
 def _sbatch(submission: Submission, chunk: Chunk, profile: Profile) -> str:
-    """Submit an array and return its id."""
+    """Submit an array and return its id. Errors: `NoAnswer`, `Refused`."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     executor = _executor(submission, chunk, profile)
-    logging.getLogger("submitit").setLevel(logging.CRITICAL)  # what it would log is raised as well
     try:
-        # It prints what Slurm says, which is told in one line below.
-        with cluster.clean_environment(), redirect_stderr(io.StringIO()), executor.batch():
+        with quietly(), executor.batch():
             jobs = [executor.submit(task) for task in _tasks(submission, chunk)]
         return jobs[0].job_id.partition("_")[0]
     except (FailedJobError, FailedSubmissionError) as error:
-        said = _said(str(error))
-        if re.search(r"unable to contact|timed out|connection|communication", said, re.IGNORECASE):
-            raise cluster.NoAnswer(said) from None
-        raise _Refused(said) from None
+        raise cluster.no(cluster.words(str(error))) from None
 
 
-def _said(text: str) -> str:
-    """sbatch's own words out of what submitit makes of them."""
-    lines = re.findall(r"^.*(?:sbatch: )(?:error: )?(.*)$", text, re.MULTILINE)
-    return "; ".join(dict.fromkeys(line.strip() for line in lines if line)) or " ".join(
-        text.split()
-    )
+@contextmanager
+def quietly() -> Iterator[None]:
+    """For submitit: in a clean environment, without what it prints and logs and then raises."""
+    logging.getLogger("submitit").setLevel(logging.CRITICAL)
+    with cluster.clean_environment(), redirect_stderr(io.StringIO()):
+        yield
 
 
 def _executor(submission: Submission, chunk: Chunk, profile: Profile) -> Any:
