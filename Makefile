@@ -1,21 +1,27 @@
 # make demo   set up, run the quickstart sweep, say where its results are
 # make test   set up, lint, run the tests
 # make slow   the long tests
+# make cluster-faults   what a real Slurm does to runs; root on Debian, sets up and breaks a cluster
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint slow constraints clean
+.PHONY: demo test cluster-faults lint slow constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
 
+# Where it may, it sets up a Slurm (slurm/local-cluster.sh) and stops it again; elsewhere the tests
+# that need one say why they are skipped.
 test: lint
-	$(BIN)/pytest -n $(JOBS) --dist worksteal
+	slurm/local-cluster.sh if-allowed $(BIN)/pytest -n $(JOBS) --dist worksteal
+
+cluster-faults: $(VENV)/.installed
+	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh if-allowed $(BIN)/pytest -m "cluster and not slow" tests/cluster
 
 slow: $(VENV)/.installed
-	$(BIN)/pytest -m slow
+	slurm/local-cluster.sh if-allowed $(BIN)/pytest -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

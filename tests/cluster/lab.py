@@ -94,7 +94,11 @@ class Sweep:
             states = self.states()
             return states if not {"running", "queued", "unknown"} & set(states) else None
 
-        return wait_for(over, seconds, "the end of the sweep")
+        states = wait_for(over, seconds, "the end of the sweep")
+        # A run has its results before its job has noted the end.
+        finished = [f for f, s in zip(self.folders(), states, strict=True) if s == "finished"]
+        wait_for(lambda: all(self.ends(folder)[-1:] != [""] for folder in finished), 30)
+        return states
 
     def folders(self):
         plan = self.plan

@@ -35,7 +35,7 @@ def test_twelve_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
         seen.append(twelve.states())
     assert max(states.count("running") for states in seen) == 2
     assert not {"failed", "lost", "unknown"} & set().union(*seen)
-    assert twelve.states() == ["finished"] * 12
+    assert twelve.wait() == ["finished"] * 12
     for folder in twelve.folders():
         assert_whole(folder)
         assert twelve.ends(folder) == ["finished"]

@@ -140,7 +140,7 @@ def test_no_answer_has_slurms_own_words_in_one_line(fake):
     with pytest.raises(NoAnswer, match=r"^squeue is not on the PATH$"):
         cluster.call(["squeue"])
     fake("squeue", "echo some; echo 'squeue: error: a' >&2; echo '  b' >&2; exit 1")
-    with pytest.raises(NoAnswer, match=r"^squeue: error: a b$"):
+    with pytest.raises(NoAnswer, match=r"^a; b$"):
         cluster.call(["squeue"])
     fake("squeue", "echo on stdout; exit 1")
     with pytest.raises(NoAnswer, match=r"^on stdout$"):
@@ -151,6 +151,59 @@ def test_no_answer_has_slurms_own_words_in_one_line(fake):
     fake("squeue", "exec /bin/sleep 600")
     with pytest.raises(NoAnswer, match=r"^squeue did not answer within 0 s$"):
         cluster.call(["squeue"], patience=0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid qos\n", "Batch job submission failed: Invalid qos"),
+        ("sbatch: error: a\n\n  sbatch: error: a\nsbatch: b\n", "a; b"),
+        ("Could not make\nsense of it", "Could not make; sense of it"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_slurms_own_words_are_told_in_one_line(text, said):
+    assert cluster.words(text) == said
+
+
+@pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("Batch job submission failed: Invalid account or account/partition combination", True),
+        ("invalid partition specified: gpu", True),
+        ("Slurm accounting storage is disabled", True),
+        ("Unable to contact slurm controller (connect failure)", False),
+        ("Batch job submission failed: Socket timed out on send/recv operation", False),
+        ("slurm_load_jobs error: Zero Bytes were transmitted: Communication connection failure", False),
+        pytest.param(
+            "invalid partition specified: interconnect", True,
+            marks=pytest.mark.xfail(strict=True, reason="BUG: a name is taken for silence"),
+        ),
+        pytest.param(
+            "invalid partition specified: dual-socket", True,
+            marks=pytest.mark.xfail(strict=True, reason="BUG: a name is taken for silence"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_no_silence(said, refused):
+    assert isinstance(cluster.no(said), cluster.Refused) == refused
+    assert isinstance(cluster.no(said), NoAnswer)
+
+
+def test_a_script_is_tried_and_nodes_that_are_down_may_come_back(fake, tmp_path):
+    fake("sbatch", f"echo $* > {tmp_path}/args; /bin/cat > {tmp_path}/script; exit 0")
+    cluster.test("#!/bin/bash\n# é\n")
+    assert (tmp_path / "args").read_text() == "--test-only\n"
+    assert (tmp_path / "script").read_text("utf-8") == "#!/bin/bash\n# é\n"
+    fake("sbatch", "echo 'sbatch: error: Required node not available (down, drained or reserved)' >&2; exit 1")  # fmt: skip
+    cluster.test("x" * 1_000_000)  # which it does not even read
+    fake("sbatch", "echo 'sbatch: error: Invalid qos' >&2; exit 1")
+    with pytest.raises(cluster.Refused, match=r"^Invalid qos$"):
+        cluster.test("")
+    fake("sbatch", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(NoAnswer) as silent:
+        cluster.test("")
+    assert not isinstance(silent.value, cluster.Refused)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from densevit.rundir import read_json
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.slurm import canary, cluster, records, submit
 from densevit.sweep.launch.slurm.attempts import Limits
-from densevit.sweep.launch.slurm.cluster import Job, NoAnswer
+from densevit.sweep.launch.slurm.cluster import Job
 from densevit.sweep.launch.slurm.profile import Profile
 from densevit.sweep.launch.slurm.records import Chunk, Submission, newest_jobs
 
@@ -295,76 +295,110 @@ def test_a_submission_that_is_on_its_way_is_left_alone(tmp_path, asked):
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch):
+def slurm(tmp_path, monkeypatch):
+    """A cluster of small programs: sbatch follows a list of answers, one a submission.
+
+    It notes what the records held when it was asked, and --test-only runs what is in `test`.
+    """
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    lines = {
+        "srun": "exit 3",
+        "sbatch": """
+            if [ "$1" = --test-only ]; then cat > script; . ./test; exit; fi
+            cat "$(dirname "$1")/../submission.json" > held
+            answer=$(head -n 1 answers); sed -i 1d answers; eval "$answer"
+            """,
+    }
+    for name, text in lines.items():
+        (folder / name).write_text(f"#!/bin/sh\ncd {folder}\n{text}\n")
+        (folder / name).chmod(0o755)
+    (folder / "test").write_text("")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setattr(cluster, "largest_array", lambda: 2)
     monkeypatch.setattr(cluster, "submit_limit", lambda qos: None)
     monkeypatch.setattr(cluster, "queue", lambda users: {})
-    return SimpleNamespace(name="little", outputs=tmp_path, folder=tmp_path / "sweeps" / "little")
+
+    def answer(*jobs):
+        told = [job if "echo" in job else f"echo Submitted batch job {job}" for job in jobs]
+        (folder / "answers").write_text("".join(f"{line}\n" for line in told))
+        return folder
+
+    return answer
 
 
-def runs_of(count, **resources):
-    return [Run(f"r{n}", f"c{n}", RunConfig(), resources) for n in range(count)]
+REFUSED = "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1"
+SILENT = "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
 
 
 @pytest.fixture
-def sbatch(monkeypatch):
-    """In the place of sbatch: answers one after the other; the submission must be on the disk."""
-    answers = []
-
-    def ask(made, chunk, profile):
-        held = records.read(made.folder)
-        assert [c.name for c in held.chunks if not c.job][:1] == [chunk.name]
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(submit, "_sbatch", ask)
-    return answers
+def plan(tmp_path):
+    outputs = tmp_path / "out"
+    return SimpleNamespace(name="little", outputs=outputs, folder=outputs / "sweeps" / "little")
 
 
-def test_runs_are_submitted_in_arrays_and_only_the_canary_let_go(tmp_path, plan, sbatch, asked):
-    sbatch += ["7", "8", "9"]
-    runs = [*runs_of(3), *[Run("big", "x", RunConfig(), {"gpus": 2.0})]]
-    made, left = submit.submit(plan, runs, Profile(), tmp_path / "code", canary=True)
+def runs_of(count, big=0):
+    small = [Run(f"r{n}", f"c{n}", RunConfig(), {}) for n in range(count)]
+    return [*small, *(Run(f"big{n}", f"b{n}", RunConfig(), {"gpus": 2.0}) for n in range(big))]
+
+
+def test_runs_are_submitted_in_arrays_and_only_the_canary_is_let_go(plan, slurm, asked):
+    programs = slurm("7", "8", "9")
+    made, left = submit.submit(plan, runs_of(3, big=1), Profile(), None, canary=True)
     assert left == 0
     assert [list(one.elements().items()) for one in made] == [
-        [("7_0", ["r0"]), ("7_1", ["r1"]), ("8", ["r2"])], [("9", ["big"])],
+        [("7_0", ["r0"]), ("7_1", ["r1"]), ("8", ["r2"])], [("9", ["big0"])],
     ]  # fmt: skip
-    assert sorted(records.read_all(tmp_path), key=lambda s: s.tasks) == sorted(
-        made, key=lambda s: s.tasks
-    )
+    by_task = {str(one.tasks): one for one in records.read_all(plan.outputs)}
+    assert by_task == {str(one.tasks): one for one in made}
     # A job that is alone needs no canary.
     assert [one.canary for one in made] == [True, False]
     assert asked == [("release", ["7_0"]), ("release", ["9"])]
     names = [chunk.name for one in made for chunk in one.chunks]
     assert len(set(names)) == 3
     assert all(name.startswith("little-") for name in names)
+    held = json.loads((programs / "held").read_text())
+    assert (held["tasks"], held["chunks"][0]["job"]) == ([["big0"]], ""), (
+        "on the disk before it is asked"
+    )
+    assert pickled(made[0], "7_1").function.folders == (str(plan.outputs / "runs" / "r1"),)
+    assert pickled(made[0], "8").function.folders == (str(plan.outputs / "runs" / "r2"),)
 
 
-def test_when_slurm_refuses_a_part_all_is_taken_back(tmp_path, plan, sbatch, asked):
-    sbatch += ["7", "8", submit._Refused("Invalid account")]
-    runs = [*runs_of(3), *[Run("big", "x", RunConfig(), {"gpus": 2.0})]]
-    with pytest.raises(UserError, match=r"^/there/a\.yaml: Invalid account$"):
-        submit.submit(plan, runs, Profile(file="/there/a.yaml"), None, canary=True)
-    assert sorted(asked) == [("cancel", []), ("cancel", ["7", "8"])]
-    held = records.read_all(tmp_path)
+def test_what_slurm_would_not_take_is_told_before_anything_is_there(plan, slurm, asked):
+    programs = slurm()
+    (programs / "test").write_text(f"grep -q gpus-per-node script || exit 0; {REFUSED}")
+    with pytest.raises(UserError) as error:
+        submit.submit(plan, runs_of(2, big=1), Profile(file="/there/a.yaml"), None, canary=True)
+    assert str(error.value).startswith(
+        "/there/a.yaml: Batch job submission failed: Invalid account"
+    )
+    assert "gpus: 2" in str(error.value)
+    assert not plan.outputs.exists()
+    assert asked == []
+
+
+def test_when_slurm_refuses_a_part_all_is_taken_back(plan, slurm, asked):
+    slurm("7", "8", REFUSED)
+    with pytest.raises(UserError, match=r"^/there/a\.yaml: .*: Invalid account$"):
+        submit.submit(plan, runs_of(3, big=1), Profile(file="/there/a.yaml"), None, canary=True)
+    assert [call for call in asked if call[1]] == [("cancel", ["7", "8"])]
+    held = records.read_all(plan.outputs)
     assert len(held) == 2
     assert all(chunk.void and not chunk.job for one in held for chunk in one.chunks)
     assert not submit.settle(held, {}), "nothing is left to be found"
 
 
-def test_when_slurm_is_silent_the_next_command_finds_what_it_took(tmp_path, plan, sbatch, asked):
-    sbatch += ["7", NoAnswer("timed out")]
-    with pytest.raises(Unreachable, match="timed out"):
+def test_when_slurm_is_silent_the_next_command_finds_what_it_took(plan, slurm, asked):
+    slurm("7", SILENT)
+    with pytest.raises(
+        Unreachable, match=r"Unable to contact slurm controller \(connect failure\)"
+    ):
         submit.submit(plan, runs_of(3), Profile(), None, canary=True)
     assert asked == [], "nothing was let go, and nothing given up"
-    (held,) = records.read_all(tmp_path)
+    (held,) = records.read_all(plan.outputs)
     assert [chunk.job for chunk in held.chunks] == ["7", ""]
-    jobs = {
-        "7_0": Job("7_0", "PENDING", "JobHeldUser"),
-        "7_1": Job("7_1", "PENDING", "JobHeldUser"),
-    }
+    jobs = {e: Job(e, "PENDING", "JobHeldUser", "", held.chunks[0].name) for e in ("7_0", "7_1")}
     jobs["8"] = Job("8", "PENDING", "JobHeldUser", "", held.chunks[1].name)
     assert submit.settle([held], jobs)
     assert list(records.read(held.folder).elements()) == ["7_0", "7_1", "8"]
@@ -373,34 +407,18 @@ def test_when_slurm_is_silent_the_next_command_finds_what_it_took(tmp_path, plan
 
 @pytest.mark.parametrize(
     ("limit", "most", "waiting", "taken"),
-    [
-        (None, None, 9, 5),
-        (4, None, 0, 4),
-        (None, 3, 1, 2),
-        (9, 6, 4, 2),
-        (3, None, 4, 0),
-        (3, None, 9, 0),
-    ],
+    [(None, None, 9, 5), (4, None, 0, 4), (None, 3, 1, 2), (9, 6, 4, 2), (3, None, 4, 0)],
 )
 def test_what_finds_no_room_is_left_for_later(
-    plan, sbatch, asked, monkeypatch, limit, most, waiting, taken
+    plan, slurm, asked, monkeypatch, limit, most, waiting, taken
 ):
     monkeypatch.setattr(cluster, "submit_limit", lambda qos: limit)
     queue = {str(n): Job(str(n), "RUNNING") for n in range(waiting)} | {"x": Job("x", "COMPLETED")}
     monkeypatch.setattr(cluster, "queue", lambda users: queue)
-    sbatch += ["7", "8", "9"]
-    made, left = submit.submit(plan, runs_of(5), Profile(max_submitted=most), None, canary=False)
-    assert sum(len(one.tasks) for one in made) == taken
+    slurm("7", "8", "9")
+    made, left = submit.submit(
+        plan, runs_of(3, big=2), Profile(max_submitted=most), None, canary=False
+    )
+    names = [run for one in made for task in one.tasks for run in task]
+    assert names == ["r0", "r1", "r2", "big0", "big1"][:taken]
     assert left == 5 - taken
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sbatch: error: Batch job submission failed: Invalid qos\n", "Batch job submission failed: Invalid qos"),
-        ("x\nsbatch: error: a\nsbatch: error: a\nsbatch: b\n", "a; b"),
-        ("Could not make\nsense of it", "Could not make sense of it"),
-    ],
-)  # fmt: skip
-def test_slurms_own_words_are_told_in_one_line(text, said):
-    assert submit._said(text) == said
