@@ -15,13 +15,13 @@ demo: $(VENV)/.installed
 # Where it may, it sets up a Slurm (slurm/local-cluster.sh) and stops it again; elsewhere the tests
 # that need one say why they are skipped.
 test: lint
-	slurm/local-cluster.sh if-allowed $(BIN)/pytest -n $(JOBS) --dist worksteal
+	slurm/local-cluster.sh with $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 cluster-faults: $(VENV)/.installed
-	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh if-allowed $(BIN)/pytest -m "cluster and not slow" tests/cluster
+	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh with $(BIN)/pytest -m "cluster and not slow" tests/cluster
 
 slow: $(VENV)/.installed
-	slurm/local-cluster.sh if-allowed $(BIN)/pytest -m slow
+	slurm/local-cluster.sh with $(BIN)/pytest -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

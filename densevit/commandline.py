@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
                     flags += parser._option_string_actions
-        return flags
+        return list(dict.fromkeys(flags))
 
 
 def add_outputs(parser: Any) -> None:

@@ -6,6 +6,7 @@
 #   local-cluster.sh stop [--wipe]
 #   local-cluster.sh status
 #   local-cluster.sh daemon kill|start slurmctld|slurmdbd|slurmd-node1|...     to see what a fault does
+#   local-cluster.sh with COMMAND...     runs a command beside a cluster, or without one where none may be set up
 #
 # --cpus, --gpus and --memory (MB) are per node and need not exist; the GPUs are device files without CUDA.
 # Jobs go to the partition `lab`; a job in `urgent` preempts them. `start` also brings back single daemons that
@@ -142,6 +143,8 @@ foreign() { # configurations and daemons of another cluster
     local pid
     grep -LxF "$MARK" "${CONFIGS[@]}" 2>/dev/null || true
     grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3 | while read -r pid; do
+        # One in a container has a machine of its own.
+        [[ $(readlink "/proc/$pid/ns/pid") == "$(readlink /proc/$$/ns/pid)" ]] || continue
         ! identity "$pid" >/dev/null || records | grep -q " $pid $(identity "$pid")$" || echo "process $pid"
     done
 }
@@ -316,7 +319,19 @@ daemon() { # kill|start NAME
     fi
 }
 
+# For tests, which say themselves what they skip where no cluster may be set up.
+with() { # COMMAND...
+    local was_up=no status=0
+    (($#)) || usage
+    ! "$0" status >/dev/null 2>&1 || was_up=yes
+    "$0" start || exec "$@"
+    trap : INT TERM
+    "$@" || status=$?
+    [[ $was_up == yes ]] || "$0" stop
+    exit $status
+}
+
 case ${1-} in
-start | stop | status | daemon) "$@" ;;
+start | stop | status | daemon | with) "$@" ;;
 *) usage ;;
 esac

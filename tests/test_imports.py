@@ -49,6 +49,10 @@ SWEEP = "name: a\ngrid: {cl_mode: [none, global, dense], temperature: [0.1, 0.2]
         "from densevit.cli import main_sweep\nmain_sweep(['plan', 'sweep.yaml'])",
         "from densevit.cli import main_sweep\nmain_sweep(['plan', 'sweep.yaml', '--json'])",
         "from densevit.cli import main_sweep\nmain_sweep(['status', 'sweep.yaml', '--json'])",
+        "from densevit.cli import main_sweep\nmain_sweep(['sweep.yaml', '--dry-run'])",
+        "from densevit.cli import main_sweep\nmain_sweep(['plan', '--diff', 'sweep.yaml', 'sweep.yaml'])",
+        "from densevit.cli import main_sweep\nmain_sweep(['logs', 'sweep.yaml', '--failed'])",
+        "from densevit.cli import main_sweep\nmain_sweep(['cancel', 'sweep.yaml'])",
     ],
 )
 def test_quick_commands_import_nothing_heavy(tmp_path, code):

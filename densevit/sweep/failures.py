@@ -32,5 +32,6 @@ def grouped(runs: Mapping[str, Standing]) -> list[Failures]:
 def without_details(message: str) -> str:
     """A message without what differs from run to run: paths, ids, addresses and numbers."""
     text = re.sub(r"(?:/[\w.@%+-]+)+", "PATH", message)
+    text = re.sub(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "ID", text)
     text = re.sub(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{12,}\b", "ID", text)
     return re.sub(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?", "N", text)

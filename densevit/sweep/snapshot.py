@@ -22,9 +22,9 @@ DIGEST_LENGTH = 16
 
 def take(outputs: Path) -> Path:
     """The folder to put on PYTHONPATH for the code as it is now; made if it is not there yet."""
-    files = _files()
+    files = _files(PACKAGE)
     target = outputs / "code" / _digest(files)
-    if (target / "snapshot.json").exists():
+    if _whole(target):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft.", dir=target.parent))
@@ -33,30 +33,34 @@ def take(outputs: Path) -> Path:
             copy = draft / PACKAGE.name / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(content)
-            copy.chmod(
-                0o444
-            )  # it is what its name says; __pycache__ may still be written beside it
+            copy.chmod(0o444)  # it stays what its name says; __pycache__ may be written beside it
         write_json(draft / "snapshot.json", {"digest": target.name, **git_state()})
         draft.chmod(0o755)
         try:
             draft.rename(target)
         except OSError:
-            if not target.exists():  # somebody else was first
-                raise
+            if not _whole(target):  # not somebody else's who was first, but half removed
+                target.rename(draft.with_name(f"{draft.name}.damaged"))
+                draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def _files() -> dict[str, bytes]:
+def _whole(copy: Path) -> bool:
+    """Whether a copy is still what its name says: those who clean up may take single files."""
+    return (copy / "snapshot.json").exists() and _digest(_files(copy / PACKAGE.name)) == copy.name
+
+
+def _files(package: Path) -> dict[str, bytes]:
     """Every file of the package by its name, in order."""
     names = sorted(
-        os.path.relpath(Path(folder) / file, PACKAGE)
-        for folder, _, files in os.walk(PACKAGE)
+        os.path.relpath(Path(folder) / file, package)
+        for folder, _, files in os.walk(package)
         for file in files
         if "__pycache__" not in folder and not file.startswith(".")
     )
-    return {name: (PACKAGE / name).read_bytes() for name in names}
+    return {name: (package / name).read_bytes() for name in names}
 
 
 def _digest(files: dict[str, bytes]) -> str:

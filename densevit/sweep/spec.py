@@ -35,9 +35,9 @@ class Resources(_Record):
     `pack` runs share what one asks for, side by side.
     """
 
-    gpus: float | None = Field(None, ge=0)
+    gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
     cpus: Int | None = Field(None, ge=1)
-    hours: float | None = Field(None, gt=0)
+    hours: float | None = Field(None, gt=0, allow_inf_nan=False)
     mem: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]?$")
     nodes: Int | None = Field(None, ge=1)
     pack: Int | None = Field(None, ge=1)

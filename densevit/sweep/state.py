@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from densevit.errors import UserError
@@ -25,8 +25,12 @@ Word = Literal[
 ]  # fmt: skip
 WORDS: tuple[Word, ...] = get_args(Word)
 STARTABLE = ("pending", "failed", "cancelled", "lost")
+MISSING = "a benchmark is still to be evaluated"
 # A run says so often that it is alive; while it is evaluated it says nothing.
 SILENT_SECONDS = 1800.0
+
+# States of jobs that have a machine; others that have not ended wait for one.
+AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}
 
 _CAUSES: dict[str, Cause] = {
     "TIMEOUT": "timeout", "DEADLINE": "timeout", "OUT_OF_MEMORY": "oom", "NODE_FAIL": "node",
@@ -50,6 +54,17 @@ class Standing:
     status: Status = PENDING
     job: str = ""
     submission: Submission | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a run's directory says: `complete` if everything that is wanted of the run is there,
+    `damage` if it cannot be read.
+    """
+
+    status: Status
+    complete: bool = False
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,23 +92,17 @@ def observe(plan: Plan, submissions: Sequence[Submission] | None = None) -> Obse
     if submissions is None:
         submissions = records.read_all(plan.outputs)
     newest = records.newest_jobs(submissions)
-    looked: dict[str, tuple[Status, bool]] = {}
-    found: dict[str, Standing] = {}
-    for run in plan.runs:
-        try:
-            looked[run.id] = _look(plan, run)
-        except UserError as error:
-            found[run.id] = Standing("failed", str(error), "code")
+    looked = {run.id: _look(plan, run) for run in plan.runs}
     # A run that says `failed` or `cancelled` may be back in the queue.
     asked = {
-        run.id: newest[run.id] for run in plan.runs if run.id in newest and not looked[run.id][1]
+        run: newest[run] for run, look in looked.items() if run in newest and not look.complete
     }
     queue = ask(asked.values()) if asked else Queue({}, {})
-    for run in plan.runs:
-        if run.id in looked:
-            has = asked.get(run.id, (None, ""))
-            found[run.id] = judge(plan.run_folder(run), *looked[run.id], *has, queue)
-    return Observed({run.id: found[run.id] for run in plan.runs}, queue.silent)
+    found = {
+        run.id: judge(plan.run_folder(run), looked[run.id], *asked.get(run.id, (None, "")), queue)
+        for run in plan.runs
+    }
+    return Observed(found, queue.silent)
 
 
 def ask(jobs: Iterable[tuple[Submission, str]]) -> Queue:
@@ -108,50 +117,53 @@ def ask(jobs: Iterable[tuple[Submission, str]]) -> Queue:
         ended = cluster.accounts(gone) if gone else {}
     except cluster.NoAnswer:  # no accounts are kept: the directories have to do
         ended = {}
-    # squeue shows for minutes how a job has ended.
+    # squeue shows for minutes how a job has ended; the accounts may be late.
     told = {id: job for id, job in living.items() if not job.active}
-    return Queue({id: job for id, job in living.items() if job.active}, {**told, **ended})
+    settled = {id: job for id, job in ended.items() if not job.active}
+    return Queue({id: job for id, job in living.items() if job.active}, {**told, **settled})
 
 
 def judge(
-    folder: RunFolder,
-    status: Status,
-    complete: bool,
-    submission: Submission | None,
-    job: str,
-    queue: Queue,
+    folder: RunFolder, look: Look, submission: Submission | None, job: str, queue: Queue
 ) -> Standing:
-    """Where a run stands; pure but for a look at the run's lock, its starts and the canary's word.
-
-    `status` is what it says and `complete` whether it has everything that is wanted of it.
-    """
-    if complete:
+    """Where a run stands; pure but for a look at its lock, its starts and the canary's word."""
+    status = look.status
+    if look.complete:
         return Standing("finished", status=status)
     if submission is None:
-        return _alone(folder, status)
+        return Standing("failed", look.damage, "code") if look.damage else _alone(folder, status)
     facts = {"status": status, "job": job, "submission": submission}
     living = queue.jobs.get(job)
     if living is not None:
         return _living(folder, living, facts)
+    if look.damage:
+        return Standing("unknown", look.damage, **facts)
     if queue.silent:
         if status.state == "failed":
             return Standing("failed", status.message, status.cause, **facts)
+        if status.state == "running" and folder.locked():
+            return Standing("running", f"on {status.host}", **facts)
         return Standing("unknown", f"Slurm does not answer: {queue.silent}", **facts)
     return _gone(folder, queue.ended.get(job), facts)
 
 
-def _look(plan: Plan, run: Run) -> tuple[Status, bool]:
-    """What the run says, and whether it has everything that is wanted of it.
+def _look(plan: Plan, run: Run) -> Look:
+    """What a run says.
 
-    A run that says `finished` may lack a benchmark that was added later and is evaluated from its
+    One that says `finished` may lack a benchmark that was added later and is evaluated from its
     checkpoint; one that says `failed` may have failed at a benchmark that is not wanted here.
     """
     folder = plan.run_folder(run)
-    record = read_json(folder.status_file)
-    if record is None:
-        return PENDING, False
-    status = Status(**{k: v for k, v in record.items() if k in Status.__dataclass_fields__})
-    return status, status.state != "running" and has_results(folder, run.config)
+    try:
+        record = read_json(folder.status_file)
+        if record is None:
+            return Look(PENDING)
+        status = Status(**{k: v for k, v in record.items() if k in Status.__dataclass_fields__})
+        # It may be killed after its results are written, and before it has said so.
+        at_work = status.state == "running" and folder.locked()
+        return Look(status, complete=not at_work and has_results(folder, run.config))
+    except (UserError, TypeError, KeyError) as error:
+        return Look(PENDING, damage=str(error))
 
 
 def _alone(folder: RunFolder, status: Status) -> Standing:
@@ -168,14 +180,14 @@ def _alone(folder: RunFolder, status: Status) -> Standing:
             return Standing("unknown", why, status=status)
         return Standing("lost", f"no word from {status.host} for a long time", status=status)
     if status.state == "finished":
-        return Standing("pending", "a benchmark is still to be evaluated", status=status)
+        return Standing("pending", MISSING, status=status)
     return Standing(status.state, status.message, status.cause, status=status)
 
 
 def _living(folder: RunFolder, living: cluster.Job, facts: dict[str, Any]) -> Standing:
     """A run whose job waits or runs."""
     submission: Submission = facts["submission"]
-    if living.state in ("PENDING", "CONFIGURING", "REQUEUED"):
+    if living.state not in AT_WORK:
         if living.held and submission.canary and living.id not in list(submission.elements())[:1]:
             return Standing(
                 "queued", f"waits for the first steps of {_canary(submission)}", **facts
@@ -193,28 +205,41 @@ def _living(folder: RunFolder, living: cluster.Job, facts: dict[str, Any]) -> St
 def _gone(folder: RunFolder, ended: cluster.Job | None, facts: dict[str, Any]) -> Standing:
     """A run whose job is not in the queue any more and that is not finished."""
     status: Status = facts["status"]
-    submission: Submission = facts["submission"]
     if status.state == "running" and folder.locked():
         return Standing("running", f"on {status.host}, and no job of Slurm's", **facts)
     held = attempts.read(folder)
-    started = bool(held) and held[-1].job == facts["job"]
-    if not started:
-        word = submission.canary_word()
-        if word is not None and not word["passed"]:
-            why = f"held back: the first steps of {word['run']} failed: {word['message']}"
-            return Standing("pending", why, **facts)
-        state: Word = "cancelled" if ended and ended.state == "CANCELLED" else "lost"
-        return Standing(state, _told(ended) or "its job is gone and never started", **facts)
+    if not held or held[-1].job != facts["job"]:
+        return _gone_unstarted(folder, ended, facts)
+    if status.state == "finished":
+        return Standing("pending", MISSING, **facts)
     if status.state == "failed":
         return Standing("failed", status.message, status.cause, **facts)
     if ended is None or ended.state == "COMPLETED":
-        word = "cancelled" if status.state == "cancelled" else "lost"
-        return Standing(word, status.message or "its job ended without a word", **facts)
+        state: Word = "cancelled" if status.state == "cancelled" else "lost"
+        return Standing(state, status.message or "its job ended without a word", **facts)
     if ended.state in ("CANCELLED", "REVOKED"):
         return Standing("cancelled", _told(ended), **facts)
     if ended.state == "PREEMPTED" or status.state == "cancelled":
         return Standing("lost", f"{_told(ended)}, and not queued again", **facts)
     return Standing("failed", _told(ended), _CAUSES.get(ended.state, "killed"), **facts)
+
+
+def _gone_unstarted(
+    folder: RunFolder, ended: cluster.Job | None, facts: dict[str, Any]
+) -> Standing:
+    """A run whose job has left the queue before it came to the run."""
+    submission: Submission = facts["submission"]
+    if facts["status"].updated > submission.created:  # somebody has started it by hand since
+        return replace(_alone(folder, facts["status"]), job=facts["job"], submission=submission)
+    word = submission.canary_word()
+    if word is not None and not word["passed"]:
+        why = f"held back: the first steps of {word['run']} failed: {word['message']}"
+        return Standing("pending", why, **facts)
+    if ended is not None and ended.state == "FAILED":
+        why = f"its job failed before the run could start: {_told(ended)}"
+        return Standing("failed", why, "code", **facts)
+    state: Word = "cancelled" if ended and ended.state == "CANCELLED" else "lost"
+    return Standing(state, _told(ended) or "its job is gone and never started", **facts)
 
 
 def _canary(submission: Submission) -> str:

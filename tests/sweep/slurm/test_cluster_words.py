@@ -53,7 +53,6 @@ def test_ids_are_expanded(text, ids):
 
 
 @pytest.mark.parametrize("text", ["12_[0-6:2]", "12_[1,3,5-...", "12_[1,3-4...]", "12_[2-x]"])
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="BUG: int() of what is no number")
 def test_steps_and_cut_lists_do_not_crash(text):
     # After 64 characters sacct cuts a list, where SLURM_BITSTR_LEN=0 does not ask for all of it.
     cluster.expand_ids(text)
@@ -175,14 +174,8 @@ def test_slurms_own_words_are_told_in_one_line(text, said):
         ("Unable to contact slurm controller (connect failure)", False),
         ("Batch job submission failed: Socket timed out on send/recv operation", False),
         ("slurm_load_jobs error: Zero Bytes were transmitted: Communication connection failure", False),
-        pytest.param(
-            "invalid partition specified: interconnect", True,
-            marks=pytest.mark.xfail(strict=True, reason="BUG: a name is taken for silence"),
-        ),
-        pytest.param(
-            "invalid partition specified: dual-socket", True,
-            marks=pytest.mark.xfail(strict=True, reason="BUG: a name is taken for silence"),
-        ),
+        ("invalid partition specified: interconnect", True),
+        ("invalid partition specified: dual-socket", True),
     ],
 )  # fmt: skip
 def test_a_refusal_is_no_silence(said, refused):
@@ -213,7 +206,6 @@ def test_a_script_is_tried_and_nodes_that_are_down_may_come_back(fake, tmp_path)
         pytest.param(None, id="not executable"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="BUG: UnicodeDecodeError, PermissionError")
 def test_what_cannot_be_read_or_started_is_no_answer(fake, lines, tmp_path):
     fake("squeue", *(lines or []))
     if lines is None:
@@ -301,9 +293,6 @@ def test_without_accounts_there_is_no_limit(fake):
     assert cluster.submit_limit("normal") is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="BUG: the first by the alphabet is taken for the default QOS"
-)
 def test_a_qos_that_is_not_used_is_no_limit(fake):
     sacctmgr(fake, ["|debug,normal"], debug="2", normal="")
     assert cluster.submit_limit(None) is None
@@ -318,7 +307,6 @@ def test_the_size_of_arrays_is_the_clusters(fake, config, size):
     assert cluster.largest_array() == size
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: chunks of size 0 are a ValueError of range()")
 def test_a_cluster_without_arrays_takes_jobs_one_by_one(fake):
     fake("scontrol", prints("MaxArraySize = 0"))
     assert cluster.largest_array() >= 1

@@ -360,11 +360,11 @@ def test_paths_and_values_reach_slurm_and_srun_as_they_are(programs, folder, dat
     [
         "50%",
         # A line of #SBATCH ends there, with a quote that is not closed.
-        pytest.param("a\nb", marks=pytest.mark.xfail(strict=True, reason="BUG: not refused")),
+        "a\nb",
         # sbatch drops a \ within quotes as well, and in a file's name it has a meaning of its own.
-        pytest.param("a\\b", marks=pytest.mark.xfail(strict=True, reason="BUG: not refused")),
+        "a\\b",
         # It parts the PYTHONPATH: the jobs would run other code than the copy that was taken.
-        pytest.param("a:b", marks=pytest.mark.xfail(strict=True, reason="BUG: not refused")),
+        "a:b",
     ],
 )
 def test_outputs_whose_name_slurm_reads_otherwise_are_refused(monkeypatch, tmp_path, name):

@@ -210,13 +210,11 @@ def test_a_profile_that_is_not_there_is_told_with_the_nearest(tree):
         pytest.param('"qos\\n": a', id="name of a key"),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="BUG: a newline in a key makes two lines of the message")
 def test_hostile_keys_are_told_in_one_line(tmp_path, text):
     said(tmp_path, text)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "~no-such-user-of-ours/x", "a/\0"])
-@pytest.mark.xfail(strict=True, reason="BUG: two lines, RuntimeError, ValueError")
 def test_hostile_names_of_profiles_are_told_in_one_line(tree, name):
     with pytest.raises(UserError) as error:
         find_profile(name, tree)
@@ -224,14 +222,10 @@ def test_hostile_names_of_profiles_are_told_in_one_line(tree, name):
 
 
 @pytest.mark.parametrize("text", ["{hours: .inf}", "{gpus: .inf}"])
-@pytest.mark.xfail(
-    strict=True, reason="BUG: taken here, and an OverflowError when runs are grouped"
-)
 def test_resources_are_finite(tmp_path, text):
     said(tmp_path, f"resources: {text}")
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: the words are those for another mistake")
 @pytest.mark.parametrize(
     ("text", "not_told"),
     [

@@ -154,7 +154,6 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(package, tmp_path, monkey
     assert list((tmp_path / "code").iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: what is left of a copy is taken for one")
 def test_a_copy_without_its_record_is_no_copy(package, tmp_path):
     copy = snapshot.take(tmp_path)
     (copy / "snapshot.json").unlink()

@@ -213,7 +213,6 @@ def test_the_queue_knows_for_minutes_how_a_job_ended(world, monkeypatch):
 
 
 @pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED"])
-@pytest.mark.xfail(strict=True, reason="BUG: accounts that lag behind count as the job's end")
 def test_accounts_that_lag_behind_say_nothing(world, monkeypatch, word):
     late = {JOB: Job(JOB, word, "", "node1")}
     monkeypatch.setattr(cluster, "accounts", lambda ids: late)
@@ -234,7 +233,6 @@ def test_a_run_that_lacks_a_benchmark_is_pending(world):
 
 
 @pytest.mark.parametrize("slurm", ["COMPLETED", "FAILED", "unknown to sacct"])
-@pytest.mark.xfail(strict=True, reason="BUG: lost, or failed, of a job that it had before")
 def test_a_run_that_lacks_a_benchmark_is_pending_whatever_became_of_its_job(world, slurm):
     world.tell("finished", "ended")
     write_json(world.folder.results_file, {"benchmarks": {"val": {}}})
@@ -242,7 +240,6 @@ def test_a_run_that_lacks_a_benchmark_is_pending_whatever_became_of_its_job(worl
 
 
 @pytest.mark.parametrize("slurm", ["pending", "running", "silent"])
-@pytest.mark.xfail(strict=True, reason="BUG: failed, and so submitted a second time")
 def test_a_run_that_cannot_be_read_is_not_started_beside_its_job(world, slurm):
     # A stale handle of a network file system looks the same as a damaged file.
     world.folder.status_file.write_text("{")
@@ -250,14 +247,12 @@ def test_a_run_that_cannot_be_read_is_not_started_beside_its_job(world, slurm):
 
 
 @pytest.mark.parametrize("word", ["REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED"])
-@pytest.mark.xfail(strict=True, reason="BUG: a job that waits on hold is told as running")
 def test_a_requeued_job_on_hold_is_queued(world, monkeypatch, word):
     monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, word, "JobHeldUser")})
     world.tell("died here", "open")
     assert world.stands("died here", "pending").state == "queued"
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: for ever failed, or lost: a start of it says nothing")
 @pytest.mark.parametrize("slurm", ["no job", "COMPLETED"])
 def test_a_run_that_died_between_its_results_and_its_last_word_is_finished(world, slurm):
     world.tell("finished", "ended")
@@ -268,7 +263,6 @@ def test_a_run_that_died_between_its_results_and_its_last_word_is_finished(world
 @pytest.mark.parametrize(
     ("own", "wanted"), [("failed", "failed"), ("elsewhere, just now", "unknown")]
 )
-@pytest.mark.xfail(strict=True, reason="BUG: told by the job that never started it")
 def test_a_run_that_was_started_by_hand_after_its_job_is_told_by_its_own_word(world, own, wanted):
     world.submission = replace(world.submission, created=time.time() - 3600)
     world.tell(own, "no start")

@@ -75,7 +75,6 @@ def test_a_damaged_record_is_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize("changes", [{"created": "now"}, {"tasks": 3}, {"chunks": [{"name": "c", "first": 0, "count": 9, "job": "7"}]}])  # fmt: skip
-@pytest.mark.xfail(strict=True, reason="BUG: TypeError or IndexError, elsewhere and later")
 def test_a_record_of_other_kinds_of_values_is_named(tmp_path, changes):
     for name in ("s1", "s2"):
         made = submission(tmp_path, ONE, name=name)

@@ -45,7 +45,7 @@ class Limits:
 def read(folder: RunFolder) -> list[Attempt]:
     """All starts, the oldest first."""
     record = read_json(folder.attempts_file) or {"attempts": []}
-    return [Attempt(**attempt) for attempt in record["attempts"]]
+    return [Attempt(**attempt) for attempt in record.get("attempts", [])]
 
 
 def begin(folder: RunFolder, job: str, restart: int, node: str, before: End) -> Attempt:

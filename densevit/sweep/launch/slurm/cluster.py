@@ -32,7 +32,13 @@ class Refused(NoAnswer):
     """Slurm has answered: it does not do what it was asked to."""
 
 
-_SILENCE = re.compile(r"unable to contact|timed out|connect|communication|socket", re.IGNORECASE)
+# Words of Slurm's commands when its daemons are not there, and not when they say no.
+_SILENCE = re.compile(
+    r"unable to (contact|connect|establish)|connect failure|connection (refused|reset)|"
+    r"socket timed out|communication (shutdown|connection)|zero bytes were transmitted|"
+    r"protocol authentication error|slurmdbd: .*(not responding|shutting down)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,13 @@ def call(command: Sequence[str], patience: float = PATIENCE, given: str = "") ->
     """
     try:
         done = subprocess.run(  # noqa: S603  (a list, no shell)
-            command, input=given, capture_output=True, text=True, timeout=patience, env=clean(),
-            check=False,
+            command, input=given, capture_output=True, text=True, errors="replace",
+            timeout=patience, env=clean(), check=False,
         )  # fmt: skip
     except FileNotFoundError:
         raise NoAnswer(f"{command[0]} is not on the PATH") from None
+    except OSError as error:
+        raise NoAnswer(f"{command[0]}: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"{command[0]} did not answer within {patience:.0f} s") from None
     if done.returncode != 0:
@@ -125,7 +133,9 @@ def clean() -> dict[str, str]:
     """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     left_out = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
-    return {k: v for k, v in os.environ.items() if k in kept or not k.startswith(left_out)}
+    clean = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(left_out)}
+    # Ranges of array indices in full: they are cut at 64 characters otherwise.
+    return {**clean, "SLURM_BITSTR_LEN": "0"}
 
 
 @contextmanager
@@ -178,15 +188,16 @@ def accounts(ids: Iterable[str]) -> dict[str, Job]:
 
 
 def expand_ids(text: str) -> list[str]:
-    """`12`, `12_3` and `12_[2-4,7%5]` as single ids."""
+    """`12`, `12_3`, `12_[2-4,7%5]` and `12_[0-6:2]` as single ids; what is cut off is left out."""
     array, _, rest = text.partition("_")
     if not rest.startswith("["):
         return [text]
     ids = []
     for part in rest.strip("[]").partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal():
-            ids += [f"{array}_{n}" for n in range(int(first), int(last or first) + 1)]
+        found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+        if found:
+            first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
+            ids += [f"{array}_{n}" for n in range(first, last + 1, max(step, 1))]
     return ids
 
 
@@ -206,7 +217,7 @@ def largest_array() -> int:
     """How many elements an array may have (MaxArraySize bounds the index, from 0)."""
     text = call(["scontrol", "show", "config"])
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
-    return int(found[1]) if found else 1001
+    return max(1, int(found[1])) if found else 1001
 
 
 def submit_limit(qos: str | None) -> int | None:
@@ -214,10 +225,10 @@ def submit_limit(qos: str | None) -> int | None:
     limits = []
     try:
         shown = ["-n", "-P", "show"]
-        mine = call(["sacctmgr", *shown, "assoc", f"user={user()}", "format=MaxSubmitJobs,QOS"])
-        rows = [line.split("|") for line in mine.splitlines()]
+        wanted = ["assoc", f"user={user()}", "format=MaxSubmitJobs,DefaultQOS"]
+        rows = [line.split("|") for line in call(["sacctmgr", *shown, *wanted]).splitlines()]
         limits += [row[0] for row in rows]
-        names = [qos] if qos else sorted({q for row in rows for q in row[1].split(",") if q})[:1]
+        names = [qos] if qos else sorted({row[1] for row in rows if row[1]})
         for name in names:
             limits += call(["sacctmgr", *shown, "qos", name, "format=MaxSubmitPU"]).split()
     except (NoAnswer, IndexError):

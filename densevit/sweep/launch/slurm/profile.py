@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from densevit import yamlfile
 from densevit.config import Int
@@ -21,7 +21,18 @@ from densevit.sweep.spec import Resources
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:+=@/-]*$", max_length=200)]
 # One line without control characters: what goes to a shell as the user wrote it.
-ShellLine = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]+$")]
+# One that begins as sbatch's own lines do would be taken for one.
+ShellLine = Annotated[
+    str,
+    Field(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]+$"),
+    AfterValidator(lambda line: _no_option(line)),
+]
+
+
+def _no_option(line: str) -> str:
+    if line.lstrip().startswith("#SBATCH"):
+        raise ValueError("sbatch would obey it; what it takes goes to options")
+    return line
 
 
 def _joined(value: Any) -> Any:
@@ -74,10 +85,10 @@ class Profile(_Record):
 
 # sbatch's options that the launcher gives itself, or that a key of the profile stands for.
 _OWN_OPTIONS = {
-    "array", "chdir", "error", "export", "hold", "input", "job-name", "no-requeue", "open-mode",
-    "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap",
-    "account", "constraint", "cpus-per-task", "exclude", "gpus-per-node", "gres", "mem", "nodes",
-    "ntasks-per-node", "partition", "qos", "time",
+    "account", "array", "chdir", "clusters", "constraint", "cpus-per-task", "error", "exclude",
+    "export", "gpus-per-node", "gres", "hold", "input", "job-name", "mem", "no-requeue", "nodes",
+    "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "quiet",
+    "requeue", "signal", "tasks-per-node", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
 
 
@@ -91,7 +102,10 @@ def find_profile(name: str | None, sweep_file: Path) -> Profile:
     if name is None:
         return Profile()
     if "/" in name or name.endswith((".yaml", ".yml")):
-        return read_profile((sweep_file.parent / Path(name).expanduser()).resolve())
+        try:
+            return read_profile((sweep_file.parent / Path(name).expanduser()).resolve())
+        except (RuntimeError, ValueError) as error:  # no such user, a NUL
+            raise UserError(f"{sweep_file}: profile: {name!r}: is no path: {error}") from None
     places = [sweep_file.absolute().parent, *sweep_file.absolute().parents]
     places += [Path.cwd(), *Path.cwd().parents]
     folders = list(dict.fromkeys(place / "slurm" for place in places))
@@ -100,7 +114,8 @@ def find_profile(name: str | None, sweep_file: Path) -> Profile:
             return read_profile(folder / f"{name}.yaml")
     there = [file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")]
     hint = nearest(name, there)
-    raise UserError(f"{sweep_file}: profile: {name}: there is no slurm/{name}.yaml; {hint}")
+    shown = name if name.isprintable() else repr(name)
+    raise UserError(f"{sweep_file}: profile: {shown}: there is no slurm/{shown}.yaml; {hint}")
 
 
 def read_profile(path: Path) -> Profile:
@@ -115,7 +130,7 @@ def read_profile(path: Path) -> Profile:
         raise UserError(f"{path}: {_explain(problems[0])}") from None
     for name in profile.options:
         if not re.fullmatch(r"[a-z][a-z-]*", name):
-            raise UserError(f"{path}: options.{name}: is no long option of sbatch")
+            raise UserError(f"{path}: options: {name!r} is no long option of sbatch")
         if name in _OWN_OPTIONS:
             raise UserError(
                 f"{path}: options.{name}: is given by the launcher, or by a key of its own"
@@ -123,7 +138,8 @@ def read_profile(path: Path) -> Profile:
     for name, value in profile.options.items():
         if isinstance(value, str) and not re.fullmatch(r"[^\x00-\x1f\x7f'\"`$\\]+", value):
             raise UserError(
-                f"{path}: options.{name}: {value!r} holds a quote or a control character"
+                f"{path}: options.{name}: {value!r} is empty, or holds a quote, a $, a backslash "
+                f"or a control character"
             )
     return profile
 
@@ -134,9 +150,13 @@ def _keys() -> list[str]:
 
 def _explain(problem: Mapping[str, Any]) -> str:
     where = [str(part) for part in problem["loc"]]
-    valid = {"resources": list(Resources.model_fields), "requeue": list(Requeue.model_fields)}
     if problem["type"] == "string_pattern_mismatch":
         key = ".".join(p for p in where if re.fullmatch(r"[a-z_]+|\d+", p))
-        kind = "a line of shell" if where[0] in ("setup", "python") else "a name as Slurm has them"
+        kind = {
+            "setup": "a line of shell", "python": "a line of shell",
+            "resources": "a number with K, M, G or T behind it",
+        }.get(where[0], "a name as Slurm has them")  # fmt: skip
         return f"{key}: {problem['input']!r} must be {kind}"
-    return explain(problem, valid.get(where[0], _keys()) if len(where) > 1 else _keys())
+    valid = {"resources": list(Resources.model_fields), "requeue": list(Requeue.model_fields)}
+    told = explain(problem, valid.get(where[0], _keys()) if len(where) > 1 else _keys())
+    return told if told.isprintable() else repr(told)[1:-1]

@@ -106,9 +106,13 @@ def read(folder: Path) -> Submission:
     record = read_json(file)
     try:
         chunks = tuple(Chunk(**chunk) for chunk in record.pop("chunks"))
-        return Submission(
-            folder=folder, chunks=chunks, limits=Limits(**record.pop("limits")), **record
-        )
+        limits = Limits(**record.pop("limits"))
+        submission = Submission(folder=folder, chunks=chunks, limits=limits, **record)
+        if not isinstance(submission.created, int | float):
+            raise TypeError("created is no time")
+        if sum(chunk.count for chunk in chunks) != len(submission.tasks):
+            raise TypeError("tasks are not those of chunks")
+        return submission
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: is not as it should be: {error!r}") from None
 

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import math
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -130,8 +131,9 @@ def submit(
     Errors: `UserError` with Slurm's own words when it refuses; `Unreachable` when it does not
     answer, and the next call has to look what it took.
     """
-    if "%" in str(plan.outputs):
-        raise UserError(f"outputs: {plan.outputs}: Slurm reads a % in a path as one of its own")
+    unfit = re.search(r"[%:\\\x00-\x1f]", str(plan.outputs))
+    if unfit:  # it would mean something to Slurm, in PYTHONPATH or in a batch script
+        raise UserError(f"outputs: {str(plan.outputs)!r}: Slurm and Python misread {unfit[0]!r}")
     wanted = groups(runs, profile)
     largest = cluster.largest_array()
     room = _room(profile)

@@ -1,0 +1,70 @@
+"""slurm/local-cluster.sh: it stops what it has started, and harms nothing else."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from lab import SCRIPT, script, slurm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [([], 2), (["begin"], 2), (["start", "--nodes"], 2), (["start", "--nodes", "0"], 2),
+     (["start", "--nodes", "2; id"], 2), (["stop", "--all"], 2), (["daemon", "kill"], 2)],
+    ids=str,
+)  # fmt: skip
+def test_a_mistake_shows_how_it_is_used(arguments, code):
+    done = script(*arguments)
+    assert done.returncode == code
+    assert "local-cluster.sh start" in done.stderr
+
+
+def test_the_command_beside_a_cluster_gives_its_exit_code(cluster):
+    assert script("with", "sh", "-c", "sinfo -h && exit 5").returncode == 5
+    assert script("status").returncode == 0, "it ran before, and so goes on"
+
+
+def test_a_second_start_says_so_and_other_options_are_refused(cluster):
+    assert "runs already" in script("start").stdout
+    done = script("start", "--nodes", "3")
+    assert done.returncode == 2
+    assert "stop" in done.stderr
+
+
+def test_only_root_may(cluster):
+    done = subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", "bash", "-s", "start"],
+                          input=SCRIPT.read_text(), capture_output=True, text=True, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr.strip()) == (2, "local-cluster: only root can do this")
+
+
+@pytest.mark.cluster
+def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_cluster):
+    other_cluster("--nodes", "3", "--gpus", "0")
+    assert len(slurm("sinfo", "-h", "-N", "-p", "lab").splitlines()) == 3
+    names = script("status").stdout.splitlines()
+    pids = [int(line.split()[1]) for line in names if line.endswith("up")]
+    assert len(pids) >= 6
+    assert script("stop").returncode == 0
+    alive = [pid for pid in pids if _alive(pid)]
+    assert alive == []
+    assert script("status").returncode == 3
+    assert "nothing" in script("stop").stdout
+    script("stop", "--wipe")
+    foreign = Path("/etc/slurm/slurm.conf")
+    assert not foreign.exists()
+    foreign.write_text("ClusterName=somebody_elses\n")
+    try:
+        done = script("start")
+        assert done.returncode == 2
+        assert "slurm.conf" in done.stderr
+        assert foreign.read_text() == "ClusterName=somebody_elses\n"
+    finally:
+        foreign.unlink()
+
+
+def _alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
