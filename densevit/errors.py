@@ -36,7 +36,7 @@ class StoppedNow(Stopped):
 
 def nearest(name: object, valid: Iterable[str]) -> str:
     """Words that point from a wrong name to the right one: the nearest, or else all of them."""
-    names = sorted(str(v) for v in valid)
+    names = sorted({str(v) for v in valid})
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

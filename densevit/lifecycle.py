@@ -57,7 +57,8 @@ def execute(folder: RunFolder, config: RunConfig | None = None) -> int:
         if has_results(folder, folder.config()):
             log.info("%s: is finished already", folder.path)
             if (read_json(folder.status_file) or {}).get("state") != "finished":
-                _end(folder, "finished", "", "")  # it was killed before it could say so
+                # It was killed before it could say so.
+                folder.write_status("finished", **folder.progress())
             return 0
         return _execute_locked(folder)
 

@@ -270,7 +270,7 @@ def put(temporary: Path, path: Path) -> None:
     """Give a finished file its name: on the disk before the name is, so that no half is seen."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.chmod(0o666 & ~_umask())  # mkstemp is private; results are for the group
+    temporary.chmod(0o666 & ~UMASK)  # mkstemp is private; results are for the group
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -292,6 +292,10 @@ def _umask() -> int:
     value = os.umask(0)
     os.umask(value)
     return value
+
+
+# Once, at the start: it can only be asked for by changing it, which no two threads may do at once.
+UMASK = _umask()
 
 
 def sync_folder(folder: Path) -> None:

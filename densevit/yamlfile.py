@@ -93,7 +93,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-class _Dumper(yaml.SafeDumper):
+# libyaml's emitter is ten times as fast, where PyYAML was built with it.
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):
     """SafeDumper that quotes what `_Loader` would otherwise read as a number or boolean."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, plan_record
 from densevit.sweep.state import STARTABLE, Observed
 from densevit.vit_names import image_size
+
+WRITERS = 16  # threads
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,9 @@ def check(plan: Plan, work: Work, *, here: bool = True) -> None:
 
 def prepare(plan: Plan, work: Work) -> None:
     """Create the run directories, and keep the sweep file and the plan in the sweep's folder."""
-    for run in work.to_run:
-        plan.run_folder(run).create(run.config)
+    with ThreadPoolExecutor(WRITERS) as pool:  # the disk is waited for side by side
+        for _ in pool.map(lambda run: plan.run_folder(run).create(run.config), work.to_run):
+            pass
     write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
     write_json(plan.folder / "plan.json", plan_record(plan, plan.statuses()))
 
@@ -109,9 +114,13 @@ def _model_key(config: RunConfig) -> str:
     """What decides whether a model can be built, as a digest."""
     fields = ("model_name", "model_kwargs", "drop_path", "sampled_patches", "query_patches")
     fields += ("cl_mode", "dense_negatives", "lambda_weight")  # which say what applies
-    versions = [metadata.version(name) for name in ("timm", "torch")]
-    text = repr([versions, __version__, *(getattr(config, name) for name in fields)])
+    text = repr([_versions(), __version__, *(getattr(config, name) for name in fields)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _versions() -> list[str]:
+    return [metadata.version(name) for name in ("timm", "torch")]
 
 
 def _known_models_file() -> Path:

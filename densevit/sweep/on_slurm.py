@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-from densevit.errors import EXIT_CARRY_ON, Unreachable
+from densevit.errors import EXIT_CARRY_ON, Unreachable, UserError
 from densevit.sweep import snapshot
 from densevit.sweep.apply import Work, check, decide, prepare
 from densevit.sweep.launch.slurm import cluster, records, submit
@@ -30,7 +30,7 @@ def run_on_slurm(
     profile = find_profile(options.profile or plan.spec.profile, plan.spec.file)
     if getattr(options, "dry_run", False):
         work = _work(plan, observe(plan), only)
-        print_dry_run(plan, work, submit.groups(work.to_run, profile))
+        print_dry_run(plan, work, _groups(plan, work, profile))
         return 0
     try:
         left, observed = _apply(plan, profile, options, only)
@@ -68,7 +68,7 @@ def _apply(
         if not work.to_run:
             say(f"{plan.name}: {counted(plan, work)}")
             return 0, observed
-        submit.groups(work.to_run, profile)  # what cannot be asked for is told before all else
+        _groups(plan, work, profile)  # what cannot be asked for is told before all else
         check(plan, work, here=False)
         prepare(plan, work)
         say(f"{plan.name}: {counted(plan, work)}")
@@ -80,6 +80,13 @@ def _apply(
         say(f"{left} runs wait: the cluster takes no more jobs from you now; the same command "
             f"submits them later")  # fmt: skip
     return left, observe(plan)
+
+
+def _groups(plan: Plan, work: Work, profile: Profile) -> list[submit.Group]:
+    try:
+        return submit.groups(work.to_run, profile)
+    except UserError as error:
+        raise UserError(f"{plan.spec.file}: {error}") from None
 
 
 def _work(plan: Plan, observed: Observed, only: Collection[str] | None) -> Work:

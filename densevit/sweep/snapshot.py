@@ -43,7 +43,8 @@ def take(outputs: Path) -> Path:
                 target.rename(draft.with_name(f"{draft.name}.damaged"))
                 draft.rename(target)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in (draft, draft.with_name(f"{draft.name}.damaged")):
+            shutil.rmtree(left, ignore_errors=True)
     return target
 
 

@@ -98,10 +98,13 @@ def observe(plan: Plan, submissions: Sequence[Submission] | None = None) -> Obse
         run: newest[run] for run, look in looked.items() if run in newest and not look.complete
     }
     queue = ask(asked.values()) if asked else Queue({}, {})
-    found = {
-        run.id: judge(plan.run_folder(run), looked[run.id], *asked.get(run.id, (None, "")), queue)
-        for run in plan.runs
-    }
+    found = {}
+    for run in plan.runs:
+        has = asked.get(run.id, (None, ""))
+        try:
+            found[run.id] = judge(plan.run_folder(run), looked[run.id], *has, queue)
+        except UserError as error:  # a damaged file of one run takes nothing from the others
+            found[run.id] = Standing("unknown", str(error))
     return Observed(found, queue.silent)
 
 
@@ -137,9 +140,10 @@ def judge(
     if living is not None:
         return _living(folder, living, facts)
     if look.damage:
-        return Standing("unknown", look.damage, **facts)
+        state: Word = "unknown" if queue.silent else "failed"
+        return Standing(state, look.damage, "" if queue.silent else "code", **facts)
     if queue.silent:
-        if status.state == "failed":
+        if _failed_under(folder, job, status):
             return Standing("failed", status.message, status.cause, **facts)
         if status.state == "running" and folder.locked():
             return Standing("running", f"on {status.host}", **facts)
@@ -162,8 +166,19 @@ def _look(plan: Plan, run: Run) -> Look:
         # It may be killed after its results are written, and before it has said so.
         at_work = status.state == "running" and folder.locked()
         return Look(status, complete=not at_work and has_results(folder, run.config))
-    except (UserError, TypeError, KeyError) as error:
+    except UserError as error:
         return Look(PENDING, damage=str(error))
+    except (TypeError, KeyError, AttributeError) as error:
+        told = f"{folder.path}: status.json or results.json is not as it should be: {error!r}"
+        return Look(PENDING, damage=told)
+
+
+def _failed_under(folder: RunFolder, job: str, status: Status) -> bool:
+    """Whether the run has said that it failed, in its newest start, which was under this job."""
+    if status.state != "failed":
+        return False
+    held = attempts.read(folder)
+    return bool(held) and held[-1].job == job and held[-1].end in ("failed", "killed", "timeout")
 
 
 def _alone(folder: RunFolder, status: Status) -> Standing:
@@ -195,10 +210,8 @@ def _living(folder: RunFolder, living: cluster.Job, facts: dict[str, Any]) -> St
         return Standing("queued", living.reason.strip("()"), **facts)
     # In a job of several runs one may have ended while the others go on.
     status: Status = facts["status"]
-    if status.state == "failed":
-        held = attempts.read(folder)
-        if held and held[-1].job == living.id and held[-1].end in ("failed", "killed"):
-            return Standing("failed", status.message, status.cause, **facts)
+    if _failed_under(folder, living.id, status):
+        return Standing("failed", status.message, status.cause, **facts)
     return Standing("running", f"on {living.nodes}", **facts)
 
 

@@ -110,8 +110,8 @@ def test_preempted_by_a_partition_of_higher_priority(long_runs, undisturbed):
 
 
 def test_out_of_time_and_on_from_the_checkpoint(sweep, undisturbed):
-    """Two minutes at a time for a run of about three."""
-    runs = sweep("time", base={**LONG, "epochs": 6000}, profile={"signal_seconds": 20},
+    """Two minutes at a time, of which Slurm takes one, for a run of more than one."""
+    runs = sweep("time", base={**LONG, "epochs": 1200}, profile={"signal_seconds": 20},
                  grid={"learning_rate": [1e-3]},
                  resources={"cpus": 1, "mem": "900M", "hours": 2 / 60})  # fmt: skip
     runs.submit()

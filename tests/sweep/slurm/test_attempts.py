@@ -122,6 +122,13 @@ def test_starts_are_noted_with_the_steps_between_them(folder):
     assert second.started >= held[0].ended >= first.started > 0
 
 
+def test_a_record_without_starts_has_none(folder):
+    folder.attempts_file.write_text("{}")
+    assert attempts.read(folder) == []
+    attempts.begin(folder, "7", 0, "n1", "lost")
+    assert len(attempts.read(folder)) == 1
+
+
 @pytest.mark.parametrize("before", ["node", "preempted", "timeout", "requeued"])
 @pytest.mark.parametrize("job", ["7", "8"])
 def test_a_start_without_an_end_gets_it_from_the_next_one(folder, before, job):

@@ -13,6 +13,10 @@ from densevit.sweep.state import WORDS, Standing
         ("FileNotFoundError: '/a/b'", "FileNotFoundError: '/a'"),
         ("run 0123456789ab failed", "run fedcba987654 failed"),
         ("<object at 0x7f3a00>", "<object at 0xdeadbeef01>"),
+        (
+            "GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f is lost",
+            "GPU-00000000-aaaa-bbbb-cccc-0123456789ab is lost",
+        ),
         ("out of memory: 20.00 MiB of 79.15 GiB", "out of memory: 512 MiB of 15.9 GiB"),
         ("loss at step 10, rate 1e-05", "loss at step 1,234, rate 0.001"),
         ("its node failed 5 times (node01, node02)", "its node failed 7 times (node11, node03)"),

@@ -265,7 +265,7 @@ NASTY = [
     "*",
     "&",
     "'\"'",
-    "a\rb\t",
+    "\x7f\x85",
 ]
 
 
@@ -287,7 +287,7 @@ _folders = st.text(
     st.sampled_from(" '\"$`;#&~-*") | st.characters(exclude_categories=["Cs"]),
     min_size=1,
     max_size=20,
-).filter(lambda name: not set(name) & set("%\0/\n\\:") and name not in (".", ".."))
+).filter(lambda name: not re.search(r"[%:/\\\x00-\x1f]", name) and name not in (".", ".."))
 _word = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 _option = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
     lambda text: not set(text) & set("'\"`$\\")
@@ -356,21 +356,25 @@ def test_paths_and_values_reach_slurm_and_srun_as_they_are(programs, folder, dat
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "misread"),
     [
-        "50%",
+        ("50%", "'%'"),
         # A line of #SBATCH ends there, with a quote that is not closed.
-        "a\nb",
+        ("a\nb", r"'\n'"),
         # sbatch drops a \ within quotes as well, and in a file's name it has a meaning of its own.
-        "a\\b",
+        ("a\\b", r"'\\'"),
         # It parts the PYTHONPATH: the jobs would run other code than the copy that was taken.
-        "a:b",
+        ("a:b", "':'"),
+        ("a\rb", r"'\r'"),
+        ("\x1b[1m", r"'\x1b'"),
     ],
 )
-def test_outputs_whose_name_slurm_reads_otherwise_are_refused(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(cluster, "largest_array", lambda: 10)
-    monkeypatch.setattr(cluster, "submit_limit", lambda qos: None)
+def test_outputs_whose_name_slurm_reads_otherwise_are_refused(monkeypatch, tmp_path, name, misread):
+    monkeypatch.setattr(cluster, "largest_array", lambda: pytest.fail("Slurm was asked"))
     plan = SimpleNamespace(outputs=tmp_path / name, folder=tmp_path / name / "sweeps/a", name="a")
-    with pytest.raises(UserError, match=r"^outputs: ") as error:
-        submit.submit(plan, [], Profile(), tmp_path / name / "code/0123", canary=True)
-    assert str(error.value).isprintable()
+    with pytest.raises(UserError) as error:
+        submit.submit(plan, [run(0)], Profile(), tmp_path / name / "code/0123", canary=True)
+    told = f"outputs: {str(tmp_path / name)!r}: Slurm and Python misread {misread}"
+    assert str(error.value) == told
+    assert told.isprintable()
+    assert not (tmp_path / name).exists()

@@ -95,7 +95,7 @@ def test_options_take_no_quotes_and_no_second_line(tmp_path):
 )
 def test_options_are_long_options(tmp_path, name):
     told = said(tmp_path, yamlfile.dump({"options": {name: True}}))
-    assert told == f"options.{name}: is no long option of sbatch"
+    assert told == f"options: {name!r} is no long option of sbatch"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,11 @@ def test_options_are_long_options(tmp_path, name):
         "array", "chdir", "error", "export", "hold", "job-name", "no-requeue", "open-mode", "output",
         "parsable", "requeue", "signal", "test-only", "wait", "wrap", "account", "constraint",
         "cpus-per-task", "exclude", "gpus-per-node", "gres", "mem", "nodes", "ntasks-per-node",
-        "partition", "qos", "time",
+        "partition", "qos", "time", "clusters", "quiet", "tasks-per-node", "ntasks", "input",
+        *(
+            pytest.param(name)
+            for name in ("cluster", "tasks")  # of clusters and ntasks
+        ),
     ],
 )  # fmt: skip
 def test_what_the_launcher_says_itself_is_no_option(tmp_path, name):
@@ -136,9 +140,12 @@ def test_what_the_launcher_says_itself_is_no_option(tmp_path, name):
         ("requeue: 3", "requeue: 3: "),
         ("resources: {cpus: 0}", "resources.cpus: 0 is out of range; it must be at least 1"),
         ("resources: {gpus: -1}", "resources.gpus: -1 is out of range; it must be at least 0"),
-        ("resources: {gpus: .nan}", "resources.gpus: nan is out of range; "),
+        ("resources: {gpus: .nan}", "resources.gpus: nan must be a finite number"),
+        # Whole hours, or GPUs, of no end would be an OverflowError when runs are grouped.
+        ("resources: {gpus: .inf}", "resources.gpus: inf must be a finite number"),
+        ("resources: {hours: .inf}", "resources.hours: inf must be a finite number"),
         ("resources: {hours: 0}", "resources.hours: 0 is out of range; it must be greater than 0"),
-        ("resources: {mem: 64 GB}", "resources.mem: '64 GB' must be "),
+        ("resources: {mem: 64 GB}", "resources.mem: '64 GB' must be a number with K, M, G or T"),
         ("resources: {mem: 64}", "resources.mem: 64 must be text"),
         ("resources: {nodes: 0}", "resources.nodes: 0 is out of range; "),
         ("resources: {pack: two}", "resources.pack: 'two' must be a whole number"),
@@ -150,6 +157,10 @@ def test_what_the_launcher_says_itself_is_no_option(tmp_path, name):
         ("options: []", "options: [] must be a mapping"),
         ("options: {licenses: [1]}", "options.licenses: [1] must be text"),
         ("options: {exclusive: }", "options.exclusive: None must be text"),
+        ("options: {comment: ''}", "options.comment: '' is empty, or holds a quote, "),
+        # A newline in a key makes no second line of the message.
+        ('options: {"a\\nb": 1}', r"options: 'a\nb' is no long option of sbatch"),
+        ('"qos\\n": a', ""),
         ("", "is empty"),
         ("- a", "must be a mapping of keys to values"),
         ("qos: a\nqos: b", "line 2 the key 'qos' is given twice"),
@@ -157,6 +168,34 @@ def test_what_the_launcher_says_itself_is_no_option(tmp_path, name):
 )
 def test_a_mistake_is_told_in_one_line_with_file_key_and_what_is_valid(tmp_path, text, told):
     assert said(tmp_path, text).strip().startswith(told)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#SBATCH --wrap=x", "#SBATCH", "#SBATCHx", "\t #SBATCH --partition=x",
+        *(
+            pytest.param(f"{other} -q x")
+            for other in ("#PBS", "#BSUB")  # which sbatch obeys as well, without --ignore-pbs
+        ),
+    ],
+)  # fmt: skip
+def test_no_line_of_setup_is_an_option_of_sbatch(tmp_path, line):
+    told = said(tmp_path, yamlfile.dump({"setup": ["module load x", line]}))
+    assert told.startswith(f"setup.1: {line!r}: ")
+    assert told.endswith("sbatch would obey it; what it takes goes to options")
+    assert said(tmp_path, yamlfile.dump({"python": line})).startswith(f"python: {line!r}: ")
+
+
+def test_a_remark_in_setup_is_none(tmp_path):
+    lines = [
+        "# SBATCH",
+        "##SBATCH --wrap=x",
+        "echo '#SBATCH'",
+        "true #SBATCH --wrap=x",
+        "#sbatch x",
+    ]
+    assert read(tmp_path, yamlfile.dump({"setup": lines})).setup == lines
 
 
 @pytest.fixture
@@ -204,34 +243,22 @@ def test_a_profile_that_is_not_there_is_told_with_the_nearest(tree):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("name", "told"),
     [
-        pytest.param('options: {"a\\nb": 1}', id="name of an option"),
-        pytest.param('"qos\\n": a', id="name of a key"),
+        ("a\nb", r"'a\nb' is neither a name nor a path"),
+        ("~no-such-user-of-ours/x", "'~no-such-user-of-ours/x': is no path: "),
+        ("a/\0", r"'a/\x00' is neither a name nor a path"),
     ],
 )
-def test_hostile_keys_are_told_in_one_line(tmp_path, text):
-    said(tmp_path, text)
-
-
-@pytest.mark.parametrize("name", ["a\nb", "~no-such-user-of-ours/x", "a/\0"])
-def test_hostile_names_of_profiles_are_told_in_one_line(tree, name):
+def test_hostile_names_of_profiles_are_told_in_one_line(tree, name, told):
     with pytest.raises(UserError) as error:
         find_profile(name, tree)
+    assert str(error.value).startswith(f"{tree}: profile: {told}")
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("text", ["{hours: .inf}", "{gpus: .inf}"])
-def test_resources_are_finite(tmp_path, text):
-    said(tmp_path, f"resources: {text}")
-
-
-@pytest.mark.parametrize(
-    ("text", "not_told"),
-    [
-        ("resources: {mem: 64 GB}", "a name as Slurm has them"),
-        ("options: {comment: ''}", "holds a quote"),
-    ],
-)
-def test_the_words_fit_the_mistake(tmp_path, text, not_told):
-    assert not_told not in said(tmp_path, text)
+@pytest.mark.parametrize("name", ["a\nb/x", "a\nb.yaml", "a" * 300])
+def test_more_hostile_names_of_profiles_are_told_in_one_line(tree, name):
+    with pytest.raises(UserError) as error:
+        find_profile(name, tree)
+    assert str(error.value).isprintable()

@@ -154,8 +154,33 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(package, tmp_path, monkey
     assert list((tmp_path / "code").iterdir()) == []
 
 
-def test_a_copy_without_its_record_is_no_copy(package, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda copy: (copy / "snapshot.json").unlink(),
+        lambda copy: (copy / "densevit/a.py").unlink(),
+        lambda copy: (copy / "densevit/sweep/b.yaml").rename(copy / "densevit/b.yaml"),
+        lambda copy: shutil.rmtree(copy / "densevit"),
+        lambda copy: [file.unlink() for file in copy.rglob("*") if file.is_file()],
+    ],
+)
+def test_what_is_left_of_a_copy_is_no_copy(package, tmp_path, damage):
+    """Those who clean up by age take single files."""
     copy = snapshot.take(tmp_path)
-    (copy / "snapshot.json").unlink()
-    (copy / "densevit/a.py").unlink()
-    assert (snapshot.take(tmp_path) / "densevit/a.py").exists()
+    damage(copy)
+    assert snapshot.take(tmp_path) == copy
+    assert contents(copy / "densevit") == contents(package)
+    assert json.loads((copy / "snapshot.json").read_text())["digest"] == copy.name
+    before = (copy / "snapshot.json").stat().st_ino
+    assert snapshot.take(tmp_path) == copy
+    assert (copy / "snapshot.json").stat().st_ino == before, "and now it is one"
+    assert {path.name for path in (tmp_path / "code").glob("[!.]*")} == {copy.name}
+
+
+def test_what_python_compiles_beside_a_copy_is_no_damage(package, tmp_path):
+    copy = snapshot.take(tmp_path)
+    before = (copy / "snapshot.json").stat().st_ino
+    (copy / "densevit/__pycache__").mkdir()
+    (copy / "densevit/__pycache__/a.pyc").write_bytes(b"x")
+    assert snapshot.take(tmp_path) == copy
+    assert (copy / "snapshot.json").stat().st_ino == before

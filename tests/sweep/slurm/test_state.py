@@ -7,6 +7,8 @@ from itertools import product
 
 import pytest
 
+from densevit import lifecycle
+from densevit.errors import EXIT_CARRY_ON
 from densevit.rundir import RunFolder, read_json, write_json
 from densevit.sweep import failures
 from densevit.sweep.launch.slurm import attempts, cluster
@@ -14,7 +16,7 @@ from densevit.sweep.launch.slurm.attempts import Attempt, Limits
 from densevit.sweep.launch.slurm.cluster import Job, NoAnswer
 from densevit.sweep.launch.slurm.records import Chunk, Submission
 from densevit.sweep.plan import make_plan
-from densevit.sweep.state import STARTABLE, WORDS, observe
+from densevit.sweep.state import AT_WORK, STARTABLE, WORDS, observe
 
 JOB, OTHER_JOB = "7_1", "5"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED")
@@ -113,15 +115,15 @@ def world(tmp_path, monkeypatch):
 
 # By what Slurm says: no job, pending, held, running; the seven ends; forgotten, no accounts, silent.
 TABLE = """
-none                no start      pending   queued    queued    running   lost      lost      cancelled lost      lost      lost      lost      lost      lost      unknown
-locked              open          running   queued    queued    running   running   running   running   running   running   running   running   running   running   unknown
+none                no start      pending   queued    queued    running   lost      failed    cancelled lost      lost      lost      lost      lost      lost      unknown
+locked              open          running   queued    queued    running   running   running   running   running   running   running   running   running   running   running
 died here           open          failed    queued    queued    running   lost      failed    cancelled failed    failed    failed    lost      lost      lost      unknown
-died here           another job's failed    queued    queued    running   lost      lost      cancelled lost      lost      lost      lost      lost      lost      unknown
+died here           another job's failed    queued    queued    running   lost      failed    cancelled lost      lost      lost      lost      lost      lost      unknown
 elsewhere, just now open          unknown   queued    queued    running   lost      failed    cancelled failed    failed    failed    lost      lost      lost      unknown
 elsewhere, long ago open          lost      queued    queued    running   lost      failed    cancelled failed    failed    failed    lost      lost      lost      unknown
 finished            ended         finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished  finished
 failed              ended         failed    queued    queued    failed    failed    failed    failed    failed    failed    failed    failed    failed    failed    failed
-failed              open          failed    queued    queued    running   failed    failed    failed    failed    failed    failed    failed    failed    failed    failed
+failed              open          failed    queued    queued    running   failed    failed    failed    failed    failed    failed    failed    failed    failed    unknown
 cancelled           ended         cancelled queued    queued    running   cancelled lost      cancelled lost      lost      lost      lost      cancelled cancelled unknown
 """.strip().splitlines()
 
@@ -144,13 +146,13 @@ def test_what_nobody_knows_is_never_told_as_a_failure(world):
             found, case = world.stands(own, slurm), (own, start, slurm)
             assert found.state in WORDS, case
             assert (found.state == "finished") == (own == "finished"), case
-            if slurm == "silent" and own not in ("finished", "failed"):
+            if slurm == "silent" and own not in ("finished", "failed", "locked"):
                 assert found.state == "unknown", case
                 assert "squeue did not answer" in found.why, case
             if slurm in ("pending", "held") and own != "finished":
                 assert found.state == "queued", case
                 assert found.state not in STARTABLE, case
-            if own == "locked" and slurm not in ("pending", "held", "silent"):
+            if own == "locked" and slurm not in ("pending", "held"):
                 assert found.state == "running", case
             if found.state == "failed":
                 assert found.why, case
@@ -172,6 +174,19 @@ def test_slurms_word_sorts_the_failure_of_a_run_that_could_not_speak(world, slur
     world.tell("failed", "ended")
     found = world.stands("failed", slurm)
     assert (found.cause, found.why) == ("nan", "its own words"), "its own words are better ones"
+
+
+@pytest.mark.parametrize("start", ["no start", "another job's"])
+def test_a_job_that_failed_before_its_run_could_start_is_a_failure(world, start):
+    own = "none" if start == "no start" else "died here"
+    world.tell(own, start)
+    found = world.stands(own, "FAILED")
+    assert (found.state, found.cause) == ("failed", "code")
+    assert found.why == "its job failed before the run could start: Slurm says FAILED on node1"
+    assert world.stands(own, "NODE_FAIL").state == "lost", "that is no mistake of anybody's"
+    world.submission = replace(world.submission, canary=True)
+    world.submission.write_canary_word(False, "first", "no module timm")
+    assert world.stands(own, "FAILED").state == "pending", "one mistake is told once"
 
 
 def test_reasons_are_slurms_and_name_the_canary(world):
@@ -212,7 +227,7 @@ def test_the_queue_knows_for_minutes_how_a_job_ended(world, monkeypatch):
     assert world.stands("died here", "NODE_FAIL").cause == "node", "accounts know the last start"
 
 
-@pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED"])
+@pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED", "COMPLETING"])
 def test_accounts_that_lag_behind_say_nothing(world, monkeypatch, word):
     late = {JOB: Job(JOB, word, "", "node1")}
     monkeypatch.setattr(cluster, "accounts", lambda ids: late)
@@ -243,14 +258,46 @@ def test_a_run_that_lacks_a_benchmark_is_pending_whatever_became_of_its_job(worl
 def test_a_run_that_cannot_be_read_is_not_started_beside_its_job(world, slurm):
     # A stale handle of a network file system looks the same as a damaged file.
     world.folder.status_file.write_text("{")
-    assert world.stands("none", slurm).state not in STARTABLE
+    found = world.stands("none", slurm)
+    wanted = {"pending": "queued", "running": "running", "silent": "unknown"}[slurm]
+    assert found.state == wanted
+    assert found.state not in STARTABLE
+    assert (found.job, found.submission) == (JOB, world.submission)
 
 
-@pytest.mark.parametrize("word", ["REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED"])
-def test_a_requeued_job_on_hold_is_queued(world, monkeypatch, word):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("status", "{"),
+        ("results", "{"),
+        ("status", '{"step": 3}'),
+        ("results", "{}"),
+        ("status", "[]"),
+    ],
+)
+def test_a_damaged_file_is_a_failure_of_its_run_where_no_job_has_it(world, name, text):
+    world.tell("finished")
+    file = getattr(world.folder, f"{name}_file")
+    file.write_text(text)
+    found = world.stands("none", "no job")
+    assert (found.state, found.cause) == ("failed", "code")
+    assert found.why.startswith(str(world.folder.path))
+    assert f"{name}.json" in found.why
+
+
+def test_starts_that_cannot_be_read_are_the_matter_of_one_run(world):
+    world.tell("died here", "open")
+    world.folder.attempts_file.write_text("{")
+    assert world.stands("died here", "COMPLETED").state == "unknown"
+
+
+@pytest.mark.parametrize("word", sorted(cluster.ACTIVE))
+def test_a_job_has_a_machine_or_waits_for_one(world, monkeypatch, word):
+    assert AT_WORK <= cluster.ACTIVE
     monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, word, "JobHeldUser")})
     world.tell("died here", "open")
-    assert world.stands("died here", "pending").state == "queued"
+    waits = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
+    assert world.stands("died here", "running").state == ("queued" if word in waits else "running")
 
 
 @pytest.mark.parametrize("slurm", ["no job", "COMPLETED"])
@@ -260,13 +307,102 @@ def test_a_run_that_died_between_its_results_and_its_last_word_is_finished(world
     assert world.stands("finished", slurm).state == "finished"
 
 
+def killed_in_between(world):
+    """A run that has its results and died before it could say that it is finished."""
+    world.tell("finished", "open")
+    world.folder.write_status("running", epoch=3, epochs=3, step=9, steps=9, spent=60.0)
+
+
+def test_a_run_that_was_killed_before_its_last_word_says_it_at_its_next_start(world):
+    killed_in_between(world)
+    world.folder.checkpoint_folder.mkdir()
+    assert lifecycle.execute(world.folder) == 0
+    told = world.folder.status()
+    assert (told.state, told.message, told.cause, told.step) == ("finished", "", "", 9)
+    assert told.spent == pytest.approx(60, abs=5)
+    assert world.stands("finished", "no job").state == "finished"
+    before = world.folder.status_file.stat().st_ino
+    assert lifecycle.execute(world.folder) == 0
+    assert world.folder.status_file.stat().st_ino == before, "it has said so"
+
+
+def test_another_process_may_be_about_to_say_it(world):
+    killed_in_between(world)
+    with world.folder.lock() as mine:
+        assert mine
+        assert lifecycle.execute(world.folder) == EXIT_CARRY_ON
+    assert read_json(world.folder.status_file)["state"] == "running"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_time_for_which_a_run_was_dead_is_not_spent(world, told):
+    killed_in_between(world)
+    if told:
+        record = read_json(world.folder.status_file)
+        long_ago = time.time() - 3 * 86400
+        write_json(world.folder.status_file, record | {"updated": long_ago})
+    else:
+        world.folder.status_file.unlink()
+    assert lifecycle.execute(world.folder) == 0
+    assert world.folder.status().state == "finished"
+    assert world.folder.status().spent < 3600
+
+
+def test_a_lock_that_is_held_tells_more_than_a_silent_slurm(world):
+    for start in STARTS:
+        world.tell("locked", start)
+        found = world.stands("locked", "silent")
+        assert (found.state, found.cause) == ("running", ""), start
+        assert found.why == f"on {found.status.host}"
+        assert (found.job, found.submission) == (JOB, world.submission)
+
+
+@pytest.mark.parametrize("start", ["no start", "another job's"])
+def test_an_old_failure_says_nothing_of_a_newer_job_while_slurm_is_silent(world, start):
+    world.tell("failed", start)  # before the submission was made
+    found = world.stands("failed", "silent")
+    assert found.state == "unknown"
+    assert found.state not in STARTABLE
+
+
 @pytest.mark.parametrize(
-    ("own", "wanted"), [("failed", "failed"), ("elsewhere, just now", "unknown")]
+    ("own", "wanted"),
+    [
+        ("failed", "failed"),
+        ("died here", "failed"),
+        ("locked", "running"),
+        ("elsewhere, just now", "unknown"),
+        ("cancelled", "cancelled"),  # as `densevit-sweep cancel` has it
+    ],
 )
-def test_a_run_that_was_started_by_hand_after_its_job_is_told_by_its_own_word(world, own, wanted):
+@pytest.mark.parametrize("start", ["no start", "another job's"])
+def test_a_run_that_was_started_by_hand_after_its_job_is_told_by_its_own_word(
+    world, own, wanted, start
+):
     world.submission = replace(world.submission, created=time.time() - 3600)
-    world.tell(own, "no start")
-    assert world.stands(own, "CANCELLED").state == wanted
+    world.tell(own, start)
+    for slurm in ("CANCELLED", "FAILED", "NODE_FAIL", "unknown to sacct", "no accounts"):
+        found = world.stands(own, slurm)
+        assert found.state == wanted, slurm
+        assert (found.job, found.submission) == (JOB, world.submission)
+    alone, found = world.stands(own, "no job"), world.stands(own, "CANCELLED")
+    if own != "locked":
+        assert (found.why, found.cause) == (alone.why, alone.cause)
+    assert world.stands(own, "pending").state == "queued", "its job may still come to it"
+
+
+def test_a_run_that_lacks_a_benchmark_after_a_start_by_hand_is_pending(world):
+    world.submission = replace(world.submission, created=time.time() - 3600)
+    world.tell("finished", "no start")
+    write_json(world.folder.results_file, {"benchmarks": {"val": {}}})
+    assert world.stands("finished", "CANCELLED").state == "pending"
+
+
+def test_a_word_from_before_the_submission_is_none_about_its_job(world):
+    world.submission = replace(world.submission, created=time.time() + 3600)
+    world.tell("failed", "no start")
+    assert world.stands("failed", "CANCELLED").state == "cancelled"
+    assert world.stands("failed", "unknown to sacct").state == "lost"
 
 
 def test_all_of_a_plan_is_asked_for_in_one_call_each(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def test_records_come_back_as_they_were(tmp_path):
     records.write(made)
     assert records.read(made.folder) == made
     assert records.read_all(tmp_path) == [made]
-    newer = submission(tmp_path, ONE, name="s0", tasks=[[], [], [], [], [], ["x"]], created=9.0)
+    newer = submission(tmp_path, Chunk("c3", 0, 1, "9"), name="s0", tasks=[["x"]], created=9.0)
     records.write(newer)
     assert records.read_all(tmp_path) == [made, newer], "by time, whatever they are called"
     assert records.read_all(tmp_path / "nowhere") == []
@@ -74,14 +74,35 @@ def test_a_damaged_record_is_named(tmp_path, damage):
         assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("changes", [{"created": "now"}, {"tasks": 3}, {"chunks": [{"name": "c", "first": 0, "count": 9, "job": "7"}]}])  # fmt: skip
+CHUNK = {"name": "c", "first": 0, "count": 1, "job": "7", "void": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"created": "now"},
+        {"created": None},
+        {"tasks": 3},
+        {"tasks": []},
+        {"chunks": []},
+        {"chunks": 3},
+        {"chunks": [CHUNK | {"count": 9}]},
+        {"chunks": [CHUNK | {"count": "1"}]},
+        {"limits": 3},
+        {"limits": {"timeouts": 1}},
+        pytest.param(
+            {"chunks": [CHUNK | {"first": 1}]},
+        ),
+    ],
+)
 def test_a_record_of_other_kinds_of_values_is_named(tmp_path, changes):
     for name in ("s1", "s2"):
-        made = submission(tmp_path, ONE, name=name)
+        made = submission(tmp_path, Chunk(**CHUNK), name=name)
         records.write(made)
+    assert newest_jobs(records.read_all(tmp_path)).keys() == {"r0"}
     file = made.folder / "submission.json"
     file.write_text(json.dumps(read_json(file) | changes))
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=rf"^{file}: is not as it should be: "):
         newest_jobs(records.read_all(tmp_path))
 
 

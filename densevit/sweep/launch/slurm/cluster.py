@@ -35,8 +35,8 @@ class Refused(NoAnswer):
 # Words of Slurm's commands when its daemons are not there, and not when they say no.
 _SILENCE = re.compile(
     r"unable to (contact|connect|establish)|connect failure|connection (refused|reset)|"
-    r"socket timed out|communication (shutdown|connection)|zero bytes were transmitted|"
-    r"protocol authentication error|slurmdbd: .*(not responding|shutting down)",
+    r"timed out|communication (shutdown|connection)|zero bytes were transmitted|"
+    r"unexpected message received|protocol authentication error|not responding|shutting down",
     re.IGNORECASE,
 )
 

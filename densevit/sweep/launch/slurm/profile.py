@@ -30,7 +30,7 @@ ShellLine = Annotated[
 
 
 def _no_option(line: str) -> str:
-    if line.lstrip().startswith("#SBATCH"):
+    if re.match(r"\s*#(SBATCH|PBS|BSUB)", line):
         raise ValueError("sbatch would obey it; what it takes goes to options")
     return line
 
@@ -85,10 +85,10 @@ class Profile(_Record):
 
 # sbatch's options that the launcher gives itself, or that a key of the profile stands for.
 _OWN_OPTIONS = {
-    "account", "array", "chdir", "clusters", "constraint", "cpus-per-task", "error", "exclude",
-    "export", "gpus-per-node", "gres", "hold", "input", "job-name", "mem", "no-requeue", "nodes",
-    "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos", "quiet",
-    "requeue", "signal", "tasks-per-node", "test-only", "time", "wait", "wrap",
+    "account", "array", "chdir", "cluster", "clusters", "constraint", "cpus-per-task", "error",
+    "exclude", "export", "gpus-per-node", "gres", "hold", "input", "job-name", "mem", "no-requeue",
+    "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos",
+    "quiet", "requeue", "signal", "tasks", "tasks-per-node", "test-only", "time", "wait", "wrap",
 }  # fmt: skip
 
 
@@ -101,6 +101,8 @@ def find_profile(name: str | None, sweep_file: Path) -> Profile:
     """
     if name is None:
         return Profile()
+    if not name.isprintable() or len(name) > 200:
+        raise UserError(f"{sweep_file}: profile: {name[:60]!r} is neither a name nor a path")
     if "/" in name or name.endswith((".yaml", ".yml")):
         try:
             return read_profile((sweep_file.parent / Path(name).expanduser()).resolve())
@@ -114,8 +116,7 @@ def find_profile(name: str | None, sweep_file: Path) -> Profile:
             return read_profile(folder / f"{name}.yaml")
     there = [file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")]
     hint = nearest(name, there)
-    shown = name if name.isprintable() else repr(name)
-    raise UserError(f"{sweep_file}: profile: {shown}: there is no slurm/{shown}.yaml; {hint}")
+    raise UserError(f"{sweep_file}: profile: {name}: there is no slurm/{name}.yaml; {hint}")
 
 
 def read_profile(path: Path) -> Profile:
@@ -131,7 +132,7 @@ def read_profile(path: Path) -> Profile:
     for name in profile.options:
         if not re.fullmatch(r"[a-z][a-z-]*", name):
             raise UserError(f"{path}: options: {name!r} is no long option of sbatch")
-        if name in _OWN_OPTIONS:
+        if any(own.startswith(name) for own in _OWN_OPTIONS):  # sbatch takes abbreviations
             raise UserError(
                 f"{path}: options.{name}: is given by the launcher, or by a key of its own"
             )
@@ -159,4 +160,5 @@ def _explain(problem: Mapping[str, Any]) -> str:
         return f"{key}: {problem['input']!r} must be {kind}"
     valid = {"resources": list(Resources.model_fields), "requeue": list(Requeue.model_fields)}
     told = explain(problem, valid.get(where[0], _keys()) if len(where) > 1 else _keys())
+    told = told.replace("Value error, ", "")
     return told if told.isprintable() else repr(told)[1:-1]

@@ -7,6 +7,7 @@ submitit's scripts and logs. Run ids are the link to everything else.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,8 +111,9 @@ def read(folder: Path) -> Submission:
         submission = Submission(folder=folder, chunks=chunks, limits=limits, **record)
         if not isinstance(submission.created, int | float):
             raise TypeError("created is no time")
-        if sum(chunk.count for chunk in chunks) != len(submission.tasks):
-            raise TypeError("tasks are not those of chunks")
+        bounds = [0, *itertools.accumulate(chunk.count for chunk in chunks)]
+        if [*(chunk.first for chunk in chunks), len(submission.tasks)] != bounds:
+            raise TypeError("the chunks are not those of the tasks")
         return submission
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: is not as it should be: {error!r}") from None
