@@ -186,7 +186,7 @@ def submit(folder: Path, options: argparse.Namespace) -> list[Row]:
     """Many runs into the queue, each time into an empty outputs folder."""
     if shutil.which("sbatch") is None:
         raise UserError("submit: there is no Slurm; slurm/local-cluster.sh start makes one")
-    settings = {"dataset": "shapes", "cl_mode": "none", "model_kwargs": {"img_size": 32}}
+    settings: dict[str, Any] = {"dataset": "shapes", "cl_mode": "dense", "sampled_patches": 2}
     file = write_sweep(folder, options.jobs, 1, fixed=settings, resources={"hours": 1, "cpus": 1})
     counted = _count_calls(folder, "sbatch")
     values = []

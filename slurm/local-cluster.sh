@@ -145,7 +145,7 @@ foreign() { # configurations and daemons of another cluster
     grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3 | while read -r pid; do
         # One in a container has a machine of its own.
         [[ $(readlink "/proc/$pid/ns/pid") == "$(readlink /proc/$$/ns/pid)" ]] || continue
-        ! identity "$pid" >/dev/null || records | grep -q " $pid $(identity "$pid")$" || echo "process $pid"
+        ! identity "$pid" >/dev/null || records | grep " $pid $(identity "$pid")$" >/dev/null || echo "process $pid"
     done
 }
 install_packages() {
@@ -276,7 +276,7 @@ stop() {
     lock
     load_options
     # A daemon stays on record until this script has ended it, whatever else killed it.
-    if records | grep -q "@$BOOT$"; then
+    if records | grep "@$BOOT$" >/dev/null; then
         # A job outlives its node's daemon, and without the controller it would run again at the next start.
         (bring_up) || true
         { [[ -z $(foreign) ]] && is_up slurmctld && await 20 no_jobs; } || say "not all jobs could be cancelled" >&2
@@ -308,7 +308,7 @@ daemon() { # kill|start NAME
     lock
     load_options
     [[ -n $(running) ]] || { say "not running"; exit 3; }
-    daemons | grep -qxF -- "$2" || die "there is no $2, but $(daemons | xargs)" 2
+    daemons | grep -xF -- "$2" >/dev/null || die "there is no $2, but $(daemons | xargs)" 2
     if [[ $1 == kill ]]; then
         is_up "$2" || die "$2 does not run" 3
         kill -KILL "$(pid_of "$2")"

@@ -19,17 +19,15 @@ from densevit.sweep.estimate import (
     estimate,
     estimate_lines,
     estimate_record,
-    load_estimate,
     measure,
     parse_budget,
     speeds_file,
-    used,
     wanted_probes,
 )
 from densevit.sweep.launch.slurm import cluster, submit
 from densevit.sweep.launch.slurm.profile import Profile, find_profile
 from densevit.sweep.plan import Plan
-from densevit.sweep.state import Observed, observe
+from densevit.sweep.state import observe
 
 POLL_SECONDS = 2.0
 PROBE_HOURS = 1.0
@@ -61,23 +59,6 @@ def keep_to(budget: str, estimated: Estimate) -> None:
 def print_estimate(estimated: Estimate, *, as_json: bool) -> None:
     print(
         json.dumps(estimate_record(estimated)) if as_json else "\n".join(estimate_lines(estimated))
-    )
-
-
-def told_beside(plan: Plan, observed: Observed) -> str:
-    """What the runs have cost so far, beside what they were estimated to; nothing before either."""
-    statuses = {run: standing.status for run, standing in observed.runs.items()}
-    seconds = sum(status.spent for status in statuses.values())
-    if not seconds:
-        return ""
-    estimated = load_estimate(plan)
-    if estimated is None:
-        return f"used: {seconds / 3600:,.2f} run-hours"
-    low, central, high = estimated.total
-    spent = used(plan, statuses, estimated)
-    return (
-        f"used: {spent:,.2f} {estimated.unit}; estimated for all runs: {central:,.2f} "
-        f"({low:,.2f} to {high:,.2f})"
     )
 
 

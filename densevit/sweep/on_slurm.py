@@ -15,7 +15,7 @@ from densevit.sweep.launch.slurm.profile import Profile, find_profile
 from densevit.sweep.outcome import counted, finish_sweep, mirror
 from densevit.sweep.plan import Plan
 from densevit.sweep.show import print_dry_run, print_status, say, typed
-from densevit.sweep.state import Observed, observe
+from densevit.sweep.state import WAITS_IN_VAIN, Observed, observe
 
 
 def run_on_slurm(
@@ -59,7 +59,7 @@ def _apply(
     """
     with records.submitting(plan.outputs):
         submissions = records.read_all(plan.outputs)
-        _settle(plan, submissions)
+        _settle(submissions)
         submissions = records.read_all(plan.outputs)
         observed = observe(plan, submissions)
         work = _work(plan, observed, only)
@@ -96,7 +96,7 @@ def _work(plan: Plan, observed: Observed, only: Collection[str] | None) -> Work:
     return replace(work, to_run=tuple(run for run in work.to_run if run.id in only))
 
 
-def _settle(plan: Plan, submissions: list[records.Submission]) -> None:
+def _settle(submissions: list[records.Submission]) -> None:
     """Take over what an earlier command has left in the middle."""
     mine = [submission for submission in submissions if submission.user == cluster.user()]
     if mine and submit.settle(mine, cluster.queue([cluster.user()])):
@@ -122,3 +122,14 @@ def _stay(plan: Plan, profile: Profile, options: argparse.Namespace, left: int) 
         time.sleep(options.every)
         if left:
             left, _ = _apply(plan, profile, options, None)
+        elif _orphaned(observed):
+            with records.submitting(plan.outputs):
+                _settle(records.read_all(plan.outputs))
+
+
+def _orphaned(observed: Observed) -> bool:
+    """Whether runs wait for a canary that has no job any more."""
+    return any(
+        standing.state == "queued" and standing.why.startswith(WAITS_IN_VAIN)
+        for standing in observed.runs.values()
+    )

@@ -17,7 +17,6 @@ from rich.table import Table
 
 from densevit.rundir import outputs_root
 from densevit.sweep import failures
-from densevit.sweep.costing import told_beside
 from densevit.sweep.grid import Run, cell_values, count, value_word
 from densevit.sweep.launch.slurm.submit import Group
 from densevit.sweep.plan import Plan, plan_record
@@ -119,7 +118,7 @@ def print_status(plan: Plan, observed: Observed) -> None:
         console.print(_runs_table(plan, listed, observed))
     _print_waiting(observed)
     _print_failures(plan, observed)
-    beside = told_beside(plan, observed)
+    beside = _told_cost(plan, observed)
     if beside:
         say(beside)
 
@@ -185,6 +184,25 @@ def _print_failures(plan: Plan, observed: Observed) -> None:
         told = f"{len(group.runs)} of {total} failed ({group.cause}): {group.message} ({shown})"
         console.print(told, style="red", highlight=False, soft_wrap=True)
     say(f"look: {typed(plan, 'logs', '--failed')}    again: {typed(plan, 'retry', '--failed')}")
+
+
+def _told_cost(plan: Plan, observed: Observed) -> str:
+    """What the runs have cost so far, beside what they were estimated to; nothing before either."""
+    statuses = {run: standing.status for run, standing in observed.runs.items()}
+    seconds = sum(status.spent for status in statuses.values())
+    if not seconds:
+        return ""
+    from densevit.sweep.estimate import load_estimate, used
+
+    estimated = load_estimate(plan)
+    if estimated is None:
+        return f"used: {seconds / 3600:,.2f} run-hours"
+    low, central, high = estimated.total
+    spent = used(plan, statuses, estimated)
+    return (
+        f"used: {spent:,.2f} {estimated.unit}; estimated for all runs: {central:,.2f} "
+        f"({low:,.2f} to {high:,.2f})"
+    )
 
 
 def used_hours(plan: Plan, observed: Observed) -> float:

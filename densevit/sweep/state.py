@@ -25,6 +25,7 @@ Word = Literal[
 ]  # fmt: skip
 WORDS: tuple[Word, ...] = get_args(Word)
 STARTABLE = ("pending", "failed", "cancelled", "lost")
+WAITS_IN_VAIN = "waits for a job that is gone (the sweep's command decides)"
 MISSING = "a benchmark is still to be evaluated"
 # A run says so often that it is alive; while it is evaluated it says nothing.
 SILENT_SECONDS = 1800.0
@@ -138,7 +139,7 @@ def judge(
     facts = {"status": status, "job": job, "submission": submission}
     living = queue.jobs.get(job)
     if living is not None:
-        return _living(folder, living, facts)
+        return _living(folder, living, queue, facts)
     if look.damage:
         state: Word = "unknown" if queue.silent else "failed"
         return Standing(state, look.damage, "" if queue.silent else "code", **facts)
@@ -199,14 +200,17 @@ def _alone(folder: RunFolder, status: Status) -> Standing:
     return Standing(status.state, status.message, status.cause, status=status)
 
 
-def _living(folder: RunFolder, living: cluster.Job, facts: dict[str, Any]) -> Standing:
+def _living(
+    folder: RunFolder, living: cluster.Job, queue: Queue, facts: dict[str, Any]
+) -> Standing:
     """A run whose job waits or runs."""
     submission: Submission = facts["submission"]
     if living.state not in AT_WORK:
-        if living.held and submission.canary and living.id not in list(submission.elements())[:1]:
-            return Standing(
-                "queued", f"waits for the first steps of {_canary(submission)}", **facts
-            )
+        first = next(iter(submission.elements()))
+        if living.held and submission.canary and living.id != first:
+            waits = f"waits for the first steps of {submission.tasks[0][0]}"
+            gone = first not in queue.jobs and submission.canary_word() is None
+            return Standing("queued", f"{WAITS_IN_VAIN}: {waits}" if gone else waits, **facts)
         return Standing("queued", living.reason.strip("()"), **facts)
     # In a job of several runs one may have ended while the others go on.
     status: Status = facts["status"]
@@ -253,10 +257,6 @@ def _gone_unstarted(
         return Standing("failed", why, "code", **facts)
     state: Word = "cancelled" if ended and ended.state == "CANCELLED" else "lost"
     return Standing(state, _told(ended) or "its job is gone and never started", **facts)
-
-
-def _canary(submission: Submission) -> str:
-    return submission.tasks[0][0]
 
 
 def _told(ended: cluster.Job | None) -> str:
