@@ -174,13 +174,38 @@ def _source(profile: Profile) -> str:
 def _test(submissions: Sequence[Submission], profile: Profile) -> None:
     """Have Slurm look at a job of each kind before anything is written or queued."""
     for submission in submissions:
-        executor = _executor(submission, submission.chunks[0], profile)
+        wanted = submission.resources
         try:
-            cluster.test(executor._make_submission_file_text("true", ""))
+            cluster.test(_script(submission, wanted, profile))
         except cluster.Refused as refused:
-            wanted = ", ".join(f"{k}: {v}" for k, v in submission.resources.items())
-            told = f" ({wanted})" if wanted else ""
+            if "configuration is not available" in str(refused) and _nodes_are_away(
+                submission, profile
+            ):
+                continue
+            told = ", ".join(f"{k}: {v}" for k, v in wanted.items())
+            told = f" ({told})" if told else ""
             raise UserError(f"{_source(profile)}: {refused}{told}") from None
+
+
+def _nodes_are_away(submission: Submission, profile: Profile) -> bool:
+    """Whether not even the smallest job would be taken: then it is not what is asked for, and the
+    jobs can wait for the nodes as sbatch lets them.
+    """
+    least = {"gpus": min(1, submission.resources.get("gpus", 0))}
+    try:
+        cluster.test(_script(submission, least, profile))
+    except cluster.Refused:
+        return True
+    return False
+
+
+def _script(submission: Submission, wanted: Mapping[str, Any], profile: Profile) -> str:
+    """The batch script of a job that asks for some resources and does nothing."""
+    from submitit import SlurmExecutor
+
+    executor = SlurmExecutor(submission.jobs_folder, python=profile.python)
+    executor.update_parameters(**parameters(wanted, profile, submission.chunks[0].name, ""))
+    return executor._make_submission_file_text("true", "")
 
 
 def _room(profile: Profile) -> int | None:
