@@ -30,7 +30,10 @@ def cancel_sweep(plan: Plan, given: Sequence[str], yes: bool) -> int:
     if not yes and not _agreed(told):
         say("nothing was cancelled")
         return 0
-    cluster.cancel(jobs)
+    try:
+        cluster.cancel(jobs)
+    except cluster.Refused as refused:
+        raise UserError(f"cancel: {refused}") from None
     for run in (*chosen, *beside):
         folder = run_folder(plan.outputs, run)
         # One that runs says so itself, with a checkpoint.

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def measure_there(source: str, target: str) -> int:
 
 def _submit(plan: Plan, profile: Profile, wanted: dict, source: Path, target: Path) -> str:
     from submitit import SlurmExecutor
-    from submitit.core.utils import FailedJobError
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     given = submit.parameters(wanted, profile, f"{plan.name[:60]}-probe", live_code())
     given["additional_parameters"].pop("hold")
@@ -115,7 +116,7 @@ def _submit(plan: Plan, profile: Profile, wanted: dict, source: Path, target: Pa
     try:
         with submit.quietly():
             return executor.submit(measure_there, str(source), str(target)).job_id
-    except FailedJobError as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"{profile.file or 'sbatch'}: {cluster.words(str(error))}") from None
 
 
@@ -144,5 +145,6 @@ def _wait_for(job: str) -> int:
                 return 0 if found is None or found.state == "COMPLETED" else 1
             time.sleep(POLL_SECONDS)
     except BaseException:
-        cluster.cancel([job])
+        with suppress(cluster.NoAnswer):
+            cluster.cancel([job])
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import replace
 
 from densevit.errors import EXIT_CARRY_ON, Unreachable, UserError
@@ -14,7 +15,7 @@ from densevit.sweep.launch.slurm import cluster, records, submit
 from densevit.sweep.launch.slurm.profile import Profile, find_profile
 from densevit.sweep.outcome import counted, finish_sweep, mirror
 from densevit.sweep.plan import Plan
-from densevit.sweep.show import print_dry_run, print_status, say, typed
+from densevit.sweep.show import print_dry_run, say, teller, typed
 from densevit.sweep.state import WAITS_IN_VAIN, Observed, observe
 
 
@@ -44,7 +45,7 @@ def run_on_slurm(
         return 0
     try:
         with mirror(plan, options.no_tracking):
-            _stay(plan, profile, options, left)
+            _stay(plan, profile, options, only, left)
             return finish_sweep(plan, options.no_tracking)
     except KeyboardInterrupt:
         say("no longer watched; the jobs go on, and the same command watches them again")
@@ -111,20 +112,28 @@ def _tell(submission: records.Submission) -> None:
     say(f"submitted {runs} runs as job {jobs} ({wanted}){note}")
 
 
-def _stay(plan: Plan, profile: Profile, options: argparse.Namespace, left: int) -> None:
+def _stay(
+    plan: Plan,
+    profile: Profile,
+    options: argparse.Namespace,
+    only: Collection[str] | None,
+    left: int,
+) -> None:
     """Show where the runs stand until none runs or waits; submit more when there is room."""
+    tell = teller(plan)
     while True:
         observed = observe(plan)
-        print_status(plan, observed)
+        tell(observed)
         states = {standing.state for standing in observed.runs.values()}
         if not left and states.isdisjoint({"running", "queued", "unknown"}):
             return
         time.sleep(options.every)
-        if left:
-            left, _ = _apply(plan, profile, options, None)
-        elif _orphaned(observed):
-            with records.submitting(plan.outputs):
-                _settle(records.read_all(plan.outputs))
+        with suppress(cluster.NoAnswer, Unreachable):  # it is asked again at the next look
+            if left:
+                left, _ = _apply(plan, profile, options, only)
+            elif _orphaned(observed):
+                with records.submitting(plan.outputs):
+                    _settle(records.read_all(plan.outputs))
 
 
 def _orphaned(observed: Observed) -> bool:

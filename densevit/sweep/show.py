@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,7 @@ def print_dry_run(plan: Plan, work: Any, groups: Sequence[Group] = ()) -> None:
 def print_status(plan: Plan, observed: Observed) -> None:
     """How many runs are in each state, how far they are, what they cost, and why some failed."""
     console = console_for_tables()
-    counts = count_words(observed)
-    told = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    console.print(f"{plan.name}: {told}; {_share(plan.runs, observed):.0%} of the training",
-                  highlight=False)  # fmt: skip
+    say(summary(plan, observed))
     if observed.silent:
         say(f"Slurm does not answer: {observed.silent}")
     if len(plan.runs) > SHOWN:
@@ -241,18 +238,40 @@ def _facts(standing: Standing) -> dict[str, Any]:
 
 def watch_status(plan: Plan, every: int, *, as_json: bool) -> None:
     """Show the status again and again, until no run is running or waiting."""
+    tell = teller(plan)
     while True:
         observed = observe(plan)
         if as_json:
             print(json.dumps(status_record(plan, observed)), flush=True)
         else:
-            if sys.stdout.isatty():
-                console_for_tables().clear()
-            print_status(plan, observed)
+            tell(observed)
         states = {standing.state for standing in observed.runs.values()}
         if states.isdisjoint({"running", "queued", "unknown"}):
             return
         time.sleep(every)
+
+
+def teller(plan: Plan) -> Callable[[Observed], None]:
+    """A function to call at each look: it shows the whole status on a terminal, in place of the one
+    before, and elsewhere a line when something has changed.
+    """
+    told = ""
+
+    def tell(observed: Observed) -> None:
+        nonlocal told
+        if sys.stdout.isatty():
+            console_for_tables().clear()
+            print_status(plan, observed)
+        elif told != (told := summary(plan, observed)):
+            print(f"{time.strftime('%F %T')} {told}", flush=True)
+
+    return tell
+
+
+def summary(plan: Plan, observed: Observed) -> str:
+    """How many runs are in each state, and how much of the training is done."""
+    told = ", ".join(f"{n} {word}" for word, n in count_words(observed).items() if n)
+    return f"{plan.name}: {told}; {_share(plan.runs, observed):.0%} of the training"
 
 
 def count_words(observed: Observed) -> dict[str, int]:

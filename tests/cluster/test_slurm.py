@@ -24,7 +24,11 @@ def test_twelve_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
     dry = twelve.submit("--dry-run")
     assert "12 to start" in " ".join(dry.split())
     assert not twelve.outputs.exists(), "a dry run creates nothing"
-    local = json.loads(twelve.call("plan", "--json", "--launcher", "local"))
+    plans = [
+        json.loads(twelve.call("plan", "--json", "--launcher", launcher))["runs"]
+        for launcher in ("local", "slurm", "ray")
+    ]
+    assert plans[0] == plans[1] == plans[2]
 
     told = twelve.submit()
     assert "submitted 12 runs as job" in told
@@ -39,7 +43,7 @@ def test_twelve_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
     for folder in twelve.folders():
         assert_whole(folder)
         assert twelve.ends(folder) == ["finished"]
-    assert [run["id"] for run in local["runs"]] == [f.path.name for f in twelve.folders()]
+    assert [run["id"] for run in plans[0]] == [f.path.name for f in twelve.folders()]
 
     before = jobs_of(twelve)
     assert "12 finished before, 0 to run" in twelve.submit()
@@ -159,6 +163,10 @@ def test_cancel_asks_and_the_same_command_carries_on(sweep):
                  profile={"throttle": 1})  # fmt: skip
     runs.submit("--no-canary")
     first = runs.wait_training()[0]
+    # Another sweep that wants one of these runs does not start it a second time.
+    other = sweep("other", base={"epochs": 400}, grid={"learning_rate": [3e-3, 4e-3]})
+    other.outputs = runs.outputs
+    assert other.submit("--dry-run").split()[:8] == ["0", "finished", "1", "running", "or", "queued", "0", "unknown"]  # fmt: skip
     refused = runs.call("cancel", code=2, stdin=-3)
     assert "say --yes where nobody can be asked" in refused
     assert "cancelled 3 jobs" in runs.call("cancel", "--yes")

@@ -385,6 +385,28 @@ def test_a_user_who_is_not_root(user, tiny):
     call("report")
 
 
+def test_what_it_costs_is_measured_by_a_short_job(sweep):
+    priced = sweep("priced", grid={"cl_mode": ["none", "dense"]}, seeds=2)
+    told = priced.call("plan", "--estimate", "--profile", "./profile.yaml")
+    assert "measuring in job" in told
+    assert "estimated cost: 4 runs" in told
+    assert "share of cl_mode: none" in told
+    refused = priced.submit("--budget", "0.00001gpuh", code=2)
+    assert "more than the 1e-05 of the budget" in refused
+    assert set(priced.states()) == {"pending"}
+    priced.submit("--budget", "100gpuh")
+    assert priced.wait() == ["finished"] * 4
+    assert "estimated for all runs" in priced.call("status")
+
+
+def test_a_log_is_followed_to_its_end(sweep):
+    runs = sweep("followed", base={"epochs": 20}, grid={"cl_mode": ["none"]})
+    runs.submit()
+    told = runs.call("logs", runs.plan.runs[0].id[:6], "--follow")
+    assert "epoch 19 of 20" in told
+    assert told.rstrip().endswith("finished")
+
+
 @pytest.mark.slow
 def test_runs_of_minutes_through_every_fault_at_random(long_runs, undisturbed):
     """Twelve random faults to four runs: all end with the numbers of undisturbed ones."""

@@ -20,6 +20,9 @@ def advance(submission: Submission, jobs: Mapping[str, cluster.Job] | None = Non
 
     `jobs` is what the queue says; without it everything is taken to be on hold.
     """
+    released = submission.folder / "released"
+    if released.exists():  # what is on hold since then was put there by somebody else
+        return False
     elements = list(submission.elements())
     held = [e for e in elements if jobs is None or (e in jobs and jobs[e].held)]
     if not held:
@@ -27,6 +30,7 @@ def advance(submission: Submission, jobs: Mapping[str, cluster.Job] | None = Non
     word = submission.canary_word()
     if not submission.canary or (word is not None and word["passed"]):
         cluster.release(_shortest(submission, held))
+        released.touch()
     elif word is not None:
         cluster.cancel(_shortest(submission, held))
     elif elements[0] in held:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from densevit.errors import UserError
+from densevit.errors import Unreachable, UserError
 
 PATIENCE = 30.0  # seconds
 ACTIVE = {
@@ -24,7 +24,7 @@ ACTIVE = {
 }  # fmt: skip
 
 
-class NoAnswer(Exception):
+class NoAnswer(Unreachable):
     """Slurm did not answer, or not as it should: nothing follows about any job."""
 
 

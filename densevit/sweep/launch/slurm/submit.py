@@ -13,7 +13,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -319,7 +319,8 @@ def settle(submissions: Iterable[Submission], jobs: Mapping[str, cluster.Job]) -
             else:
                 submission = submission.with_chunk(number, void=True)
             records.write(submission)
-        found |= advance(submission, jobs)
+        with suppress(cluster.Refused):  # as of jobs that an administrator holds
+            found |= advance(submission, jobs)
     return found
 
 
