@@ -122,8 +122,10 @@ def _follow(folder: RunFolder, config: RunConfig) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether it is Python's, CUDA's or the CPU allocator's word for it."""
+    """Whether it is Python's, CUDA's or the CPU allocator's word for it, or a loading process was
+    killed, which is what the kernel does to the largest."""
     words = ("out of memory", "not enough memory", "cannot allocate memory")
+    words += ("is killed by signal: killed",)
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # A real Slurm on this one Debian machine, from Debian's own packages and as plain processes: to try a sweep
-# before there is a cluster, and for CI. It never touches a Slurm that it did not set up itself.
+# before there is a cluster, and for CI. It never touches a Slurm that it did not set up. Tested on Debian 12.
 #
 #   local-cluster.sh start [--nodes 2] [--cpus 4] [--gpus 2] [--memory 4000] [--max-array-size 1001] [--no-accounting]
-#   local-cluster.sh stop [--wipe]
+#   local-cluster.sh stop [--wipe]            the job history stays, unless it is wiped
 #   local-cluster.sh status
 #   local-cluster.sh daemon kill|start slurmctld|slurmdbd|slurmd-node1|...     to see what a fault does
 #   local-cluster.sh with COMMAND...     runs a command beside a cluster, or without one where none may be set up
 #
 # --cpus, --gpus and --memory (MB) are per node and need not exist; the GPUs are device files without CUDA.
-# Jobs go to the partition `lab`; a job in `urgent` preempts them. `start` also brings back single daemons that
-# died. `stop` keeps the job history, --wipe does not. Exit status: 0 done, 1 failed, 2 refused, 3 not running.
+# Jobs go to the partition `lab`; one in `urgent` preempts them. `start` also brings back daemons that died.
+# Exit status: 0 done, 1 failed, 2 refused, 3 not running.
 
 # shellcheck disable=SC1091,SC2016
 set -euo pipefail
@@ -23,10 +23,9 @@ export SLURM_CONF=/etc/slurm/slurm.conf
 ETC=/etc/slurm STATE=/var/lib/densevit-slurm RUN=/run/densevit-slurm LOGS=/var/log/slurm
 CONFIGS=("$ETC"/{slurm,slurmdbd,gres,densevit-daemons}.conf)
 MARK='# densevit local cluster: written by slurm/local-cluster.sh'
-POLICY=/usr/sbin/policy-rc.d
-BOOT=$(</proc/sys/kernel/random/boot_id)
-nodes=2 cpus=4 gpus=2 memory=4000 max_array_size=1001 accounting=yes
-started=() policy_is_ours=no
+POLICY=/usr/sbin/policy-rc.d BOOT=$(</proc/sys/kernel/random/boot_id)
+nodes=2 cpus=4 gpus=2 memory=4000 max_array_size=1001 accounting=yes # what --options change
+started=() policy_is_ours=no interrupted=no
 
 say() { echo "local-cluster: $1"; }
 die() { say "$1" >&2; exit "${2:-1}"; }
@@ -34,14 +33,17 @@ fail() { tail -vn 8 "$LOGS/$1.log" >&2 || true; die "$1 $2"; } # NAME REASON
 usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 await() { # SECONDS COMMAND...
     local end=$((SECONDS + $1))
-    until "${@:2}"; do ((SECONDS < end)) && sleep 0.1 || return 1; done
+    until "${@:2}"; do ((SECONDS < end)) || return 1; sleep 0.1 || true; done
 }
 
-# What no later process of this pid shares; nothing for a zombie, which pid 1 may leave for long.
-identity() { # PID
+identity() { # PID: what no later process of that pid shares; nothing for a zombie, which may stay for long
     sed -E '/\) [ZX] [^)]*$/d; s/.*\) (\S+ ){19}(\S+) .*/\2@'"$BOOT/" "/proc/$1/stat" 2>/dev/null | grep .
 }
 records() { cat "$STATE/pids" 2>/dev/null || true; }
+record() { # NAME PIDFILE
+    local pid id
+    pid=$(cat "$2" 2>/dev/null) && id=$(identity "$pid") && echo "$1 $pid $id" >>"$STATE/pids"
+}
 forget() { [[ ! -e $STATE/pids ]] || sed -i "/^$1 /d" "$STATE/pids"; }
 pid_of() { # NAME: its recorded pid, if that very process still lives
     local pid id
@@ -63,84 +65,76 @@ answers() { # NAME
     mariadbd) [[ -S $RUN/mysql.sock ]] ;;
     slurmdbd) timeout 5 sacctmgr -n list cluster ;;
     # sacct works only once the controller has entered its cluster.
-    slurmctld) timeout 5 scontrol ping && { [[ $accounting == no ]] || timeout 5 sacctmgr -n list cluster | grep .; } ;;
-    # Busy is an answer too: a daemon may come back to jobs that outlived it.
-    slurmd-*) timeout 5 sinfo -hp lab -n "${1#slurmd-}" -o %T | grep -xE 'idle|mixed|allocated|completing' ;;
+    slurmctld) timeout 5 scontrol ping && { is_down slurmdbd || timeout 5 sacctmgr -n list cluster | grep .; } ;;
+    slurmd-*) is_down slurmctld || timeout 5 sinfo -hp lab -n "${1#slurmd-}" -o %T |
+        grep -xE 'idle|mixed|allocated|completing|draining|drained' ;;
     esac &>/dev/null
 }
-settled() { is_down "$1" || answers "$1"; }
+settled() { [[ $interrupted == no ]] || exit 130; is_down "$1" || answers "$1"; }
 ready() { { await 60 settled "$1" && is_up "$1"; } || fail "$1" "does not get ready"; }
-
-# A node has a host name of its own, which resolves here and only in its jobs: rank 0 is found by name as on a
-# cluster, daemons can bind to loopback alone, and the machine's own name need not resolve at all.
-as_host() { # HOSTNAME COMMAND...
-    unshare --uts --mount --propagation slave sh -c \
-        'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec "$@"' sh "$STATE/hosts" "$@"
-}
-spawn() { # NAME HOSTNAME PIDFILE COMMAND...: the command leaves a daemon behind, its pid in the file
-    rm -f "$3"
-    started+=("$1")
-    # 9 is the lock, which a daemon would hold for as long as it lives.
-    { (cd / && as_host "$2" setsid "${@:4}" >>"$LOGS/$1.log" 2>&1 </dev/null 9>&-) && await 15 test -s "$3"; } ||
-        fail "$1" "does not start"
-    forget "$1"
-    echo "$1 $(<"$3") $(identity "$(<"$3")")" >>"$STATE/pids"
-}
 launch() { # NAME
-    local host=localhost file=$RUN/$1.pid
+    local host=localhost file=$RUN/$1.pid command
     case $1 in
     munged)
+        file=/run/munge/munged.pid
         install -d -o munge -g munge -m 755 /run/munge
-        spawn "$1" $host /run/munge/munged.pid setpriv --reuid=munge --regid=munge --init-groups munged ;;
+        command=(setpriv --reuid=munge --regid=munge --init-groups munged) ;;
     mariadbd)
         rm -f "$RUN/mysql.sock"
         # --no-defaults: what /etc says is about another database.
-        spawn "$1" $host "$file" sh -c '"$@" &' sh mariadbd --no-defaults --user=slurm --datadir="$STATE/mysql" \
-            --init-file="$STATE/grants.sql" --socket="$RUN/mysql.sock" --pid-file="$file" --port=13306 \
-            --bind-address=127.0.0.1 --skip-name-resolve --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 ;;
-    slurmdbd) spawn "$1" $host "$file" slurmdbd ;;
-    slurmctld) spawn "$1" $host "$file" slurmctld -f "${CONFIGS[3]}" ;;
+        command=(sh -c '"$@" &' sh mariadbd --no-defaults --user=slurm --datadir="$STATE/mysql" --pid-file="$file"
+            --init-file="$STATE/grants.sql" --socket="$RUN/mysql.sock" --bind-address=127.0.0.1 --port=13306
+            --skip-name-resolve --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900) ;;
+    slurmdbd) command=(slurmdbd) ;;
+    slurmctld) command=(slurmctld -f "${CONFIGS[3]}") ;;
     slurmd-*)
         host=${1#slurmd-}
         # A node that an earlier fault drained would stay so for ever.
         timeout 5 scontrol update nodename="$host" state=resume &>/dev/null || true
-        spawn "$1" "$host" "$file" slurmd -f "${CONFIGS[3]}" -N "$host" ;;
+        command=(slurmd -f "${CONFIGS[3]}" -N "$host") ;;
     esac
+    rm -f "$file"
+    forget "$1"
+    started+=("$1")
+    # A node has a host name of its own, which resolves here and only in its jobs: rank 0 is found by name as on
+    # a cluster, daemons can bind to loopback alone, and the machine's own name need not resolve at all.
+    # 9 is the lock, which a daemon would hold for as long as it lives.
+    { (cd / && exec unshare --uts --mount --propagation slave sh -c \
+        'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec setsid "$@"' \
+        sh "$STATE/hosts" "$host" "${command[@]}" >>"$LOGS/$1.log" 2>&1 </dev/null 9>&-) &&
+        await 20 record "$1" "$file"; } || fail "$1" "does not start"
 }
+settle() { local name; for name in $(daemons); do is_down "$name" || ready "$name"; done; }
 bring_up() {
     local name
     for name in $(daemons); do
-        if is_up "$name" || { [[ $name == munged ]] && answers munged; }; then continue; fi
-        launch "$name"
-        # The nodes may come up side by side.
-        [[ $name == slurmd-* ]] || ready "$name"
+        if is_down "$name" && { [[ $name != munged ]] || ! answers munged; }; then
+            launch "$name"
+            # The nodes may come up side by side.
+            [[ $name == slurmd-* ]] || ready "$name"
+        fi
     done
-    for name in "${started[@]}"; do ready "$name"; done
+    ((${#started[@]} == 0)) || settle
 }
 end() { # NAME
-    local signal
-    for signal in TERM KILL; do
-        is_down "$1" || { kill -"$signal" "$(pid_of "$1")" && await 15 is_down "$1"; } || continue
-        forget "$1"
-        return 0
-    done
-    say "$1 does not end" >&2
+    is_down "$1" || { kill -TERM "$(pid_of "$1")"; await 15 is_down "$1"; } ||
+        { kill -KILL "$(pid_of "$1")"; await 15 is_down "$1"; } || { say "$1 does not end" >&2; return 0; }
+    forget "$1"
 }
 on_exit() {
     local status=$? name
     [[ $policy_is_ours == no ]] || rm -f "$POLICY"
-    ((status == 0)) || for name in $(printf '%s\n' "${started[@]}" | tac); do end "$name"; done
+    ((status == 0 || ${#started[@]} == 0)) || for name in $(printf '%s\n' "${started[@]}" | tac); do end "$name"; done
 }
 lock() {
     ((EUID == 0)) || die "only root can do this" 2
     trap on_exit EXIT
-    trap 'exit 130' INT TERM HUP
+    trap 'interrupted=yes' INT TERM HUP # and no exit here: a daemon may not be on record yet
     exec 9>/run/densevit-slurm.lock
     flock -w 600 9 || die "another call has not finished"
 }
 
 foreign() { # configurations and daemons of another cluster
-    local pid
     grep -LxF "$MARK" "${CONFIGS[@]}" 2>/dev/null || true
     grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3 | while read -r pid; do
         # One in a container has a machine of its own.
@@ -149,10 +143,10 @@ foreign() { # configurations and daemons of another cluster
     done
 }
 install_packages() {
-    local log package packages=(munge slurmctld slurmd slurm-client) programs=(munged slurmctld slurmd sinfo)
+    local installed log package packages=(munge slurmctld slurmd slurm-client)
     [[ $accounting == no ]] || packages+=(slurmdbd mariadb-server-core mariadb-client-core)
-    [[ $accounting == no ]] || programs+=(slurmdbd mariadbd mariadb-install-db)
-    ! type -P "${programs[@]}" >/dev/null || return 0
+    installed=$(dpkg-query -W -f '${db:Status-Status}\n' "${packages[@]}" 2>/dev/null | grep -cx installed) || true
+    ((installed != ${#packages[@]})) || return 0
     type -P apt-get >/dev/null || die "needs Debian's apt-get to install ${packages[*]}" 2
     say "installing ${packages[*]}"
     # Else the packages start daemons of their own.
@@ -167,18 +161,13 @@ install_packages() {
 write_database() (
     umask 077
     if [[ ! -e $STATE/grants.sql ]]; then # which comes last: an interrupted one does not pass for a database
-        rm -rf "$STATE/mysql"
-        install -d -o slurm -g slurm "$STATE/mysql"
+        rm -rf "$STATE/mysql" && install -d -o slurm -g slurm "$STATE/mysql"
         mariadb-install-db --no-defaults --user=slurm --datadir="$STATE/mysql" --skip-test-db \
             --auth-root-authentication-method=socket >"$LOGS/mariadbd.log" 2>&1 || fail mariadbd "gets no database"
     fi
     password=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-    cat >"$STATE/grants.sql" <<END
-CREATE DATABASE IF NOT EXISTS slurm_acct_db;
-CREATE USER IF NOT EXISTS slurm@127.0.0.1;
-ALTER USER slurm@127.0.0.1 IDENTIFIED BY '$password';
-GRANT ALL ON slurm_acct_db.* TO slurm@127.0.0.1;
-END
+    printf '%s;\n' "CREATE OR REPLACE USER slurm@127.0.0.1 IDENTIFIED BY '$password'" \
+        'GRANT ALL ON slurm_acct_db.* TO slurm@127.0.0.1' >"$STATE/grants.sql"
     printf '%s\n' "$MARK" AuthType=auth/munge SlurmUser=slurm DbdHost=localhost DbdAddr=127.0.0.1 \
         LogFile="$LOGS/slurmdbd.log" PidFile="$RUN/slurmdbd.pid" CommunicationParameters=NoInAddrAny \
         StorageType=accounting_storage/mysql StorageHost=127.0.0.1 StoragePort=13306 StorageLoc=slurm_acct_db \
@@ -187,11 +176,9 @@ END
 )
 write_cluster() {
     local i slurm gres=("$MARK")
-    rm -rf "$STATE/gpu"
-    mkdir "$STATE/gpu"
     for ((i = 0; i < gpus; i++)); do
         # slurmd counts only what is a device, so this is one more /dev/null.
-        mknod "$STATE/gpu/nvidia$i" c 1 3
+        [[ -e $STATE/gpu/nvidia$i ]] || mknod "$STATE/gpu/nvidia$i" c 1 3
         gres+=("Name=gpu File=$STATE/gpu/nvidia$i")
     done
     slurm=("$MARK"
@@ -211,16 +198,15 @@ write_cluster() {
         JobRequeue=1 ReturnToService=2 KillWait=5 SlurmdTimeout=30 BatchStartTimeout=30 MinJobAge=300
         MaxArraySize="$max_array_size" MaxJobCount="$((max_array_size + 10000))"
         # As its grace time begins a job gets the signal of its --signal; without one it gets SIGTERM.
-        PreemptType=preempt/partition_prio PreemptMode=REQUEUE SlurmctldParameters=preempt_send_user_signal)
+        PreemptType=preempt/partition_prio PreemptMode=REQUEUE SlurmctldParameters=preempt_send_user_signal
+        "PartitionName=lab Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE"
+        "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE"
+        "NodeName=DEFAULT CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN")
     [[ $accounting == no ]] || slurm+=(AccountingStorageType=accounting_storage/slurmdbd
         AccountingStorageHost=127.0.0.1 JobAcctGatherType=jobacct_gather/linux JobAcctGatherFrequency=5)
-    slurm+=("NodeName=DEFAULT CPUs=$cpus RealMemory=$memory Gres=gpu:$gpus State=UNKNOWN")
     for ((i = 1; i <= nodes; i++)); do
         slurm+=("NodeName=node$i NodeHostname=localhost NodeAddr=127.0.0.1 Port=$((17000 + i))")
     done
-    slurm+=(
-        "PartitionName=lab Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE"
-        "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE")
     printf '%s\n' "${slurm[@]}" >"$ETC/slurm.conf"
     printf '%s\n' "${gres[@]}" >"$ETC/gres.conf"
     # For the daemons only: a command would bind to whatever address the machine's own name has.
@@ -228,7 +214,7 @@ write_cluster() {
 }
 prepare() {
     local name
-    install -d "$STATE" "$STATE/spool"
+    install -d "$STATE" "$STATE/gpu" "$STATE/spool"
     install -d -o slurm -g slurm "$RUN" "$LOGS" "$STATE/slurmctld"
     for name in $(daemons); do
         [[ -e $LOGS/$name.log ]] || install -o slurm -g slurm -m 640 /dev/null "$LOGS/$name.log"
@@ -239,11 +225,11 @@ prepare() {
     write_cluster
     options >"$STATE/options"
 }
-
 options() {
     echo "nodes=$nodes cpus=$cpus gpus=$gpus memory=$memory max_array_size=$max_array_size accounting=$accounting"
 }
 load_options() { [[ ! -e $STATE/options ]] || source "$STATE/options"; }
+need_running() { load_options; [[ -n $(running) ]] || { say "not running"; exit 3; }; }
 
 start() {
     local was
@@ -276,10 +262,10 @@ stop() {
     lock
     load_options
     # A daemon stays on record until this script has ended it, whatever else killed it.
-    if records | grep "@$BOOT$" >/dev/null; then
+    if [[ $(records) == *"@$BOOT"* ]]; then
         # A job outlives its node's daemon, and without the controller it would run again at the next start.
         (bring_up) || true
-        { [[ -z $(foreign) ]] && is_up slurmctld && await 20 no_jobs; } || say "not all jobs could be cancelled" >&2
+        { [[ -z $(foreign) ]] && is_up slurmctld && await 20 no_jobs 2>/dev/null; } || say "some jobs may go on" >&2
         for name in $(daemons | tac); do end "$name"; done
         say "stopped"
     else
@@ -292,13 +278,11 @@ stop() {
 }
 status() {
     local name pid state down=0
-    load_options
-    [[ -n $(running) ]] || { say "not running"; exit 3; }
+    need_running
     for name in $(daemons); do
-        pid=$(pid_of "$name") || pid=-
         state=up
-        [[ $pid != - ]] || { [[ $name == munged ]] && answers munged; } || { state=down down=1; }
-        printf '%-13s %8s  %s\n' "$name" "$pid" "$state"
+        pid=$(pid_of "$name") || { [[ $name == munged ]] && answers munged; } || { state=down; down=1; }
+        printf '%-13s %8s  %s\n' "$name" "${pid:--}" "$state"
     done
     timeout 10 sinfo || down=1
     exit $down
@@ -306,17 +290,13 @@ status() {
 daemon() { # kill|start NAME
     [[ $# == 2 && $1 == @(kill|start) ]] || usage
     lock
-    load_options
-    [[ -n $(running) ]] || { say "not running"; exit 3; }
-    daemons | grep -xF -- "$2" >/dev/null || die "there is no $2, but $(daemons | xargs)" 2
-    if [[ $1 == kill ]]; then
-        is_up "$2" || die "$2 does not run" 3
-        kill -KILL "$(pid_of "$2")"
-        await 5 is_down "$2"
-    elif is_down "$2"; then
-        launch "$2"
-        ready "$2"
-    fi
+    need_running
+    [[ " $(daemons | xargs) " == *" $2 "* ]] || die "there is no $2, but $(daemons | xargs)" 2
+    case $1-$(pid_of "$2") in
+    start-) launch "$2"; ready "$2"; settle ;;
+    kill-) die "$2 does not run" 3 ;;
+    kill-*) kill -KILL "$(pid_of "$2")"; await 5 is_down "$2" ;;
+    esac
 }
 
 # For tests, which say themselves what they skip where no cluster may be set up.
@@ -331,7 +311,5 @@ with() { # COMMAND...
     exit $status
 }
 
-case ${1-} in
-start | stop | status | daemon | with) "$@" ;;
-*) usage ;;
-esac
+[[ ${1-} == @(start|stop|status|daemon|with) ]] || usage
+"$@"

@@ -61,7 +61,7 @@ def _add_commands(commands: Any) -> None:
     logs.add_argument("--follow", action="store_true", help="go on until the runs end")
     logs.add_argument("--lines", type=positive, default=30, metavar="N", help="of each log (30)")
     retry = _command(commands, "retry", _retry, "start failed runs again", runs="*")
-    retry.add_argument("--failed", action="store_true", help="all that failed (the default)")
+    retry.add_argument("--failed", action="store_true", help="all that failed or got lost")
     retry.add_argument(
         "--class", dest="causes", action="append", choices=CAUSES, help="those that failed of this"
     )
@@ -212,6 +212,8 @@ def _logs(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     from densevit.sweep.command import retry_sweep
 
+    if not (options.runs or options.failed or options.causes):
+        raise UserError("retry: which runs? give their ids, --failed, or --class")
     return retry_sweep(_made(options), options)
 
 

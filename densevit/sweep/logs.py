@@ -13,8 +13,8 @@ from densevit.sweep.select import select
 from densevit.sweep.show import say
 from densevit.sweep.state import Observed, Standing, observe
 
-LOOK_SECONDS = 1.0
-LOOKS = 10  # at the log, for each at where the runs stand
+LOOK_SECONDS = 1.0  # between two looks at the logs
+STATE_SECONDS = 20.0  # between two looks at where the runs stand, for which Slurm is asked
 
 
 def print_logs(plan: Plan, given: Sequence[str], failed: bool, follow: bool, lines: int) -> None:
@@ -49,7 +49,7 @@ def log_file(plan: Plan, run: Run, standing: Standing) -> Path:
 
 
 def _follow(plan: Plan, runs: list[Run], observed: Observed, places: dict[str, int]) -> None:
-    shown = ""
+    shown, looked = "", time.monotonic()
     while True:
         for run in runs:
             file = log_file(plan, run, observed.runs[run.id])
@@ -63,7 +63,10 @@ def _follow(plan: Plan, runs: list[Run], observed: Observed, places: dict[str, i
         if states.isdisjoint({"running", "queued", "unknown"}):
             return
         time.sleep(LOOK_SECONDS)
-        observed = observe(plan)
+        # A run that has said its last word is told at once.
+        said = any(plan.run_folder(r).status().state in ("finished", "failed") for r in runs)
+        if said or time.monotonic() - looked > STATE_SECONDS:
+            observed, looked = observe(plan), time.monotonic()
 
 
 def _added(file: Path, offset: int) -> tuple[str, int]:

@@ -45,7 +45,7 @@ def run_on_slurm(
         return 0
     try:
         with mirror(plan, options.no_tracking):
-            _stay(plan, profile, options, only, left)
+            _stay(plan, profile, options, left)
             return finish_sweep(plan, options.no_tracking)
     except KeyboardInterrupt:
         say("no longer watched; the jobs go on, and the same command watches them again")
@@ -54,9 +54,9 @@ def run_on_slurm(
 
 def _apply(
     plan: Plan, profile: Profile, options: argparse.Namespace, only: Collection[str] | None
-) -> tuple[int, Observed]:
-    """Make the queue hold what the plan wants; returns how many runs found no room, and where
-    all runs stand.
+) -> tuple[list[str], Observed]:
+    """Make the queue hold what the plan wants; returns the ids of runs that found no room, and
+    where all runs stand.
     """
     with records.submitting(plan.outputs):
         submissions = records.read_all(plan.outputs)
@@ -68,7 +68,7 @@ def _apply(
             say(f"Slurm does not answer: {observed.silent}; {len(work.unknown)} runs are unknown")
         if not work.to_run:
             say(f"{plan.name}: {counted(plan, work)}")
-            return 0, observed
+            return [], observed
         _groups(plan, work, profile)  # what cannot be asked for is told before all else
         check(plan, work, here=False)
         prepare(plan, work)
@@ -78,7 +78,7 @@ def _apply(
     for submission in made:
         _tell(submission)
     if left:
-        say(f"{left} runs wait: the cluster takes no more jobs from you now; the same command "
+        say(f"{len(left)} runs wait: the cluster takes no more jobs from you now; the same command "
             f"submits them later")  # fmt: skip
     return left, observe(plan)
 
@@ -116,10 +116,12 @@ def _stay(
     plan: Plan,
     profile: Profile,
     options: argparse.Namespace,
-    only: Collection[str] | None,
-    left: int,
+    left: list[str],
 ) -> None:
-    """Show where the runs stand until none runs or waits; submit more when there is room."""
+    """Show where the runs stand until none runs or waits; submit those that found no room before.
+
+    What fails or is cancelled meanwhile is not started again: that is for the next command.
+    """
     tell = teller(plan)
     while True:
         observed = observe(plan)
@@ -130,7 +132,7 @@ def _stay(
         time.sleep(options.every)
         with suppress(cluster.NoAnswer, Unreachable):  # it is asked again at the next look
             if left:
-                left, _ = _apply(plan, profile, options, only)
+                left, _ = _apply(plan, profile, options, left)
             elif _orphaned(observed):
                 with records.submitting(plan.outputs):
                     _settle(records.read_all(plan.outputs))

@@ -99,6 +99,9 @@ def observe(plan: Plan, submissions: Sequence[Submission] | None = None) -> Obse
         run: newest[run] for run, look in looked.items() if run in newest and not look.complete
     }
     queue = ask(asked.values()) if asked else Queue({}, {})
+    for run in plan.runs:  # whose job ended between the two looks may have said so since
+        if run.id in asked and asked[run.id][1] not in queue.jobs:
+            looked[run.id] = _look(plan, run)
     found = {}
     for run in plan.runs:
         has = asked.get(run.id, (None, ""))
@@ -230,7 +233,8 @@ def _gone(folder: RunFolder, ended: cluster.Job | None, facts: dict[str, Any]) -
     if status.state == "finished":
         return Standing("pending", MISSING, **facts)
     if status.state == "failed":
-        return Standing("failed", status.message, status.cause, **facts)
+        out = status.cause == "killed" and ended is not None and ended.state == "OUT_OF_MEMORY"
+        return Standing("failed", status.message, "oom" if out else status.cause, **facts)
     if ended is None or ended.state == "COMPLETED":
         state: Word = "cancelled" if status.state == "cancelled" else "lost"
         return Standing(state, status.message or "its job ended without a word", **facts)

@@ -32,4 +32,4 @@ export PYTHONPATH='/TMP/my outputs/code/0123'${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output '/TMP/my outputs/sweeps/little/submissions/20260101-000000-abcdef/jobs/%A_%a_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=6 srun-env python -s -u -m submitit.core._submit '/TMP/my outputs/sweeps/little/submissions/20260101-000000-abcdef/jobs'
+srun --unbuffered --output '/TMP/my outputs/sweeps/little/submissions/20260101-000000-abcdef/jobs/%A_%a_%t_log.out' --kill-on-bad-exit=1 --cpus-per-task=6 sh -c 'trap "" USR2; exec "$@"' - srun-env python -s -u -m submitit.core._submit '/TMP/my outputs/sweeps/little/submissions/20260101-000000-abcdef/jobs'

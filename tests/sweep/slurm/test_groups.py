@@ -349,7 +349,8 @@ def test_paths_and_values_reach_slurm_and_srun_as_they_are(programs, folder, dat
     words = shlex.split(srun)
     assert words[:4] == ["srun", "--unbuffered", "--output", log]
     assert words[-5:] == [sys.executable, "-u", "-m", "submitit.core._submit", str(jobs)]
-    assert {word.partition("=")[0] for word in words[4:-5]} <= {
+    assert words[-9:-5] == ["sh", "-c", 'trap "" USR2; exec "$@"', "-"]
+    assert {word.partition("=")[0] for word in words[4:-9]} <= {
         "--kill-on-bad-exit",
         "--cpus-per-task",
     }

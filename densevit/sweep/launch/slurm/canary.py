@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from densevit.rundir import write_atomic
 from densevit.sweep.launch.slurm import cluster
 from densevit.sweep.launch.slurm.records import Submission
 
@@ -30,7 +31,7 @@ def advance(submission: Submission, jobs: Mapping[str, cluster.Job] | None = Non
     word = submission.canary_word()
     if not submission.canary or (word is not None and word["passed"]):
         cluster.release(_shortest(submission, held))
-        released.touch()
+        write_atomic(released, "")
     elif word is not None:
         cluster.cancel(_shortest(submission, held))
     elif elements[0] in held:

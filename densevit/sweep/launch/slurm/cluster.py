@@ -5,8 +5,8 @@ A controller that is down makes squeue and sbatch hang rather than fail.
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -76,7 +76,11 @@ def require() -> None:
 
 
 def user() -> str:
-    return getpass.getuser()
+    """Whose jobs ours are: not what $USER says, which may be anything."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def call(command: Sequence[str], patience: float = PATIENCE, given: str = "") -> str:
@@ -124,10 +128,13 @@ def clean() -> dict[str, str]:
     """This process's environment without what a job around it has left there.
 
     An inherited SLURM_CPU_BIND would bind our jobs, an SBATCH_PARTITION move them whatever the
-    profile says; where the cluster is configured stays.
+    profile says, an SQUEUE_STATES hide them; where the cluster is configured stays.
     """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
-    left_out = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
+    left_out = (
+        "SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SACCT_", "SINFO_",
+        "SUBMITIT_", "PMI_", "PMIX_",
+    )  # fmt: skip
     clean = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(left_out)}
     # Ranges of array indices in full: they are cut at 64 characters otherwise.
     return {**clean, "SLURM_BITSTR_LEN": "0"}
@@ -152,7 +159,9 @@ def queue(users: Iterable[str]) -> dict[str, Job]:
     """
     form = "%F|%K|%A|%T|%r|%N|%j"
     named = ",".join(sorted(users))
-    text = call(["squeue", "--noheader", "--array", "--states=all", f"--user={named}", "-o", form])
+    # --all: also of partitions that are hidden from this user
+    wanted = ["--all", "--array", "--states=all", f"--user={named}"]
+    text = call(["squeue", "--noheader", *wanted, "-o", form])
     return {job.id: job for job in map(_queue_line, text.splitlines()) if job is not None}
 
 

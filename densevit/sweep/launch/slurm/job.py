@@ -20,7 +20,7 @@ from typing import Any
 
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED
 from densevit.rundir import RunFolder
-from densevit.sweep.launch.slurm import attempts, canary, cluster, records
+from densevit.sweep.launch.slurm import attempts, canary, cluster, memory, records
 from densevit.sweep.launch.slurm.attempts import End
 
 POLL_SECONDS = 0.2
@@ -71,6 +71,7 @@ def work(folders: Sequence[RunFolder]) -> int:
     """Carry runs to their end or to the next interruption; returns the exit code."""
     place = _place()
     with _hearing() as heard:
+        heard.oom_kills = memory.oom_kills()
         team = _start(folders, place)
         try:
             _watch(team, place, heard)
@@ -110,6 +111,7 @@ class Heard:
     number: int = 0
     at: float = 0.0
     means: End = ""
+    oom_kills: int = 0  # by the kernel, before any run was started
 
     def note(self, number: int, _frame: object) -> None:
         if not self.number:
@@ -277,7 +279,7 @@ def _note_end(child: Child, place: Place, heard: Heard) -> None:
     print(f"{folder.path.name}: {child.end}", flush=True)
     attempts.end(folder, child.end)
     if child.end == "killed":
-        _tell_killed(child)
+        _tell_killed(child, out_of_memory=memory.oom_kills() > heard.oom_kills)
     if child.end in ("timeout", "preempted"):
         cause, message = attempts.verdict(attempts.read(folder), place.job, place.submission.limits)
         child.carries_on = not cause
@@ -299,15 +301,14 @@ def _why_stopped(place: Place, heard: Heard) -> End:
     return "cancelled"
 
 
-def _tell_killed(child: Child) -> None:
+def _tell_killed(child: Child, *, out_of_memory: bool) -> None:
     name = signal.Signals(-child.process.returncode).name
-    by_hand = name in ("SIGKILL", "SIGTERM")
-    message = f"the process was ended by {name}" + (
-        ": out of memory, or by hand" if by_hand else ""
-    )
-    child.folder.write_status(
-        "failed", **child.folder.progress(), message=message, cause="killed" if by_hand else "code"
-    )
+    message, cause = f"the process was ended by {name}", "code"
+    if out_of_memory:
+        message, cause = "the kernel killed it: its job was out of memory", "oom"
+    elif name in ("SIGKILL", "SIGTERM"):
+        message, cause = f"{message}: out of memory, or by hand", "killed"
+    child.folder.write_status("failed", **child.folder.progress(), message=message, cause=cause)
 
 
 def _requeue(place: Place) -> None:

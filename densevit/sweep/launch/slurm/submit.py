@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
@@ -123,8 +124,8 @@ def _environment(code: str) -> list[str]:
 
 def submit(
     plan: Plan, runs: Sequence[Run], profile: Profile, code: Path | None, *, canary: bool
-) -> tuple[list[Submission], int]:
-    """Submit runs, and let them go; returns the submissions and how many runs found no room.
+) -> tuple[list[Submission], list[str]]:
+    """Submit runs, and let them go; returns the submissions and the ids of runs that found no room.
 
     All groups are taken or none. What is over the number of jobs that the cluster takes from a
     user is left for the next call.
@@ -138,10 +139,10 @@ def submit(
     largest = cluster.largest_array()
     room = _room(profile)
     made: list[Submission] = []
-    left = 0
+    left: list[str] = []
     for group in wanted:
         kept = group.tasks if room is None else group.tasks[:room]
-        left += sum(map(len, group.tasks[len(kept) :]))
+        left += [run.id for task in group.tasks[len(kept) :] for run in task]
         if room is not None:
             room -= len(kept)
         if kept:
@@ -270,10 +271,11 @@ def quietly() -> Iterator[None]:
 def _executor(submission: Submission, chunk: Chunk, profile: Profile) -> Any:
     from submitit import SlurmExecutor
 
+    # A signal that comes before Python hears it must not end the job: it comes again, as SIGTERM.
+    python = profile.python or shlex.quote(sys.executable)
+    python = f'sh -c \'trap "" USR2; exec "$@"\' - {python}'
     # Time-outs are counted by the runs themselves: by whether their step moves.
-    executor = SlurmExecutor(
-        submission.jobs_folder, max_num_timeout=1_000_000, python=profile.python
-    )
+    executor = SlurmExecutor(submission.jobs_folder, max_num_timeout=1_000_000, python=python)
     executor.update_parameters(
         **parameters(submission.resources, profile, chunk.name, submission.code)
     )
