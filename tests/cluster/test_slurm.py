@@ -133,6 +133,7 @@ def test_a_mistake_burns_one_job_and_not_all(sweep):
     assert burnt.wait() == ["failed"] * 4
 
 
+@pytest.mark.cluster
 def test_a_failing_cell_among_good_ones(sweep):
     mixed = sweep("mixed", base={"cl_mode": "none", "grad_clip": 0.0},
                   grid={"learning_rate": [1e-3, 1e30, 2e-3]})  # fmt: skip
@@ -149,6 +150,7 @@ def _ended(sweep):
     return rows if len(rows) == 3 and all(state in ("COMPLETED", "FAILED") for _, state in rows) else None  # fmt: skip
 
 
+@pytest.mark.cluster
 def test_several_runs_in_one_job(sweep):
     packed = sweep("packed", grid={"learning_rate": [1e-3, 2e-3, 3e-3]}, seeds=2,
                    resources={"cpus": 2, "mem": "2000M", "hours": 1, "pack": 3})  # fmt: skip
