@@ -33,7 +33,7 @@ def main_sweep(arguments: Sequence[str] | None = None, program: str = "densevit-
         description="Turn a YAML grid into runs, execute what is not finished yet, and report.",
         epilog=f"{program} FILE is the same as {program} run FILE, and safe to repeat.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=program)
     _add_commands(commands)
     return run_command(program, parser, given)
 
@@ -125,7 +125,9 @@ def _add_where(parser: Any) -> None:
 
 
 def _add_watch(parser: Any) -> None:
-    parser.add_argument("--watch", action="store_true", help="stay, and look again and again")
+    parser.add_argument(
+        "--watch", action="store_true", help="stay until nothing runs or waits any more (slurm)"
+    )
     parser.add_argument(
         "--every", type=positive, default=WATCH_SECONDS, metavar="SECONDS",
         help=f"with --watch: between two looks ({WATCH_SECONDS})",
