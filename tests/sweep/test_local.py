@@ -107,10 +107,10 @@ def test_a_failed_run_stops_no_other_and_shows_its_log(tmp_path, tiny):
     again = run("retry", bad, "--class", "nan", "--outputs", outputs, "--no-tracking")
     assert again.returncode == 1
     assert "1 finished before, 1 to run" in again.stdout
-    wrong = run("retry", bad, "--set", "resources.memory=1G", "--outputs", outputs)
+    wrong = run("retry", bad, "--failed", "--set", "resources.memory=1G", "--outputs", outputs)
     assert wrong.returncode == 2
     assert "--set resources.memory: unknown key; " in wrong.stderr
-    wrong = run("retry", bad, "--set", "temperature=1", "--outputs", outputs)
+    wrong = run("retry", bad, "--failed", "--set", "temperature=1", "--outputs", outputs)
     assert "--set temperature: would make it another run; " in wrong.stderr
     told = run("status", bad, "--outputs", outputs)
     assert "1 finished, 1 failed" in told.stdout
