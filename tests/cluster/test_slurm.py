@@ -5,10 +5,8 @@ import json
 import pytest
 from lab import assert_whole, finished_here, results, slurm, wait_for
 
-TWELVE = {
-    "grid": {"cl_mode": ["none", "global", "dense"], "learning_rate": [1e-3, 2e-3]},
-    "seeds": 2,
-}
+RATES = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 6e-3]
+TWELVE = {"grid": {"cl_mode": ["dense"], "learning_rate": RATES}, "seeds": 2}
 
 
 def jobs_of(sweep):
@@ -47,20 +45,20 @@ def test_twelve_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
 
     before = jobs_of(twelve)
     assert "12 finished before, 0 to run" in twelve.submit()
-    twelve.write(grid={**TWELVE["grid"], "learning_rate": [1e-3, 2e-3, 3e-3]})
+    twelve.write(grid={**TWELVE["grid"], "learning_rate": [*RATES, 7e-3]})
     told = twelve.submit()
-    assert "12 finished before, 6 to run" in told
-    assert "submitted 6 runs" in told
-    assert "6 running or queued, 0 to run" in twelve.submit()
-    assert len(jobs_of(twelve)) == len(before) + 6
-    assert twelve.wait() == ["finished"] * 18
+    assert "12 finished before, 2 to run" in told
+    assert "submitted 2 runs" in told
+    assert "2 running or queued, 0 to run" in twelve.submit()
+    assert len(jobs_of(twelve)) == len(before) + 2
+    assert twelve.wait() == ["finished"] * 14
 
     # The numbers are those that this machine gets without Slurm.
     run = twelve.plan.runs[4]
     here = finished_here(tmp_path / "here", run.config)
     assert results(twelve.plan.run_folder(run)) == results(here)
     table = twelve.call("report")
-    assert table.count("2/2") == 9
+    assert table.count("2/2") == 7
 
 
 @pytest.mark.parametrize(
@@ -130,7 +128,7 @@ def test_a_mistake_burns_one_job_and_not_all(sweep):
     assert "no such run has failed" in told
     told = burnt.call("retry", "--class", "nan", "--set", "resources.mem=1000M", "--no-canary", "--no-tracking")  # fmt: skip
     assert "mem 1000M" in told
-    assert burnt.wait() == ["failed"] * 4
+    assert "cancelled 4 jobs" in burnt.call("cancel", "--yes")
 
 
 @pytest.mark.cluster
