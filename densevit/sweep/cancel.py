@@ -59,7 +59,11 @@ def _jobs(plan: Plan) -> dict[str, str]:
         queue = cluster.queue({submission.user for submission, _ in newest.values()})
     except cluster.NoAnswer as silent:
         raise UserError(f"cancel: Slurm does not answer: {silent}; nothing was cancelled") from None
-    return {run: job for run, (_, job) in newest.items() if job in queue and queue[job].active}
+    return {
+        run: job
+        for run, (submission, job) in newest.items()
+        if job in queue and queue[job].active and queue[job].name == submission.name_of(job)
+    }
 
 
 def _chosen(plan: Plan, mine: dict[str, str], given: Sequence[str]) -> list[str]:
@@ -70,6 +74,9 @@ def _chosen(plan: Plan, mine: dict[str, str], given: Sequence[str]) -> list[str]
     for text in given:
         fitting = [run for run in {*planned, *mine} if run.startswith(text)]
         fitting += [run.id for run in plan.runs if run.cell.startswith(text)]
+        cells = {run.cell for run in plan.runs if run.id in fitting}
+        if not text or len(cells) > 1 or len(set(fitting) - set(planned)) > 1:
+            raise UserError(f"{text!r}: fits several runs: {', '.join(sorted(set(fitting))[:5])}")
         if not fitting:
             raise UserError(f"{text}: no run of {plan.name}; {nearest(text, {*planned, *mine})}")
         chosen += [run for run in fitting if run in mine and run not in chosen]

@@ -44,7 +44,7 @@ def _add_commands(commands: Any) -> None:
     _add_budget(run)
     run.add_argument("--dry-run", action="store_true", help="say what would be started, only")
     plan = _command(
-        commands, "plan", _plan, "list the cells and runs of the sweep; starts nothing", nargs="?"
+        commands, "plan", _plan, "list the cells and runs of the sweep; trains nothing", nargs="?"
     )
     plan.add_argument("--diff", nargs=2, metavar=("OLD", "NEW"), help="compare two sweep files")
     plan.add_argument("--estimate", action="store_true", help="measure, and say what it will cost")
@@ -70,7 +70,7 @@ def _add_commands(commands: Any) -> None:
         help="with other resources (resources.mem=64G), or another way to execute them",
     )  # fmt: skip
     _add_launching(retry)
-    cancel = _command(commands, "cancel", _cancel, "take runs out of the queue", runs="*")
+    cancel = _command(commands, "cancel", _cancel, "stop jobs that wait or run", runs="*")
     cancel.add_argument("--yes", action="store_true", help="without asking")
     _command(commands, "explain", _explain, "say why a run is where it is", runs="RUN")
     _command(commands, "report", _report, "write and print the table, with what is there so far")
@@ -165,6 +165,8 @@ def _plan(options: argparse.Namespace) -> int:
 def _estimate(plan: Any, options: argparse.Namespace) -> int:
     from densevit.sweep import costing
 
+    if options.budget:
+        costing.parse_budget(options.budget)  # before anything is measured
     launcher = options.launcher or plan.spec.launcher
     found = costing.cost(plan, launcher, options.profile, options.jobs, again=options.again)
     costing.print_estimate(found, as_json=options.json)

@@ -28,9 +28,10 @@ def run_sweep(plan: Plan, options: argparse.Namespace) -> int:
     1: some failed. 75: stopped by the user; the same command carries on.
     """
     launcher = _launcher(plan, options)
-    if options.budget:
+    if options.budget and not options.dry_run:
         from densevit.sweep import costing
 
+        costing.parse_budget(options.budget)
         found = costing.cost(plan, launcher, options.profile, options.jobs, again=False)
         costing.keep_to(options.budget, found)
     if launcher == "slurm":
@@ -77,6 +78,9 @@ def _launcher(plan: Plan, options: argparse.Namespace) -> str:
             f"{plan.spec.file}: launcher: ray is not part of this version; "
             f"--launcher local runs the sweep on this machine"
         )
+    if options.profile and launcher != "slurm":
+        raise UserError(f"--profile: is of a Slurm cluster, and the launcher is {launcher}; "
+                        f"--launcher slurm chooses it")  # fmt: skip
     return launcher
 
 
@@ -114,6 +118,8 @@ def _changed(plan: Plan, ids: set[str], changes: Sequence[str]) -> Plan:
     for change in changes:
         key, _, text = change.partition("=")
         value = yamlfile.parse(f"value: {text}", f"--set {shlex.quote(change)}").get("value")
+        if value is None:
+            raise UserError(f"--set {change}: has no value; write KEY=VALUE")
         if key.startswith("resources."):
             resources[key.removeprefix("resources.")] = value
         elif key in _execution_fields():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from densevit.errors import RunError, UserError
 from densevit.probe import Place, this_machine
+from densevit.rundir import last_lines
 from densevit.sweep.apply import decide
 from densevit.sweep.estimate import (
     Estimate,
@@ -31,6 +32,7 @@ from densevit.sweep.plan import Plan
 from densevit.sweep.state import observe
 
 POLL_SECONDS = 2.0
+PATIENT_LOOKS = 60  # without an answer
 PROBE_HOURS = 1.0
 
 
@@ -77,9 +79,12 @@ def _asking(plan: Plan, profile: Profile) -> Plan:
 
 
 def _short_job(plan: Plan, profile: Profile) -> Place:
-    """Probes in one job on the cluster: with one of each node's GPUs, and its share of the rest."""
+    """Probes in one job on the cluster: with one of each node's GPUs, and its share of the rest,
+    of the runs that ask for most.
+    """
     cluster.require()
-    wanted = dict(submit.groups(plan.runs[:1], profile)[0].resources)
+    kinds = [group.resources for group in submit.groups(plan.runs, profile)]
+    wanted = dict(max(kinds, key=lambda kind: (kind.get("gpus", 0), kind.get("cpus", 0))))
     gpus = max(1, int(wanted.get("gpus", 0)))
     for name in ("nodes", "pack"):
         wanted.pop(name, None)
@@ -90,7 +95,11 @@ def _short_job(plan: Plan, profile: Profile) -> Place:
         wanted["gpus"] = 1
 
     def run(source: Path, target: Path) -> int:
-        return _wait_for(_submit(plan, profile, wanted, source, target))
+        job = _submit(plan, profile, wanted, source, target)
+        code = _wait_for(job)
+        if code:
+            print("\n".join(last_lines(source.parent / f"{job}_0_log.out", 8)), file=sys.stderr)
+        return code
 
     parts = ["Slurm", profile.partition, profile.constraint, profile.gpu_type]
     parts += [f"{wanted.get('gpus', 0)} GPUs", f"{wanted.get('cpus', 1)} CPUs"]
@@ -138,11 +147,11 @@ def _wait_for(job: str) -> int:
                 silent = 0
             except cluster.NoAnswer as error:
                 silent += 1
-                if silent > 10:
+                if silent > PATIENT_LOOKS:
                     raise RunError(f"Slurm does not answer any more: {error}") from None
-                continue
-            if found is None or not found.active:
-                return 0 if found is None or found.state == "COMPLETED" else 1
+            else:
+                if found is None or not found.active:
+                    return 0 if found is None or found.state == "COMPLETED" else 1
             time.sleep(POLL_SECONDS)
     except BaseException:
         with suppress(cluster.NoAnswer):

@@ -17,6 +17,10 @@ LOOK_SECONDS = 1.0  # between two looks at the logs
 STATE_SECONDS = 20.0  # between two looks at where the runs stand, for which Slurm is asked
 
 
+# Run id to the log that is shown of it, and how much of that.
+Places = dict[str, tuple[Path, int]]
+
+
 def print_logs(plan: Plan, given: Sequence[str], failed: bool, follow: bool, lines: int) -> None:
     """Print the last lines of runs' logs; with `follow` go on until none of them runs or waits."""
     runs, observed = select(plan, given), observe(plan)
@@ -24,13 +28,13 @@ def print_logs(plan: Plan, given: Sequence[str], failed: bool, follow: bool, lin
         runs += [r for r in plan.runs if observed.runs[r.id].state == "failed" and r not in runs]
         if not runs:
             say("no run has failed")
-    places = {}
+    places: Places = {}
     for run in runs:
         standing = observed.runs[run.id]
         say(f"== {run.id}  {standing.state}  {plan.label(run)}, seed {run.seed}")
         file = log_file(plan, run, standing)
         say(f"== {file}")
-        places[run.id] = file.stat().st_size if file.exists() else 0
+        places[run.id] = (file, file.stat().st_size if file.exists() else 0)
         for line in last_lines(file, lines):
             print(line)
     if follow:
@@ -48,12 +52,15 @@ def log_file(plan: Plan, run: Run, standing: Standing) -> Path:
     return own
 
 
-def _follow(plan: Plan, runs: list[Run], observed: Observed, places: dict[str, int]) -> None:
+def _follow(plan: Plan, runs: list[Run], observed: Observed, places: Places) -> None:
     shown, looked = "", time.monotonic()
     while True:
         for run in runs:
             file = log_file(plan, run, observed.runs[run.id])
-            text, places[run.id] = _added(file, places[run.id])
+            before, offset = places[run.id]
+            # From Slurm's log of the job to the run's own, once that begins.
+            text, offset = _added(file, offset if file == before else 0)
+            places[run.id] = (file, offset)
             if text and len(runs) > 1 and shown != run.id:
                 say(f"== {run.id}")
             if text:

@@ -130,16 +130,25 @@ def _stay(
         if not left and states.isdisjoint({"running", "queued", "unknown"}):
             return
         time.sleep(options.every)
-        with suppress(cluster.NoAnswer, Unreachable):  # it is asked again at the next look
+        with suppress(Unreachable):  # it is asked again at the next look
             if left:
-                left, _ = _apply(plan, profile, options, left)
+                left = _later(plan, profile, options, left)
             elif _orphaned(observed):
                 with records.submitting(plan.outputs):
                     _settle(records.read_all(plan.outputs))
 
 
+def _later(plan: Plan, profile: Profile, options: argparse.Namespace, left: list[str]) -> list[str]:
+    """Submit what found no room; what Slurm refuses then is left, and the watch goes on."""
+    try:
+        return _apply(plan, profile, options, left)[0]
+    except UserError as error:
+        say(f"{len(left)} runs are not submitted: {error}")
+        return []
+
+
 def _orphaned(observed: Observed) -> bool:
-    """Whether runs wait for a canary that has no job any more."""
+    """Whether runs wait for a canary that has said its word, or has no job any more."""
     return any(
         standing.state == "queued" and standing.why.startswith(WAITS_IN_VAIN)
         for standing in observed.runs.values()

@@ -18,6 +18,8 @@ def select(plan: Plan, given: Sequence[str]) -> list[Run]:
     for text in given:
         fitting = [run for run in plan.runs if run.id.startswith(text)]
         fitting += [run for run in plan.runs if run.cell.startswith(text)]
+        if not text:
+            raise UserError("an empty id fits every run; leave it out to mean all")
         if not fitting:
             names = [run.id for run in plan.runs]
             raise UserError(f"{text}: no run of {plan.name}; {nearest(text, names)}")

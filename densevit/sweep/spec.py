@@ -146,6 +146,9 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "too_short":
         key = ".".join(str(p) for p in problem["loc"])
         return f"{key}: must not be empty"
+    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1] == "mem":
+        key = ".".join(str(part) for part in problem["loc"])
+        return f"{key}: {problem['input']!r} must be a number with K, M, G or T behind it"
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         return explain(problem, [*_KEYS, "base"])
     if problem["type"] == "extra_forbidden":

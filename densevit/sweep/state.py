@@ -25,7 +25,7 @@ Word = Literal[
 ]  # fmt: skip
 WORDS: tuple[Word, ...] = get_args(Word)
 STARTABLE = ("pending", "failed", "cancelled", "lost")
-WAITS_IN_VAIN = "waits for a job that is gone (the sweep's command decides)"
+WAITS_IN_VAIN = "the sweep's command decides"
 MISSING = "a benchmark is still to be evaluated"
 # A run says so often that it is alive; while it is evaluated it says nothing.
 SILENT_SECONDS = 1800.0
@@ -116,18 +116,21 @@ def ask(jobs: Iterable[tuple[Submission, str]]) -> Queue:
     """What Slurm says of some jobs."""
     wanted = list(jobs)
     try:
-        living = cluster.queue({submission.user for submission, _ in wanted})
+        told = cluster.queue({submission.user for submission, _ in wanted})
     except cluster.NoAnswer as silent:
         return Queue({}, {}, str(silent))
+    # A cluster that was set up anew counts from 1 again: a number alone may be somebody else's.
+    names = {chunk.job: chunk.name for submission, _ in wanted for chunk in submission.chunks}
+    living = {id: job for id, job in told.items() if job.name == names.get(id.partition("_")[0])}
     gone = [job for _, job in wanted if job not in living or not living[job].active]
     try:
         ended = cluster.accounts(gone) if gone else {}
     except cluster.NoAnswer:  # no accounts are kept: the directories have to do
         ended = {}
     # squeue shows for minutes how a job has ended; the accounts may be late.
-    told = {id: job for id, job in living.items() if not job.active}
+    short = {id: job for id, job in living.items() if not job.active}
     settled = {id: job for id, job in ended.items() if not job.active}
-    return Queue({id: job for id, job in living.items() if job.active}, {**told, **settled})
+    return Queue({id: job for id, job in living.items() if job.active}, {**short, **settled})
 
 
 def judge(
@@ -212,8 +215,8 @@ def _living(
         first = next(iter(submission.elements()))
         if living.held and submission.canary and living.id != first:
             waits = f"waits for the first steps of {submission.tasks[0][0]}"
-            gone = first not in queue.jobs and submission.canary_word() is None
-            return Standing("queued", f"{WAITS_IN_VAIN}: {waits}" if gone else waits, **facts)
+            vain = submission.canary_word() is not None or first not in queue.jobs
+            return Standing("queued", f"{WAITS_IN_VAIN}: {waits}" if vain else waits, **facts)
         return Standing("queued", living.reason.strip("()"), **facts)
     # In a job of several runs one may have ended while the others go on.
     status: Status = facts["status"]
@@ -227,6 +230,9 @@ def _gone(folder: RunFolder, ended: cluster.Job | None, facts: dict[str, Any]) -
     status: Status = facts["status"]
     if status.state == "running" and folder.locked():
         return Standing("running", f"on {status.host}, and no job of Slurm's", **facts)
+    submission: Submission = facts["submission"]
+    if ended is None and submission.user != cluster.user():  # a cluster may hide others' jobs
+        return Standing("unknown", f"the job of {submission.user} cannot be seen", **facts)
     held = attempts.read(folder)
     if not held or held[-1].job != facts["job"]:
         return _gone_unstarted(folder, ended, facts)

@@ -185,7 +185,8 @@ def _below(pids):
 
 def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     runs = sweep("controller", grid={"learning_rate": [1e-3, 2e-3, 3e-3]}, seeds=2)
-    runs.call("plan", "--json")
+    # Whose end the controller does not hear, it takes for lost, and starts them again.
+    wait_for(lambda: slurm("squeue", "-h") == "", 60)
     script("daemon", "kill", "slurmctld", check=True)
     try:
         submitting = subprocess.Popen(

@@ -21,6 +21,7 @@ from densevit.sweep.state import AT_WORK, STARTABLE, WORDS, observe
 JOB, OTHER_JOB = "7_1", "5"
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED")
 SLURM = ("no job", "pending", "held", "running", *ENDS, "unknown to sacct", "no accounts", "silent")
+NAME = "little-a-0"
 LIVING = {
     "pending": Job(JOB, "PENDING", "Priority"),
     "held": Job(JOB, "PENDING", "JobHeldUser"),
@@ -46,6 +47,8 @@ class World:
     folder: RunFolder
     submission: Submission
     answer: str = "silent"
+    user: str = "me"
+    name: str = NAME  # of all jobs in the queue
 
     def tell(self, own, start="no start"):
         """Write into the run's folder what it says, and its starts."""
@@ -89,7 +92,7 @@ def world(tmp_path, monkeypatch):
     folder.create(run.config)
     submission = Submission(
         folder=plan.folder / "submissions" / "a", sweep="little", user="me", resources={},
-        tasks=[["first"], [run.id]], chunks=(Chunk("little-a-0", 0, 2, "7"),), canary=False, code="",
+        tasks=[["first"], [run.id]], chunks=(Chunk(NAME, 0, 2, "7"),), canary=False, code="",
         limits=Limits(3, 5), signal_seconds=120,
         created=time.time() + 60,  # later than all that the run says
     )  # fmt: skip
@@ -100,7 +103,8 @@ def world(tmp_path, monkeypatch):
         if made.answer == "silent":
             raise NoAnswer("squeue did not answer within 30 s")
         noise = {"7_0": Job("7_0", "RUNNING"), "99": Job("99", "FAILED")}
-        return noise | ({JOB: LIVING[made.answer]} if made.answer in LIVING else {})
+        found = noise | ({JOB: LIVING[made.answer]} if made.answer in LIVING else {})
+        return {id: replace(job, name=made.name) for id, job in found.items()}
 
     def accounts(ids):
         assert list(ids) == [JOB]
@@ -108,6 +112,7 @@ def world(tmp_path, monkeypatch):
             raise NoAnswer("Slurm accounting storage is disabled")
         return {JOB: Job(JOB, made.answer, "", "node1")} if made.answer in ENDS else {}
 
+    monkeypatch.setattr(cluster, "user", lambda: made.user)
     monkeypatch.setattr(cluster, "queue", queue)
     monkeypatch.setattr(cluster, "accounts", accounts)
     return made
@@ -220,7 +225,7 @@ def test_a_finished_run_needs_no_slurm(world, monkeypatch):
 
 def test_the_queue_knows_for_minutes_how_a_job_ended(world, monkeypatch):
     world.tell("died here", "open")
-    told = {JOB: Job(JOB, "OUT_OF_MEMORY", "", "node1")}
+    told = {JOB: Job(JOB, "OUT_OF_MEMORY", "", "node1", NAME)}
     monkeypatch.setattr(cluster, "queue", lambda users: told)
     assert world.stands("died here", "no accounts").cause == "oom"
     assert world.stands("died here", "unknown to sacct").cause == "oom"
@@ -229,11 +234,11 @@ def test_the_queue_knows_for_minutes_how_a_job_ended(world, monkeypatch):
 
 @pytest.mark.parametrize("word", ["RUNNING", "PENDING", "REQUEUED", "COMPLETING"])
 def test_accounts_that_lag_behind_say_nothing(world, monkeypatch, word):
-    late = {JOB: Job(JOB, word, "", "node1")}
+    late = {JOB: Job(JOB, word, "", "node1", NAME)}
     monkeypatch.setattr(cluster, "accounts", lambda ids: late)
     world.tell("died here", "open")
     states = [world.stands("died here", "unknown to sacct").state]
-    monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, "OUT_OF_MEMORY")})
+    monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, "OUT_OF_MEMORY", name=NAME)})
     states.append(world.stands("died here", "unknown to sacct").cause)
     assert states[0] != "failed"
     assert states[1] == "oom"
@@ -294,7 +299,9 @@ def test_starts_that_cannot_be_read_are_the_matter_of_one_run(world):
 @pytest.mark.parametrize("word", sorted(cluster.ACTIVE))
 def test_a_job_has_a_machine_or_waits_for_one(world, monkeypatch, word):
     assert AT_WORK <= cluster.ACTIVE
-    monkeypatch.setattr(cluster, "queue", lambda users: {JOB: Job(JOB, word, "JobHeldUser")})
+    monkeypatch.setattr(
+        cluster, "queue", lambda users: {JOB: Job(JOB, word, "JobHeldUser", name=NAME)}
+    )
     world.tell("died here", "open")
     waits = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
     assert world.stands("died here", "running").state == ("queued" if word in waits else "running")
@@ -411,6 +418,7 @@ def test_all_of_a_plan_is_asked_for_in_one_call_each(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(cluster, "queue", lambda users: calls.append(("queue", set(users))) or {})
     monkeypatch.setattr(cluster, "accounts", lambda ids: calls.append(("accounts", set(ids))) or {})
+    monkeypatch.setattr(cluster, "user", lambda: "zoe")
     assert {s.state for s in observe(plan).runs.values()} == {"pending"}
     assert calls == [], "no run has a job"
     names = [run.id for run in plan.runs]
@@ -430,3 +438,21 @@ def test_all_of_a_plan_is_asked_for_in_one_call_each(tmp_path, monkeypatch):
     assert calls == [("queue", {"zoe"}), ("accounts", {"8", "9"})]
     assert [found.runs[name].state for name in names] == ["lost", "lost", "pending", "pending"]
     assert found.runs[names[0]].job == "9", "the newest submission has it"
+
+
+def test_a_number_of_another_cluster_is_not_our_job(world):
+    """Slurm counts from 1 again after its state is lost; the name tells whose a number is."""
+    world.tell("died here", "open")
+    world.name = "somebody-elses"
+    assert world.stands("died here", "running").state == "lost"
+
+
+def test_the_hidden_job_of_somebody_else_is_unknown(world):
+    """With PrivateData=jobs squeue shows nothing of others, and says nothing of it."""
+    world.tell("none")
+    world.user = "you"
+    for slurm in ("unknown to sacct", "no accounts"):
+        found = world.stands("none", slurm)
+        assert (found.state, found.why) == ("unknown", "the job of me cannot be seen")
+    assert world.stands("none", "running").state == "running"
+    assert world.stands("none", "CANCELLED").state == "cancelled"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
+from densevit.errors import UserError
 from densevit.rundir import Cause, RunFolder, read_json, write_json
 
 # How a start ended. `requeued` and `lost` are what is left to say of one that could not say a word.
@@ -45,7 +46,16 @@ class Limits:
 def read(folder: RunFolder) -> list[Attempt]:
     """All starts, the oldest first."""
     record = read_json(folder.attempts_file) or {"attempts": []}
-    return [Attempt(**attempt) for attempt in record.get("attempts", [])]
+    try:
+        return [Attempt(**known(Attempt, attempt)) for attempt in record.get("attempts", [])]
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{folder.attempts_file}: is not as it should be: {error!r}") from None
+
+
+def known(kind: type, record: dict[str, Any]) -> dict[str, Any]:
+    """What a record has of a kind's fields: code that is newer may have written more."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in record.items() if name in names}
 
 
 def begin(folder: RunFolder, job: str, restart: int, node: str, before: End) -> Attempt:

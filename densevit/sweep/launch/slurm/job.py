@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,7 +155,8 @@ def _start(folders: Sequence[RunFolder], place: Place) -> list[Child]:
         first_step = 0
         if place.leads:
             held = attempts.read(folder)
-            if held and (held[-1].job, held[-1].end) == (place.job, "finished"):
+            over = ("finished", "failed", "killed") if len(folders) > 1 else ("finished",)
+            if held and held[-1].job == place.job and held[-1].end in over:
                 continue  # beside others that carry on
             new = attempts.begin(folder, place.job, place.restart, place.node, before)
             cause, message = attempts.verdict(
@@ -213,7 +214,8 @@ def _environment(place: Place, number: int, runs: int) -> dict[str, str]:
         environment |= {k: os.environ[k] for k in _RENDEZVOUS}
         environment["MASTER_ADDR"] = cluster.address(environment["MASTER_ADDR"])
     else:
-        environment.pop("SUBMITIT_EXECUTOR", None)
+        for name in ("SUBMITIT_EXECUTOR", *_RENDEZVOUS):  # as a shell within another job has them
+            environment.pop(name, None)
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if runs > 1 and gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
@@ -257,10 +259,9 @@ def _works(child: Child) -> bool:
 
 def _tell_canary(place: Place, *, passed: bool, run: str = "", message: str = "") -> None:
     place.submission.write_canary_word(passed, run, message)
-    try:
-        canary.advance(place.submission)
-    except cluster.NoAnswer as silent:
-        print(f"the others still wait: {silent}; densevit-sweep lets them go", flush=True)
+    silent = _patiently(lambda: canary.advance(place.submission))
+    if silent:
+        print(f"the others still wait: {silent}; densevit-sweep decides", flush=True)
 
 
 def _note_end(child: Child, place: Place, heard: Heard) -> None:
@@ -312,7 +313,20 @@ def _tell_killed(child: Child, *, out_of_memory: bool) -> None:
 
 
 def _requeue(place: Place) -> None:
-    try:
-        cluster.requeue(place.slurm_id)
-    except cluster.NoAnswer as silent:
+    silent = _patiently(lambda: cluster.requeue(place.slurm_id))
+    if silent:
         print(f"not requeued: {silent}; densevit-sweep carries on", flush=True)
+
+
+def _patiently(ask: Callable[[], object]) -> str:
+    """Ask Slurm for something, and again while it does not answer; why it did not in the end."""
+    for wait in (2.0, 5.0, 10.0, 0.0):
+        try:
+            ask()
+            return ""
+        except cluster.Refused as refused:
+            return str(refused)
+        except cluster.NoAnswer as silent:
+            told = str(silent)
+            time.sleep(wait)
+    return told

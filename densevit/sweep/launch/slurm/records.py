@@ -18,7 +18,7 @@ from typing import Any
 
 from densevit.errors import UserError
 from densevit.rundir import read_json, write_json
-from densevit.sweep.launch.slurm.attempts import Limits
+from densevit.sweep.launch.slurm.attempts import Limits, known
 
 PATIENCE = 120.0  # seconds
 
@@ -74,6 +74,11 @@ class Submission:
             for task in range(chunk.first, chunk.first + chunk.count)
         }
 
+    def name_of(self, job: str) -> str:
+        """The name that a job of this submission has in the queue."""
+        number = job.partition("_")[0]
+        return next((chunk.name for chunk in self.chunks if chunk.job == number), "")
+
     def with_chunk(self, number: int, **changes: Any) -> Submission:
         """The submission with one of its chunks changed."""
         chunks = list(self.chunks)
@@ -106,8 +111,9 @@ def read(folder: Path) -> Submission:
     file = folder / "submission.json"
     record = read_json(file)
     try:
-        chunks = tuple(Chunk(**chunk) for chunk in record.pop("chunks"))
-        limits = Limits(**record.pop("limits"))
+        chunks = tuple(Chunk(**known(Chunk, chunk)) for chunk in record.pop("chunks"))
+        limits = Limits(**known(Limits, record.pop("limits")))
+        record = known(Submission, record)
         submission = Submission(folder=folder, chunks=chunks, limits=limits, **record)
         if not isinstance(submission.created, int | float):
             raise TypeError("created is no time")

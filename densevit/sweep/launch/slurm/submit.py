@@ -158,7 +158,9 @@ def submit(
             advance(submission)
     except cluster.Refused as refused:
         _take_back(made)
-        raise UserError(f"{_source(profile)}: {refused}") from None
+        hint = "; max_submitted in the profile keeps below a limit of the cluster's"
+        limit = "limit" in str(refused).lower()
+        raise UserError(f"{_source(profile)}: {refused}{hint if limit else ''}") from None
     except cluster.NoAnswer as silent:
         # What was sent may have been taken all the same: the names of the jobs tell.
         raise Unreachable(
