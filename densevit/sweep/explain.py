@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from densevit.config import is_execution
 from densevit.sweep.grid import Run, value_word
 from densevit.sweep.launch.slurm import attempts
 from densevit.sweep.logs import log_file
@@ -82,14 +83,12 @@ def _difference(plan: Plan, run: Run) -> str:
     found = [other for other in plan.grid.cells if matches(baseline, other.config)]
     if any(other.cell == run.cell for other in found):
         return "it is of the baseline"
-    mine, other = run.config.science(), found[0].config.science()
-    defaults = type(run.config)
-    told = []
-    for name in dict.fromkeys([*mine, *other]):
-        if mine.get(name) != other.get(name):
-            default = defaults.model_fields[name].get_default()
-            here, there = mine.get(name, default), other.get(name, default)
-            told.append(f"{name}: {value_word(here)} (there {value_word(there)})")
+    other = found[0].config
+    told = [
+        f"{name}: {value_word(value)} (there {value_word(getattr(other, name))})"
+        for name, value in run.config
+        if name != "seed" and not is_execution(name) and value != getattr(other, name)
+    ]
     return ", ".join(told) or "no setting differs"
 
 
