@@ -222,6 +222,7 @@ def job(folder: Path, options: argparse.Namespace) -> list[Row]:
     task = f"from densevit.sweep.launch.slurm.job import Task; Task(({run_folder!r},))()"
     values = []
     for _ in range(options.rounds + 1):
+        (Path(run_folder) / "attempts.json").unlink(missing_ok=True)  # a start like the first
         around = _seconds([sys.executable, "-c", task], slurm)
         alone = _seconds([sys.executable, "-m", "densevit", "train", "--run-dir", run_folder], {})
         values.append(around - alone)
