@@ -2,6 +2,8 @@
 
 import json
 import statistics
+import subprocess
+import sys
 
 import pytest
 
@@ -46,7 +48,8 @@ def test_steps_take_about_what_a_real_run_logs(tmp_path, tiny, mode):
 
 
 def test_a_probe_tells_all_and_leaves_nothing(tiny, temporary):
-    found = measured(all_fields({**tiny, "workers": 1}), processes=4, imports=100.0)
+    # Without loading processes: pytest's threads are none to fork beside.
+    found = measured(all_fields(tiny), processes=4, imports=100.0)
     assert len(found["steps"]) == 20, "though an epoch has five"
     assert min(found["steps"]) > 0
     assert found["pictures"] == {"train": 42, "val": 15, "dark": 12}
@@ -102,7 +105,11 @@ def test_a_picture_that_a_loading_process_cannot_read_is_told_in_a_line(tiny, tm
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(b"no picture")
     settings = {**tiny, "data_dir": str(tmp_path), "benchmarks": {}, "workers": 1}
-    found = measured(all_fields(settings), 1, imports=0.0)
+    source, target = tmp_path / "in.json", tmp_path / "out.json"
+    source.write_text(json.dumps([{"key": "a", "config": all_fields(settings)}]))
+    command = [sys.executable, "-m", "densevit.probe", str(source), str(target)]
+    subprocess.run(command, capture_output=True, timeout=120, check=False)
+    found = json.loads(target.read_text())["a"]
     assert ".jpg" in found["error"]
     assert "\n" not in found["error"]
 
