@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -165,18 +165,20 @@ class RunFolder:
             return False
         return False
 
-    def status(self) -> Status:
-        """The run's state, with a run that ended without a word told as failed."""
+    def word(self) -> Status:
+        """The run's last word about itself, which may be `running` though it has died."""
         record = read_json(self.status_file)
         if record is None:
             return Status("pending")
-        known = {k: v for k, v in record.items() if k in Status.__dataclass_fields__}
-        status = Status(**known)
+        return Status(**{k: v for k, v in record.items() if k in Status.__dataclass_fields__})
+
+    def status(self) -> Status:
+        """The run's state, with a run that ended without a word told as failed."""
+        status = self.word()
         if status.state == "running" and not self.locked():
-            again = read_json(self.status_file)  # it may have ended between the two looks
-            if again == record:
-                return Status(**{**known, "state": "failed", "message": DIED})
-            return self.status()
+            if self.word() != status:  # it may have ended between the two looks
+                return self.status()
+            return replace(status, state="failed", message=DIED)
         return status
 
     def progress(self) -> dict[str, Any]:

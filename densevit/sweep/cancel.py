@@ -62,7 +62,7 @@ def _jobs(plan: Plan) -> dict[str, str]:
     return {
         run: job
         for run, (submission, job) in newest.items()
-        if job in queue and queue[job].active and queue[job].name == submission.name_of(job)
+        if job in queue and queue[job].active and submission.owns(job, queue[job].name)
     }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from densevit.errors import RunError, UserError
 from densevit.probe import Place, this_machine
 from densevit.rundir import last_lines
+from densevit.sweep import snapshot
 from densevit.sweep.apply import decide
 from densevit.sweep.estimate import (
     Estimate,
@@ -118,7 +119,9 @@ def _submit(plan: Plan, profile: Profile, wanted: dict, source: Path, target: Pa
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    given = submit.parameters(wanted, profile, f"{plan.name[:60]}-probe", live_code())
+    # The code as it is now: it is measured at once.
+    code = str(snapshot.PACKAGE.parent)
+    given = submit.parameters(wanted, profile, f"{plan.name[:60]}-probe", code)
     given["additional_parameters"].pop("hold")
     executor = SlurmExecutor(source.parent, python=profile.python)
     executor.update_parameters(**given)
@@ -127,13 +130,6 @@ def _submit(plan: Plan, profile: Profile, wanted: dict, source: Path, target: Pa
             return executor.submit(measure_there, str(source), str(target)).job_id
     except (FailedJobError, FailedSubmissionError) as error:
         raise UserError(f"{profile.file or 'sbatch'}: {cluster.words(str(error))}") from None
-
-
-def live_code() -> str:
-    """Where the package is imported from: the probe measures what is there now."""
-    import densevit
-
-    return str(Path(densevit.__file__).resolve().parent.parent)
 
 
 def _wait_for(job: str) -> int:

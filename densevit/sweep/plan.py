@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from densevit.layers import source_of
-from densevit.rundir import STATES, RunFolder, State, Status, run_folder, sweep_folder
+from densevit.rundir import RunFolder, Status, run_folder, sweep_folder
 from densevit.sweep.grid import Grid, Run, cell_label, expand
 from densevit.sweep.spec import SweepSpec, read_spec
 from densevit.vit_names import check_names
@@ -70,12 +69,6 @@ def make_plan(file: Path, outputs: Path) -> Plan:
 def _source(spec: SweepSpec, key: str) -> str:
     """The file that gives a field its value in this sweep."""
     return str(spec.file) if key in spec.axes() else source_of(spec.layers, key)
-
-
-def count_states(statuses: dict[str, Status]) -> dict[State, int]:
-    """How many runs are in each state; every state is named."""
-    counted = Counter(status.state for status in statuses.values())
-    return {state: counted[state] for state in STATES}
 
 
 def plan_record(plan: Plan, statuses: dict[str, Status]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from densevit.errors import UserError
 from densevit.lifecycle import has_results
-from densevit.rundir import Cause, RunFolder, Status, read_json
+from densevit.rundir import Cause, RunFolder, Status
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.slurm import attempts, cluster, records
 from densevit.sweep.launch.slurm.records import Submission
@@ -119,7 +119,7 @@ def ask(jobs: Iterable[tuple[Submission, str]]) -> Queue:
         told = cluster.queue({submission.user for submission, _ in wanted})
     except cluster.NoAnswer as silent:
         return Queue({}, {}, str(silent))
-    # A cluster that was set up anew counts from 1 again: a number alone may be somebody else's.
+    # As `Submission.owns`, for all of them at once.
     names = {chunk.job: chunk.name for submission, _ in wanted for chunk in submission.chunks}
     living = {id: job for id, job in told.items() if job.name == names.get(id.partition("_")[0])}
     gone = [job for _, job in wanted if job not in living or not living[job].active]
@@ -166,10 +166,9 @@ def _look(plan: Plan, run: Run) -> Look:
     """
     folder = plan.run_folder(run)
     try:
-        record = read_json(folder.status_file)
-        if record is None:
+        status = folder.word()
+        if status == PENDING:
             return Look(PENDING)
-        status = Status(**{k: v for k, v in record.items() if k in Status.__dataclass_fields__})
         # It may be killed after its results are written, and before it has said so.
         at_work = status.state == "running" and folder.locked()
         return Look(status, complete=not at_work and has_results(folder, run.config))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from types import FrameType
 from densevit.errors import EXIT_CARRY_ON
 from densevit.rundir import read_json
 from densevit.sweep.grid import Run
+from densevit.sweep.launch.training import start_training
 from densevit.sweep.plan import Plan
 
 POLL_SECONDS = 0.3
@@ -55,7 +55,10 @@ def launch(plan: Plan, runs: tuple[Run, ...], jobs: int, watch: Watch) -> None:
                 while progress.waiting and slots:
                     run = progress.waiting.popleft()
                     held[run] = slots.popleft()
-                    progress.active[run] = _start(plan, run, held[run], jobs)
+                    # Ctrl-C reaches the launcher alone, which then stops its runs.
+                    progress.active[run] = start_training(
+                        plan.run_folder(run), _environment(held[run], jobs), own_session=True
+                    )
                 watch(progress)
                 time.sleep(POLL_SECONDS)
                 for run in _collect(plan, progress):
@@ -101,28 +104,13 @@ def _settle(plan: Plan, run: Run, code: int) -> None:
         folder.write_status("failed", **folder.progress(), message=message, cause=cause)
 
 
-def _start(plan: Plan, run: Run, slot: int, jobs: int) -> subprocess.Popen[bytes]:
-    folder = plan.run_folder(run)
-    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
-    with folder.log_file.open("ab") as log:
-        # A session of its own: Ctrl-C reaches the launcher alone, which then stops the runs.
-        return subprocess.Popen(  # noqa: S603  (a list, no shell)
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=_environment(slot, jobs),
-            start_new_session=True,
-        )
-
-
 def _environment(slot: int, jobs: int) -> dict[str, str]:
     """This process's environment with the run's share of the processors and GPUs.
 
     A number of threads that the user has set is kept.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     gpus = _gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

@@ -199,7 +199,9 @@ def submission_of(outputs, wanted, tasks, code=""):
 def script_of(outputs, wanted, profile, count, code=""):
     """The text of the batch script, by submitit's executor as the launcher sets it up."""
     submission = submission_of(outputs, wanted, [[f"run{n}"] for n in range(count)], code)
-    executor = submit._executor(submission, submission.chunks[0], profile)
+    executor = submit._executor(
+        submission, submission.resources, submission.chunks[0].name, profile
+    )
     assert isinstance(executor, SlurmExecutor)
     if count > 1:
         executor.parameters["map_count"] = count

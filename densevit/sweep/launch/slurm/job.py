@@ -22,6 +22,7 @@ from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED
 from densevit.rundir import RunFolder
 from densevit.sweep.launch.slurm import attempts, canary, cluster, memory, records
 from densevit.sweep.launch.slurm.attempts import End
+from densevit.sweep.launch.training import start_training
 
 POLL_SECONDS = 0.2
 LOCK_PATIENCE = 60.0  # seconds, for what an earlier start has left running
@@ -168,7 +169,8 @@ def _start(folders: Sequence[RunFolder], place: Place) -> list[Child]:
                 continue
             _wait_for_lock(folder)
             first_step = new.first_step
-        team.append(Child(folder, _train(folder, place, number, len(folders)), first_step))
+        process = start_training(folder, _environment(place, number, len(folders)))
+        team.append(Child(folder, process, first_step))
     return team
 
 
@@ -184,18 +186,6 @@ def _wait_for_lock(folder: RunFolder) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _train(folder: RunFolder, place: Place, number: int, runs: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
-    with folder.log_file.open("ab") as log:
-        return subprocess.Popen(  # noqa: S603  (a list, no shell)
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=_environment(place, number, runs),
-        )
-
-
 def _environment(place: Place, number: int, runs: int) -> dict[str, str]:
     """This process's environment with a run's share of the processors and GPUs of its job."""
     cpus = len(os.sched_getaffinity(0))
@@ -204,7 +194,6 @@ def _environment(place: Place, number: int, runs: int) -> dict[str, str]:
     environment = {
         "OMP_NUM_THREADS": str(max(1, cpus // runs)),
         **os.environ,
-        "PYTHONUNBUFFERED": "1",
     }
     if place.ranks > 1:
         from submitit.helpers import TorchDistributedEnvironment

@@ -74,10 +74,12 @@ class Submission:
             for task in range(chunk.first, chunk.first + chunk.count)
         }
 
-    def name_of(self, job: str) -> str:
-        """The name that a job of this submission has in the queue."""
+    def owns(self, job: str, name: str) -> bool:
+        """Whether a job in the queue is one of these: a cluster that was set up anew counts from 1
+        again, and a number alone may be somebody else's.
+        """
         number = job.partition("_")[0]
-        return next((chunk.name for chunk in self.chunks if chunk.job == number), "")
+        return any((chunk.job, chunk.name) == (number, name) for chunk in self.chunks)
 
     def with_chunk(self, number: int, **changes: Any) -> Submission:
         """The submission with one of its chunks changed."""

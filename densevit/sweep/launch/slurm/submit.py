@@ -28,6 +28,9 @@ from densevit.sweep.launch.slurm.profile import Profile
 from densevit.sweep.launch.slurm.records import Chunk, Submission
 from densevit.sweep.plan import Plan
 
+# That submitit allows: they are counted by the runs, by whether their step moves.
+TIMEOUTS = 1_000_000
+
 
 @dataclass(frozen=True)
 class Group:
@@ -204,10 +207,7 @@ def _nodes_are_away(submission: Submission, profile: Profile) -> bool:
 
 def _script(submission: Submission, wanted: Mapping[str, Any], profile: Profile) -> str:
     """The batch script of a job that asks for some resources and does nothing."""
-    from submitit import SlurmExecutor
-
-    executor = SlurmExecutor(submission.jobs_folder, python=profile.python)
-    executor.update_parameters(**parameters(wanted, profile, submission.chunks[0].name, ""))
+    executor = _executor(submission, wanted, submission.chunks[0].name, profile)
     return executor._make_submission_file_text("true", "")
 
 
@@ -253,7 +253,7 @@ def _sbatch(submission: Submission, chunk: Chunk, profile: Profile) -> str:
     """Submit an array and return its id. Errors: `NoAnswer`, `Refused`."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    executor = _executor(submission, chunk, profile)
+    executor = _executor(submission, submission.resources, chunk.name, profile)
     try:
         with quietly(), executor.batch():
             jobs = [executor.submit(task) for task in _tasks(submission, chunk)]
@@ -270,17 +270,16 @@ def quietly() -> Iterator[None]:
         yield
 
 
-def _executor(submission: Submission, chunk: Chunk, profile: Profile) -> Any:
+def _executor(
+    submission: Submission, wanted: Mapping[str, Any], name: str, profile: Profile
+) -> Any:
     from submitit import SlurmExecutor
 
     # A signal that comes before Python hears it must not end the job: it comes again, as SIGTERM.
     python = profile.python or shlex.quote(sys.executable)
     python = f'sh -c \'trap "" USR2; exec "$@"\' - {python}'
-    # Time-outs are counted by the runs themselves: by whether their step moves.
-    executor = SlurmExecutor(submission.jobs_folder, max_num_timeout=1_000_000, python=python)
-    executor.update_parameters(
-        **parameters(submission.resources, profile, chunk.name, submission.code)
-    )
+    executor = SlurmExecutor(submission.jobs_folder, max_num_timeout=TIMEOUTS, python=python)
+    executor.update_parameters(**parameters(wanted, profile, name, submission.code))
     return executor
 
 
@@ -324,7 +323,8 @@ def settle(submissions: Iterable[Submission], jobs: Mapping[str, cluster.Job]) -
                 submission = submission.with_chunk(number, void=True)
             records.write(submission)
         with suppress(cluster.Refused):  # as of jobs that an administrator holds
-            found |= advance(submission, jobs)
+            mine = {id: job for id, job in jobs.items() if submission.owns(id, job.name)}
+            found |= advance(submission, mine)
     return found
 
 
@@ -338,5 +338,5 @@ def _complete(submission: Submission, chunk: Chunk) -> None:
         if not paths.submitted_pickle.exists():
             paths.folder.mkdir(parents=True, exist_ok=True)
             delayed = DelayedSubmission(task)
-            delayed.set_timeout(minutes, 1_000_000)
+            delayed.set_timeout(minutes, TIMEOUTS)
             delayed.dump(paths.submitted_pickle)

@@ -1,0 +1,28 @@
+"""A run as a process: what every launcher starts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from densevit.rundir import RunFolder
+
+
+def start_training(
+    folder: RunFolder, environment: Mapping[str, str], *, own_session: bool = False
+) -> subprocess.Popen[bytes]:
+    """`densevit train --run-dir`, with all that it prints in the run's log.
+
+    In a session of its own it is not reached by Ctrl-C, nor by what else a terminal signals.
+    """
+    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
+    with folder.log_file.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603  (a list, no shell)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            start_new_session=own_session,
+        )
