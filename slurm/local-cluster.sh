@@ -51,6 +51,17 @@ pid_of() { # NAME: its recorded pid, if that very process still lives
 }
 is_up() { pid_of "$1" >/dev/null; }
 is_down() { ! is_up "$1"; }
+# Each daemon, and all that one starts, has this script's hosts as its own.
+of_ours() {
+    { grep -lsE 'densevit-slurm/hosts(//deleted)? /etc/hosts ' /proc/[0-9]*/mountinfo || true; } | cut -d/ -f3
+}
+clear_away() { # what a daemon has left behind when it is gone: a child that hangs, a process that left its job
+    local pid pids
+    mapfile -t pids < <(of_ours)
+    for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do await 15 gone "$pid" || say "process $pid does not end" >&2; done
+}
+gone() { ! identity "$1" >/dev/null; }
 running() { local name; records | while read -r name _; do is_down "$name" || echo "$name"; done; }
 daemons() { # in the order in which they need each other
     echo munged
@@ -139,7 +150,7 @@ foreign() { # configurations and daemons of another cluster
     grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3 | while read -r pid; do
         # One in a container has a machine of its own.
         [[ $(readlink "/proc/$pid/ns/pid") == "$(readlink /proc/$$/ns/pid)" ]] || continue
-        ! identity "$pid" >/dev/null || records | grep " $pid $(identity "$pid")$" >/dev/null || echo "process $pid"
+        gone "$pid" || of_ours | grep -x "$pid" >/dev/null || echo "process $pid"
     done
 }
 install_packages() {
@@ -246,7 +257,7 @@ start() {
     [[ -z $(running) || $was == "$(options)" ]] || die "it runs with $was: stop it first" 2
     unshare --uts --mount true 2>/dev/null || die "namespaces are needed; a container has them if it is privileged" 2
     install_packages
-    [[ -n $(running) ]] || prepare
+    [[ -n $(running) ]] || { clear_away; prepare; }
     bring_up
     ((${#started[@]})) || { say "runs already"; return; }
     say "runs: $nodes nodes of $cpus CPUs, $gpus GPUs and $memory MB; accounting: $accounting"
@@ -271,6 +282,7 @@ stop() {
     else
         say "nothing runs"
     fi
+    clear_away
     (($#)) || return 0
     grep -lxF "$MARK" "${CONFIGS[@]}" 2>/dev/null | xargs -r rm || true
     for name in $(daemons); do rm -f "$LOGS/$name.log"; done

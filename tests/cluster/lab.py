@@ -35,9 +35,23 @@ def wait_for(condition, seconds=120, what="it"):
     """Wait until a condition holds, and return what it gives."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert time.monotonic() < deadline, f"waited in vain for {what}; {cluster_state()}"
         time.sleep(0.1)
     return found
+
+
+def cluster_state():
+    """What the cluster says of its nodes and jobs, in a line, for a test that failed."""
+    asked = ["sinfo", "-h", "-N", "-o", "%N %T %E"], ["squeue", "-h", "-o", "%i %j %T %r"]
+    done = [subprocess.run(["timeout", "10", *words], capture_output=True, text=True, check=False)
+            for words in asked]  # fmt: skip
+    return " | ".join(" ; ".join((each.stdout or each.stderr).splitlines()) for each in done)
+
+
+def whole():
+    """Whether the cluster has nothing to do and all its nodes are free."""
+    nodes = slurm("sinfo", "-h", "-N", "-p", "lab", "-o", "%T").splitlines()
+    return set(nodes) == {"idle"} and not slurm("squeue", "-h")
 
 
 class Sweep:

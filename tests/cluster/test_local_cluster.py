@@ -1,10 +1,12 @@
 """slurm/local-cluster.sh: it stops what it has started, and harms nothing else."""
 
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from lab import SCRIPT, script, slurm
+from lab import SCRIPT, script, slurm, wait_for
 
 
 @pytest.mark.parametrize(
@@ -38,13 +40,18 @@ def test_only_root_may(cluster):
 
 
 @pytest.mark.cluster
-def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_cluster):
+def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_cluster, tmp_path):
     other_cluster("--nodes", "3", "--gpus", "0")
     assert len(slurm("sinfo", "-h", "-N", "-p", "lab").splitlines()) == 3
     names = script("status").stdout.splitlines()
     pids = [int(line.split()[1]) for line in names if line.endswith("up")]
     assert len(pids) >= 6
+    # As a node daemon's child that hangs before it becomes a job: nobody has its pid on record.
+    hanging = shutil.copy(shutil.which("sleep"), tmp_path / "slurmd")
+    child = subprocess.Popen(["nsenter", "--mount", "--uts", "--target", str(pids[-1]), hanging, "600"])  # fmt: skip
+    wait_for(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "slurmd\n", 30)
     assert script("stop").returncode == 0
+    assert child.wait(5) == -signal.SIGKILL
     alive = [pid for pid in pids if _alive(pid)]
     assert alive == []
     assert script("status").returncode == 3

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,26 @@ from lab import (
     script,
     slurm,
     wait_for,
+    whole,
 )
 
 pytestmark = pytest.mark.cluster
 
 LONG = {"epochs": 120, "log_every": 5, "cl_mode": "dense"}
 TWO = {"grid": {"learning_rate": [1e-3, 2e-3]}}
+
+
+@pytest.fixture(autouse=True)
+def whole_cluster(cluster):
+    """What one test has done to the cluster is not the next one's fault."""
+    try:
+        for job in set(slurm("squeue", "-h", "-o", "%F").split()):
+            slurm("scancel", job)
+        wait_for(whole, 60, "a whole cluster")
+    except (AssertionError, subprocess.SubprocessError) as seen:
+        warnings.warn(str(seen), stacklevel=1)
+        script("stop", "--wipe", check=True)
+        script("start", check=True)
 
 
 @pytest.fixture(scope="module")
