@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from densevit import __version__, yamlfile
-from densevit.commandline import Parser, add_outputs, run_command
+from densevit.commandline import Parser, add_outputs, existing_run, run_command
 from densevit.config import FIELDS, RunConfig, identity
-from densevit.errors import UserError, nearest
+from densevit.data.cli import add_data
+from densevit.errors import UserError
+from densevit.eval_cli import add_eval
 from densevit.layers import Layer, absolute_paths, build, read_layers, source_of
 from densevit.rundir import RunFolder, outputs_root, read_json, run_folder
 from densevit.sweep.cli import main_sweep
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"densevit {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    add_data(commands)
+    add_eval(commands)
     _add_export(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
     return run_command("densevit", parser, given)
@@ -105,14 +109,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    given = Path(options.run)
-    folder = run_folder(outputs_root(options.outputs), options.run)
-    if given.is_dir():
-        folder = RunFolder(given.absolute())
-    if not folder.config_file.exists():
-        ids = [p.name for p in folder.path.parent.glob("*") if p.is_dir()]
-        raise UserError(f"{options.run}: no such run in {folder.path.parent}; "
-                        f"{nearest(options.run, ids)}")  # fmt: skip
+    folder = existing_run(options.run, outputs_root(options.outputs))
     from densevit.export import export_timm
 
     target = Path(options.to or f"{folder.path.name}.safetensors").absolute()

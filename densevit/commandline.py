@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from densevit.errors import (
@@ -16,6 +17,7 @@ from densevit.errors import (
     UserError,
     nearest,
 )
+from densevit.rundir import RunFolder, run_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,11 +34,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
 
     def _all_flags(self) -> list[str]:
+        """Its flags and those of the commands below it."""
         flags = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
-                    flags += parser._option_string_actions
+                    flags += Parser._all_flags(parser)
         return list(dict.fromkeys(flags))
 
 
@@ -44,6 +47,24 @@ def add_outputs(parser: Any) -> None:
     parser.add_argument(
         "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
     )
+
+
+def find_run(given: str, outputs: Path) -> RunFolder | None:
+    """The run of an id or a directory; None where there is none."""
+    path = Path(given)
+    if (path / "config.yaml").is_file():
+        return RunFolder(path.absolute())
+    folder = run_folder(outputs, given)
+    return folder if "/" not in given and folder.config_file.is_file() else None
+
+
+def existing_run(given: str, outputs: Path) -> RunFolder:
+    """The run of an id or a directory. Errors: `UserError` with the nearest id."""
+    folder = find_run(given, outputs)
+    if folder is None:
+        ids = [p.name for p in (outputs / "runs").glob("*") if p.is_dir()]
+        raise UserError(f"{given}: no such run in {outputs / 'runs'}; {nearest(given, ids)}")
+    return folder
 
 
 def positive(text: str) -> int:

@@ -45,6 +45,19 @@ def _execution(default: Any, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"execution": True}, **limits)
 
 
+class BenchmarkFolder(BaseModel):
+    """A test set whose class folders need not be called as the classes of train/."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: str | None = Field(None, description="its folder (default: $DENSEVIT_DATA/NAME)")
+    classes: str | None = Field(
+        None,
+        description="folder: as in train/ (default for names that are not known); imagenet: "
+        "WordNet ids; or a file of lines FOLDER CLASS",
+    )
+
+
 class RunConfig(BaseModel):
     """One run. Fields marked as execution may change between two starts of the same run."""
 
@@ -175,8 +188,21 @@ class RunConfig(BaseModel):
     data_dir: str | None = _execution(
         None, "folder with train/ and val/ (default: $DENSEVIT_DATA/DATASET)"
     )
-    benchmarks: dict[Name, str] = _execution(
-        {}, "further test sets: name to folder, with the class folders of val/"
+    benchmarks: dict[Name, str | BenchmarkFolder | None] = _execution(
+        {},
+        "further test sets: a known name (imagenet-a, ...) or one of your own, to its folder; "
+        "without one it lies in $DENSEVIT_DATA/NAME",
+    )
+    watched: list[Name] = _execution(
+        [], "test sets that are also looked at while the run trains; knn is one of them"
+    )
+    watch_every: Int = _execution(5, "epochs between two looks at the watched sets", ge=1)
+    watch_samples: Int = _execution(2000, "pictures of each watched set", ge=1)
+    probes: list[Literal["knn", "linear-probe", "dense-probe"]] = _execution(
+        [], "what the finished run's frozen features are tried at"
+    )
+    masks: str | None = _execution(
+        None, "pictures with masks for the dense-probe: a folder, or VOC's (shapes has its own)"
     )
     experiment_name: Name = _execution("densevit", "the MLflow experiment that shows the run")
     device: Literal["auto", "cpu", "cuda"] = _execution(

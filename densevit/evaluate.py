@@ -1,68 +1,81 @@
-"""A network on a set of pictures: predictions, and the numbers that follow from them."""
+"""A network on a test set: its answers, from which `scores` makes numbers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from densevit.data.sources import Images
-from densevit.model import DenseViT
-from densevit.rundir import replacing
+from densevit.data.benchmarks import TestSet
+from densevit.predictions import Answers
+
+MOST = 5  # answers kept of a picture
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A row a picture, on the CPU: `indices` (n,) into the pictures, `labels` (n,), the `classes`
-    with the highest `probabilities` (n, 5 or fewer), and the cross-entropy `losses` (n,)."""
+    """A row a picture, on the CPU: `indices` (n,) into the test set, and the columns of
+    `predictions.Answers`."""
 
     indices: Tensor
-    labels: Tensor
-    classes: Tensor
-    probabilities: Tensor
-    losses: Tensor
+    columns: dict[str, Tensor]
 
-    def summary(self) -> dict[str, float | int]:
-        """`top1` and `top5` in percent, the mean cross-entropy `loss` in nats, the count `n`."""
-        hits = self.classes == self.labels[:, None]
-        return {
-            "top1": 100 * hits[:, 0].double().mean().item(),
-            "top5": 100 * hits.any(dim=1).double().mean().item(),
-            "loss": self.losses.double().mean().item(),
-            "n": len(self.labels),
-        }
+    def answers(self, asked: TestSet) -> Answers:
+        """The same with the names of what was asked."""
+        held = {name: column.numpy() for name, column in self.columns.items()}
+        whole = {n: c.astype(np.int32) for n, c in held.items() if c.dtype.kind == "i"}
+        return Answers(
+            benchmark=asked.name,
+            classes=tuple(asked.classes),
+            samples=[asked.ids[i] for i in self.indices.tolist()],
+            labels=whole["labels"],
+            top=whole["top"],
+            probabilities=held["probabilities"],
+            losses=held["losses"],
+            anywhere=whole.get("anywhere"),
+            among={name: whole[f"among {name}"] for name in asked.among},
+            layout=asked.layout,
+        )
 
     @staticmethod
     def joined(parts: list[Predictions]) -> Predictions:
         """Those of several processes, in the order of the pictures."""
-        columns = [torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Predictions)]
-        order = columns[0].argsort()
-        return Predictions(*(column[order] for column in columns))
+        indices = torch.cat([part.indices for part in parts])
+        order = indices.argsort()
+        columns = {
+            name: torch.cat([part.columns[name] for part in parts])[order]
+            for name in parts[0].columns
+        }
+        return Predictions(indices[order], columns)
 
 
 @torch.inference_mode()
 def predict(
-    model: DenseViT,
+    model: nn.Module,
     batches: DataLoader,
+    asked: TestSet,
     device: torch.device,
     boundary: Callable[[], None],
     rounds: int,
 ) -> Predictions:
-    """The network's answers to the batches.
+    """The answers to batches of a test set, of a `DenseViT` or a classifier of timm's.
 
     `boundary` is called before each of `rounds` batches, the number that the process with the most
     pictures has: processes that wait for each other there do so equally often.
     """
     was_training = model.training
     model.eval()
-    classes = model.backbone.num_classes
-    parts = [_nothing(min(5, classes), device)]
+    outputs = getattr(model, "backbone", model).num_classes
+    question = _Question(asked, outputs, device)
+    nothing = torch.empty(0, dtype=torch.int64)
+    # What a process has that got no picture.
+    parts = [question.columns(torch.empty(0, outputs, device=device), nothing.to(device))]
+    places = [nothing]
     remaining = iter(batches)
     for _ in range(rounds):
         boundary()
@@ -70,40 +83,63 @@ def predict(
         if batch is None:
             continue
         images, labels, indices = batch
-        logits = model(images.to(device, non_blocking=True)).logits.float()  # (B, C)
-        labels = labels.to(device, non_blocking=True)
-        best = logits.softmax(dim=1).topk(min(5, logits.shape[1]), dim=1)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        parts.append((indices, labels, best.indices, best.values, losses))
+        told = model(images.to(device, non_blocking=True))
+        logits = getattr(told, "logits", told).float()  # (B, C)
+        parts.append(question.columns(logits, labels.to(device, non_blocking=True)))
+        places.append(indices)
     model.train(was_training)
-    return Predictions(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    columns = {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
+    return Predictions(torch.cat(places), columns)
 
 
-def _nothing(best: int, device: torch.device) -> tuple[Tensor, ...]:
-    """The columns of no picture: what a process has that got none."""
-    whole = torch.empty(0, dtype=torch.int64)
-    return (
-        whole, whole.to(device), whole.view(0, 1).expand(0, best).to(device),
-        torch.empty(0, best, device=device), torch.empty(0, device=device),
-    )  # fmt: skip
+class _Question:
+    """What a test set asks of logits; its tables lie on the device."""
 
+    def __init__(self, asked: TestSet, outputs: int, device: torch.device) -> None:
+        self.chosen: Tensor | None = None  # (G,) outputs, one for each class
+        self.share: Tensor | None = None  # (C, G), where a class is the mean of several outputs
+        self.meaning: Tensor | None = None  # (C,) the class of an output, -1: none
+        groups = asked.groups
+        if groups is not None:
+            meaning = torch.full((outputs,), -1)
+            for number, group in enumerate(groups):
+                meaning[list(group)] = number
+            self.meaning = meaning.to(device)
+            if all(len(group) == 1 for group in groups):
+                self.chosen = torch.tensor([group[0] for group in groups], device=device)
+            else:
+                share = torch.zeros(outputs, len(groups))
+                for number, group in enumerate(groups):
+                    share[list(group), number] = 1 / len(group)
+                self.share = share.to(device)
+        self.among = {}
+        for name, classes in asked.among.items():
+            inside = torch.zeros(len(asked.classes), dtype=torch.bool)
+            inside[list(classes)] = True
+            self.among[name] = torch.tensor(classes, device=device), inside.to(device)
 
-def write_predictions(predictions: Predictions, images: Images, path: Path) -> None:
-    """A Parquet file with a row a picture: sample, label, loss, top5 and their probabilities.
-
-    `top5` are class indices, most probable first; the class names are in the file's metadata.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.table(
-        {
-            "sample": [images.ids[i] for i in predictions.indices.tolist()],
-            "label": pa.array(predictions.labels.tolist(), pa.int32()),
-            "loss": pa.array(predictions.losses.tolist(), pa.float32()),
-            "top5": pa.array(predictions.classes.tolist(), pa.list_(pa.int32())),
-            "probabilities": pa.array(predictions.probabilities.tolist(), pa.list_(pa.float32())),
+    def columns(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """From logits (B, C) and labels (B,)."""
+        own = self._own(logits)  # (B, G)
+        best = own.softmax(dim=1).topk(min(MOST, own.shape[1]), dim=1)
+        columns = {
+            "labels": labels,
+            "top": best.indices,
+            "probabilities": best.values,
+            "losses": F.cross_entropy(own, labels, reduction="none"),
         }
-    ).replace_schema_metadata({"classes": json.dumps(images.classes)})
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        if self.meaning is not None:
+            columns["anywhere"] = self.meaning[logits.argmax(dim=1)]
+        for name, (classes, inside) in self.among.items():
+            answer = classes[own[:, classes].argmax(dim=1)]
+            columns[f"among {name}"] = torch.where(inside[labels], answer, -1)
+        return columns
+
+    def _own(self, logits: Tensor) -> Tensor:
+        """Logits of the benchmark's classes; of a group of outputs the mean probability counts."""
+        if self.chosen is not None:
+            return logits[:, self.chosen]
+        if self.share is not None:
+            shares = logits.softmax(dim=1) @ self.share
+            return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+        return logits

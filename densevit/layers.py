@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from densevit import yamlfile
-from densevit.config import FIELDS, TEMPERATURE_RANGE, RunConfig
+from densevit.config import FIELDS, TEMPERATURE_RANGE, BenchmarkFolder, RunConfig
 from densevit.errors import UserError, nearest
 
 
@@ -39,7 +39,8 @@ def build(layers: Sequence[Layer]) -> RunConfig:
         problems = sorted(error.errors(), key=lambda p: first.get(p["type"], 2))
         key = str(problems[0]["loc"][0])
         source = source_of(layers, key)
-        raise UserError(f"{source}: {explain(problems[0], FIELDS)}") from None
+        known = FIELDS if len(problems[0]["loc"]) == 1 else BenchmarkFolder.model_fields
+        raise UserError(f"{source}: {explain(problems[0], known)}") from None
     if config.warmup_epochs >= config.epochs and config.warmup_epochs > 0:
         source = source_of(layers, "epochs" if "epochs" in merged else "warmup_epochs")
         raise UserError(
@@ -115,11 +116,21 @@ def absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             settings[name] = _absolute(settings[name], folder)
     benchmarks = settings.get("benchmarks")
     if isinstance(benchmarks, dict):
-        settings["benchmarks"] = {
-            name: _absolute(path, folder) if isinstance(path, str) else path
-            for name, path in benchmarks.items()
-        }
+        settings["benchmarks"] = {n: _absolute_set(v, folder) for n, v in benchmarks.items()}
     return settings
+
+
+def _absolute_set(given: Any, folder: Path) -> Any:
+    """A benchmark's path, or its mapping, in which `classes` may name a file."""
+    if isinstance(given, dict):
+        words = ("folder", "imagenet")
+        return {
+            key: _absolute(value, folder)
+            if isinstance(value, str) and value not in words
+            else value
+            for key, value in given.items()
+        }
+    return _absolute(given, folder) if isinstance(given, str) else given
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -162,6 +173,7 @@ def explain(problem: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
 
 # Parts of an error's location that name pydantic's branches and not the user's keys.
 _PYDANTIC_WORDS = {"int", "float", "str", "list", "dict", "function-before", "[key]"}
+_PYDANTIC_WORDS |= {"BenchmarkFolder"}
 
 
 def _shown(value: object) -> str:

@@ -70,9 +70,10 @@ class DenseViT(nn.Module):
         return Tokens(image, patches, self.backbone.forward_head(seen))
 
     def pictures(self) -> dict:
-        """How the network wants its pictures: mean, std, crop_pct and interpolation, from timm."""
+        """How the network wants its pictures, from timm: mean, std, crop and interpolation."""
         wanted = resolve_data_config({}, model=self.backbone)
-        return {key: wanted[key] for key in ("mean", "std", "crop_pct", "interpolation")}
+        keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
+        return {key: wanted[key] for key in keys}
 
 
 def projection_head(width: int, hidden: int, dim: int) -> nn.Sequential:

@@ -32,7 +32,7 @@ from densevit.rundir import RunFolder, write_json
 if TYPE_CHECKING:
     import torch
 
-    from densevit.data.sources import Images
+    from densevit.data.benchmarks import TestSet
     from densevit.trainer import Trainer
 
 # What is measured, and after how many seconds of a slow model it is enough.
@@ -233,7 +233,7 @@ def _look(trainer: Trainer) -> float:
     return _now(trainer.engine.device) - begin
 
 
-def _evaluation(trainer: Trainer, images: Images) -> tuple[float, float]:
+def _evaluation(trainer: Trainer, images: TestSet) -> tuple[float, float]:
     """Seconds for beginning an evaluation, and for each picture of it."""
     size = 2 * trainer.config.batch_size // trainer.config.grad_accumulation
     whole = math.ceil(len(images) / size)
@@ -247,7 +247,7 @@ def _evaluation(trainer: Trainer, images: Images) -> tuple[float, float]:
     return max(0.0, moments[2] - moments[0] - size * picture), picture
 
 
-def _predicted(trainer: Trainer, images: Images, size: int, rounds: int) -> list[float]:
+def _predicted(trainer: Trainer, images: TestSet, size: int, rounds: int) -> list[float]:
     """The moments when evaluating some batches began, when each batch did, and the end."""
     from densevit.data.loading import plain_batches
     from densevit.data.views import plain_view
@@ -261,7 +261,7 @@ def _predicted(trainer: Trainer, images: Images, size: int, rounds: int) -> list
     )  # fmt: skip
     moments = [_now(device)]
     with autocast(trainer.engine):
-        predict(model, batches, device, lambda: moments.append(_now(device)), rounds)
+        predict(model, batches, images, device, lambda: moments.append(_now(device)), rounds)
     return [*moments, _now(device)]
 
 

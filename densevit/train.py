@@ -7,34 +7,30 @@ run's seed. The same command therefore always carries on.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
-import os
 import signal
 import time
 from contextlib import suppress
-from typing import Any
 
 import torch
 
 from densevit import checkpoint
 from densevit.checkup import measure
-from densevit.config import SCHEMA_VERSION, RunConfig, identity
-from densevit.data.loading import on_device, plain_batches
-from densevit.data.sources import Data, Images, check_fingerprint, open_data
-from densevit.data.views import plain_view
+from densevit.config import RunConfig
+from densevit.data.loading import on_device
+from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.distributed import World, agreed, gathered, joined
 from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
-from densevit.evaluate import Predictions, predict, write_predictions
+from densevit.exam import evaluate_missing, validate
 from densevit.initial import begun_with
 from densevit.meter import peak_memory_mib
 from densevit.model import check_model, has_class_token
 from densevit.objective import contrastive_weight
 from densevit.progress import Progress, facts, progress
 from densevit.rundir import RunFolder, read_json, write_json
-from densevit.step import autocast, train_step
-from densevit.trainer import Asked, Trainer, build_trainer, looks, on_gpu, save
+from densevit.step import train_step
+from densevit.trainer import Asked, Trainer, build_trainer, looks, on_gpu, save, write_line
 
 log = logging.getLogger("densevit")
 STATUS_SECONDS = 2.0
@@ -60,7 +56,7 @@ def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
         trainer = build_trainer(config, folder, data, asked, world)
         try:
             _train(trainer, data)
-            _evaluate_missing(trainer, data)
+            evaluate_missing(trainer, data)
         except StoppedNow:
             raise
         except Stopped:
@@ -86,7 +82,7 @@ def _train(trainer: Trainer, data: Data) -> None:
         while True:
             # The last epoch is evaluated later, on everything.
             if trainer.validated < trainer.epoch < trainer.config.epochs:
-                _validate(trainer, data.val)
+                validate(trainer, data)
                 trainer.validated = trainer.epoch
                 save(trainer)
             if trainer.step >= trainer.steps:
@@ -153,16 +149,10 @@ def _boundary(trainer: Trainer) -> None:
         save(trainer)
 
 
-def _stop_if_asked(trainer: Trainer) -> None:
-    number = agreed(trainer.asked(), trainer.world)
-    if number:
-        raise Stopped(signal.Signals(number).name)
-
-
 def _check_health(trainer: Trainer) -> None:
     """Log the health of the features; say so, or stop, when they collapse."""
     numbers = measure(trainer.engine.learner, trainer.probe, trainer.weight)
-    _write_line(trainer, {f"health/{name}": value for name, value in numbers.items()})
+    write_line(trainer, {f"health/{name}": value for name, value in numbers.items()})
     if trainer.step == 0:
         return  # an untrained network may well look alike everywhere
     fallen = bool(agreed(int(numbers.get("collapsed") == 1.0), trainer.world))
@@ -204,7 +194,7 @@ def _log_interval(trainer: Trainer, show: Progress) -> None:
         # What a network earns that cannot tell the positive from the negatives.
         line["train/chance_loss"] = math.log(config.queue_size + 1)
         line["train/temperature"] = float(torch.as_tensor(contrast.temperature()).detach())
-    _write_line(trainer, line)
+    write_line(trainer, line)
     left = (trainer.steps - trainer.step) * sum(phases.values()) / steps
     show(trainer.step, trainer.steps, facts(line, left))
     _check_skipped(trainer, rate)
@@ -230,76 +220,6 @@ def _check_skipped(trainer: Trainer, rate: float) -> None:
             skipped - trainer.mentioned, trainer.step,
         )  # fmt: skip
         trainer.mentioned = skipped
-
-
-def _validate(trainer: Trainer, images: Images) -> None:
-    numbers = _predicted(trainer, images).summary()
-    trainer.top1 = numbers["top1"]
-    _write_line(trainer, {f"val/{name}": numbers[name] for name in ("top1", "top5", "loss")})
-    log.info(
-        "epoch %d of %d: val top-1 %.1f %%, top-5 %.1f %%",
-        trainer.epoch, trainer.config.epochs, numbers["top1"], numbers["top5"],
-    )  # fmt: skip
-
-
-def _evaluate_missing(trainer: Trainer, data: Data) -> None:
-    """Evaluate val and the benchmarks that results.json lacks; then the run is finished."""
-    folder, config = trainer.folder, trainer.config
-    ids = identity(config)
-    results: dict[str, Any] = read_json(folder.results_file) or {
-        "run": ids.run,
-        "cell": ids.cell,
-        "seed": config.seed,
-        "schema_version": SCHEMA_VERSION,
-        "epochs": config.epochs,
-        "train_seconds": trainer.seconds,
-        "benchmarks": {},
-    }
-    line = {}
-    for name, images in {"val": data.val, **data.benchmarks}.items():
-        if name in results["benchmarks"]:
-            continue
-        predictions = _predicted(trainer, images)
-        if trainer.world.writes:
-            write_predictions(predictions, images, folder.predictions_file(name))
-        numbers = results["benchmarks"][name] = predictions.summary()
-        trainer.top1 = results["benchmarks"]["val"]["top1"]
-        log.info("%s: top-1 %.1f %% of %d", name, numbers["top1"], numbers["n"])
-        line.update({f"{name}/{key}": numbers[key] for key in ("top1", "top5", "loss")})
-    if line and trainer.metrics is not None:
-        _write_line(trainer, line)
-        if not trainer.metrics.flush():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.metrics_file))
-        trainer.metrics.sync()
-        results["metrics_bytes"] = trainer.metrics.length
-        write_json(folder.results_file, results)
-
-
-def _predicted(trainer: Trainer, images: Images) -> Predictions:
-    """The predictions for all pictures, made by all processes together."""
-    model, config, world = trainer.engine.learner.model, trainer.config, trainer.world
-    # What a training step holds, without its gradients.
-    batch_size = 2 * config.batch_size // (world.ranks * config.grad_accumulation)
-    batches = plain_batches(
-        images, plain_view(model.image_size, **model.pictures()), batch_size=batch_size,
-        workers=config.workers, pin=trainer.engine.device.type == "cuda",
-        rank=world.rank, ranks=world.ranks,
-    )  # fmt: skip
-    with autocast(trainer.engine):
-        own = predict(
-            model, batches, trainer.engine.device, lambda: _stop_if_asked(trainer),
-            rounds=-(-len(images) // (world.ranks * batch_size)),
-        )  # fmt: skip
-    return Predictions.joined(gathered(own, world))
-
-
-def _write_line(trainer: Trainer, metrics: dict[str, float]) -> None:
-    if trainer.metrics is None:
-        return
-    epoch = round(trainer.step / trainer.steps_per_epoch, 4)
-    # JSON has no NaN: what is not finite is missing.
-    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    trainer.metrics.write({"step": trainer.step, "epoch": epoch, "time": time.time(), **finite})
 
 
 def _tell(trainer: Trainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -133,6 +134,16 @@ def looks(engine: Engine) -> tuple[Tensor, Tensor]:
     wanted = engine.learner.model.pictures()
     mean, std = (torch.tensor(wanted[key], device=engine.device) for key in ("mean", "std"))
     return mean, std
+
+
+def write_line(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Add a line to metrics.jsonl, by the process that writes."""
+    if trainer.metrics is None:
+        return
+    epoch = round(trainer.step / trainer.steps_per_epoch, 4)
+    # JSON has no NaN: what is not finite is missing.
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    trainer.metrics.write({"step": trainer.step, "epoch": epoch, "time": time.time(), **finite})
 
 
 def save(trainer: Trainer) -> None:

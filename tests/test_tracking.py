@@ -108,7 +108,7 @@ def test_the_store_equals_the_files(new_outputs):
     lines = train_lines(1, 1500)
     lines.insert(500, {"step": 500, "epoch": 5, "time": START + 500.5, "val/top1": 30.0})
     last = {"step": 1500, "epoch": 10, "time": START + 1501.0}
-    lines += [last | {"val/top1": 40.0, "val/loss": 2.0}, last | {"shapes-a/top1": 20.0}]
+    lines += [last | {"val/top1": 40.0, "val/nll": 2.0}, last | {"shapes-a/top1": 20.0}]
     first = make_run(outputs, lines, queue_size=128)
     second = make_run(outputs, train_lines(1, 3), state="failed", cl_mode="none", seed=3)
     assert mirror_once(outputs, [first, second], "my-sweep") == []
@@ -126,7 +126,7 @@ def test_the_store_equals_the_files(new_outputs):
     ended = run_folder(outputs, first).status().updated
     assert children[first].info.end_time == int(ended * 1000)
 
-    keys = {"train/loss", "train/top1", "val/top1", "val/loss", "shapes-a/top1"}
+    keys = {"train/loss", "train/top1", "val/top1", "val/nll", "shapes-a/top1"}
     assert set(children[first].data.metrics) == keys
     for key in keys:
         written = [(i["step"], i[key], int(i["time"] * 1000)) for i in lines if key in i]

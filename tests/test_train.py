@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from densevit import train as train_module
+from densevit import exam
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
 from densevit.data.folders import scan
@@ -103,7 +103,7 @@ def test_the_results_follow_from_the_predictions(tmp_path, tiny, blobs):
     assert numbers["top1"] == pytest.approx(100 * top1)
     assert numbers["top5"] == 100.0  # three classes
     chances = [row["probabilities"][row["top5"].index(row["label"])] for row in rows]
-    assert numbers["loss"] == pytest.approx(-np.mean(np.log(chances)), rel=1e-4)
+    assert numbers["nll"] == pytest.approx(-np.mean(np.log(chances)), rel=1e-4)
     assert numbers["n"] == 12
     for row in rows:
         assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
@@ -342,9 +342,9 @@ def test_a_benchmark_that_is_added_leaves_its_lines_once_whenever_it_is_killed(
     def killed(path, _content):
         raise Stopped("test") if path == folder.results_file else AssertionError(path)
 
-    real = train_module.write_json
+    real = exam.write_json
     monkeypatch.setattr(
-        train_module, "write_json",
+        exam, "write_json",
         lambda path, content: (killed if path == folder.results_file else real)(path, content),
     )  # fmt: skip
     assert execute(folder) == EXIT_CARRY_ON
@@ -355,7 +355,8 @@ def test_a_benchmark_that_is_added_leaves_its_lines_once_whenever_it_is_killed(
     assert execute(folder) == 0
     after = lines_of(folder)
     assert after[:-1] == before
-    assert set(after[-1]) == {"step", "epoch", "again/top1", "again/top5", "again/loss"}
+    numbers = {"top1", "top1_low", "top1_high", "top5", "nll", "ece"}
+    assert set(after[-1]) == {"step", "epoch", *(f"again/{name}" for name in numbers)}
 
 
 def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):

@@ -170,8 +170,8 @@ def test_a_whole_run_begins_with_another_and_refuses_a_changed_one(tmp_path, tra
     count = len(load_file(file))
     assert f"init_checkpoint: {count} of {count} tensors from" in folder.log_file.read_text()
     # It knows already what the other run has learned.
-    last = read_metrics(folder.metrics_file)[0][-1]["val/loss"]
-    assert last == pytest.approx(read_metrics(trained.metrics_file)[0][-1]["val/loss"], rel=1e-3)
+    last = read_metrics(folder.metrics_file)[0][-1]["val/nll"]
+    assert last == pytest.approx(read_metrics(trained.metrics_file)[0][-1]["val/nll"], rel=1e-3)
     changed = load_file(file)
     save_file({**changed, "norm.bias": changed["norm.bias"] + 1}, file)
     folder.results_file.unlink()

@@ -7,13 +7,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from densevit.data.pictures import Picture, read_picture
 from densevit.errors import UserError
-
-if TYPE_CHECKING:
-    from densevit.data.archives import ArchivedImages
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
@@ -71,20 +67,6 @@ def scan(root: Path, source: str) -> FolderImages:
     return FolderImages(root, tuple(classes), tuple(ids), tuple(labels))
 
 
-def check_classes(
-    images: FolderImages | ArchivedImages, wanted: tuple[str, ...], source: str
-) -> None:
-    """Refuse a folder whose classes are not those of the training images, by name."""
-    missing = sorted(set(wanted) - set(images.classes))
-    extra = sorted(set(images.classes) - set(wanted))
-    if missing or extra:
-        parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(extra)} besides"] if extra else []
-        raise UserError(
-            f"{source}: {images.root}: its classes are not those of train/: {' and '.join(parts)}"
-        )
-
-
 def _content(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123, one read, no buffer
         return file.read()
@@ -103,6 +85,6 @@ def _pictures(root: Path, class_name: str) -> list[str]:
     return sorted(found)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     shown = ", ".join(names[:5])
     return shown + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

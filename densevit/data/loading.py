@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from densevit.data.photometric import develop
-from densevit.data.sources import Images
+from densevit.data.pictures import Images
 from densevit.data.views import Crop, Transform, cut_views, derived_seed
 
 # Numbers that keep the random streams of a run apart.
@@ -218,17 +218,14 @@ def plain_batches(
     batch_size: int,
     workers: int,
     pin: bool,
-    rank: int = 0,
-    ranks: int = 1,
+    chosen: Sequence[int] | None = None,
 ) -> DataLoader:
-    """Batches of (pictures (B, 3, S, S), labels (B,), indices (B,)), each picture once.
-
-    Of several ranks, each gets its share.
-    """
+    """Batches of (pictures (B, 3, S, S), labels (B,), indices (B,)), each picture once: all of
+    them, or those at the chosen places."""
     return DataLoader(
         Plain(images, view),
         batch_size=batch_size,
-        sampler=range(rank, len(images), ranks),
+        sampler=range(len(images)) if chosen is None else chosen,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_run,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from PIL import Image, ImageOps
 
@@ -45,6 +46,24 @@ class Picture:
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                 image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
             return image if image.mode == "RGB" else image.convert("RGB")
+
+
+class Images(Protocol):
+    """Labelled pictures: `ids` name them, `labels` index `classes`."""
+
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    labels: Sequence[int]
+
+    def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> Picture:
+        """A picture, not decoded yet."""
+        ...
+
+    def fingerprint(self) -> dict[str, object]:
+        """What a run remembers of the pictures it saw."""
+        ...
 
 
 def read_picture(name: str, read: Callable[[], bytes]) -> Picture:

@@ -6,39 +6,27 @@ Imports no torch, so that a sweep can check its data before anything is launched
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from densevit.config import RunConfig
 from densevit.data import shapes
-from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
-from densevit.data.folders import check_classes, scan
-from densevit.data.pictures import Picture
+from densevit.data.archives import is_hugging_face, open_hugging_face
+from densevit.data.benchmarks import (
+    TestSet,
+    check_classes,
+    open_benchmark,
+    open_images,
+    plain_set,
+    resolved,
+)
+from densevit.data.pictures import Images, Picture
 from densevit.errors import UserError
-
-
-class Images(Protocol):
-    """Labelled pictures: `ids` name them, `labels` index `classes`."""
-
-    classes: tuple[str, ...]
-    ids: Sequence[str]
-    labels: Sequence[int]
-
-    def __len__(self) -> int: ...
-
-    def picture(self, index: int) -> Picture:
-        """A picture, not decoded yet."""
-        ...
-
-    def fingerprint(self) -> dict[str, object]:
-        """What a run remembers of the pictures it saw."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +34,8 @@ class Data:
     """The pictures of a run; `benchmarks` are further test sets by name."""
 
     train: Images
-    val: Images
-    benchmarks: dict[str, Images]
+    val: TestSet
+    benchmarks: dict[str, TestSet]
 
     def fingerprint(self) -> dict[str, Any]:
         """Train, val and each benchmark: classes, counts, a hash of the names."""
@@ -63,13 +51,12 @@ def open_data(config: RunConfig, size: int) -> Data:
     fewer training images than a batch.
     """
     data = _open_shapes(config, size) if config.dataset == "shapes" else _open_folders(config)
-    for name, path in config.benchmarks.items():
+    for name, given in config.benchmarks.items():
         if name in ("train", "val") or name in data.benchmarks:
             raise UserError(f"benchmarks: {name}: is taken by the data set itself")
-        source = f"benchmarks: {name}"
-        images = _open_test_set(_resolved(path, source), source)
-        check_classes(images, data.train.classes, source)
-        data.benchmarks[name] = images
+        wanted = given if isinstance(given, str | None) else given.model_dump()
+        outputs = tuple(data.train.classes)
+        data.benchmarks[name] = open_benchmark(name, wanted, outputs, f"benchmarks: {name}")
     if len(data.train) < config.batch_size:
         raise UserError(
             f"batch_size: {config.batch_size} is more than the {len(data.train)} training "
@@ -100,7 +87,7 @@ def data_folder(config: RunConfig) -> Path:
     The drawn set falls back on the user's cache. Errors: `UserError` if nothing says where.
     """
     if config.data_dir:
-        return _resolved(config.data_dir, "data_dir")
+        return resolved(config.data_dir, "data_dir")
     root = os.environ.get("DENSEVIT_DATA")
     if root:
         return Path(root).expanduser().absolute() / config.dataset
@@ -153,7 +140,8 @@ def _open_shapes(config: RunConfig, size: int) -> Data:
         raise UserError(f"model_kwargs: img_size {size}: the data set shapes is drawn from 32 up")
     folder = data_folder(config)
     split = {name: DrawnImages(name, size, folder) for name in shapes.SPLITS}
-    return Data(split["train"], split["val"], {name: split[name] for name in shapes.SHIFTED})
+    tests = {name: plain_set(name, split[name]) for name in ("val", *shapes.SHIFTED)}
+    return Data(split["train"], tests.pop("val"), tests)
 
 
 def _open_folders(config: RunConfig) -> Data:
@@ -163,7 +151,7 @@ def _open_folders(config: RunConfig) -> Data:
         raise UserError(f"{source}: {folder}: no such folder (wanted: one with train/ and val/)")
     train, val = (_open(folder, split, source) for split in ("train", "val"))
     check_classes(val, train.classes, source)
-    return Data(train, val, {})
+    return Data(train, plain_set("val", val), {})
 
 
 def _open(folder: Path, split: str, source: str) -> Images:
@@ -171,19 +159,4 @@ def _open(folder: Path, split: str, source: str) -> Images:
     if is_hugging_face(folder):
         return open_hugging_face(folder, split, source)
     archive = folder / f"{split}.tar"
-    return _open_test_set(archive if archive.exists() else folder / split, source)
-
-
-def _open_test_set(path: Path, source: str) -> Images:
-    if is_tar(path):
-        return open_tar(path, source)
-    if is_hugging_face(path):
-        return open_hugging_face(path, "val", source)
-    return scan(path, source)
-
-
-def _resolved(path: str, source: str) -> Path:
-    expanded = Path(os.path.expandvars(path)).expanduser()
-    if "$" in str(expanded):
-        raise UserError(f"{source}: {path}: the variable is not set")
-    return expanded.absolute()
+    return open_images(archive if archive.exists() else folder / split, source)

@@ -131,12 +131,14 @@ def _cut(
 
 
 def plain_view(
-    size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float, interpolation: str
-) -> Transform:
-    """timm's own evaluation transform: resize, centre crop, normalise; a tensor (3, size, size)."""
+    size: int, mean: tuple[float, ...], std: tuple[float, ...], crop_pct: float, crop_mode: str,
+    interpolation: str,
+) -> Transform:  # fmt: skip
+    """timm's own evaluation transform: resize, crop, normalise; a tensor (3, size, size)."""
     return create_transform(
-        (3, size, size), mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation
-    )
+        (3, size, size), mean=mean, std=std, crop_pct=crop_pct, crop_mode=crop_mode,
+        interpolation=interpolation,
+    )  # fmt: skip
 
 
 def derived_seed(*parts: int) -> int:

@@ -19,8 +19,8 @@ COVERED = ["run", "cell", "label", "seed", "state", "measured", "message"]
 def collect(plan: Plan) -> pd.DataFrame:
     """Every number of the sweep's finished runs: a row a run, benchmark and metric (`MEASURED`).
 
-    `metric` is top1 or top5 (percent) or loss; `n` is the benchmark's number of images. Runs that
-    are not finished, or have no readable results, give no row: see `coverage`.
+    `metric` is top1 (percent) or another of `scores.score`; `n` is the benchmark's number of
+    images. Runs that are not finished, or have no readable results, give no row: see `coverage`.
     """
     return gather(plan)[0]
 

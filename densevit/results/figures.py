@@ -175,14 +175,14 @@ def _range(dots: list[_Dots]) -> tuple[float, float]:
 def _span(metric: str, dots: list[_Dots]) -> float:
     """How much an axis must hold, at least two points: noise must not fill a panel."""
     low, high = _range(dots)
-    return max(1.15 * (high - low), 2.0 if metric != "loss" else 0.02)
+    return max(1.15 * (high - low), 2.0 if metric != "nll" else 0.02)
 
 
 def _limits(metric: str, dots: list[_Dots], span: float) -> tuple[float, float]:
     """An axis of that span around what it shows; a percentage has no axis beyond 0 and 100."""
     low, high = _range(dots)
     start = (low + high - span) / 2
-    if metric != "loss":
+    if metric != "nll":
         span = min(span, 100.0)
         start = min(max(start, 0.0), 100.0 - span)
     return start, start + span

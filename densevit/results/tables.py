@@ -19,7 +19,7 @@ from densevit.sweep.plan import Plan
 METRICS = {
     "top1": ("top-1 accuracy (%)", 1),
     "top5": ("top-5 accuracy (%)", 1),
-    "loss": ("loss", 3),
+    "nll": ("NLL", 3),
 }
 MISSING = "missing"
 

@@ -140,7 +140,8 @@ def _open(config: RunConfig, file: str, needed: bool, here: bool) -> Data | None
 
     Also None where a variable in their path has its value in a job only.
     """
-    paths = [config.data_dir or "", *config.benchmarks.values()]
+    sets = [s if isinstance(s, str) else (s and s.path) or "" for s in config.benchmarks.values()]
+    paths = [config.data_dir or "", *sets]
     if not here and any("$" in os.path.expandvars(path) for path in paths):
         return None
     try:

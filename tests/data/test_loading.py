@@ -151,7 +151,7 @@ def test_an_epoch_holds_each_picture_at_most_once_and_drops_the_rest(blobs):
 
 
 def test_plain_batches_hold_every_picture_once(blobs):
-    view = plain_view(32, MEAN, STD, 1.0, "bicubic")
+    view = plain_view(32, MEAN, STD, 1.0, "center", "bicubic")
     images = scan(blobs / "train", "x")
     batches = plain_batches(images, view, batch_size=9, workers=0, pin=False)
     labels, indices = (torch.cat([batch[i] for batch in batches]) for i in (1, 2))
@@ -301,7 +301,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch,
 
 def test_normalisation_uses_the_models_mean_and_deviation():
     grey = Image.new("RGB", (40, 40), (128, 128, 128))
-    got = plain_view(32, (0.1, 0.2, 0.3), (0.5, 0.25, 0.125), 1.0, "bicubic")(grey)
+    got = plain_view(32, (0.1, 0.2, 0.3), (0.5, 0.25, 0.125), 1.0, "center", "bicubic")(grey)
     for channel, (mean, std) in enumerate([(0.1, 0.5), (0.2, 0.25), (0.3, 0.125)]):
         assert got[channel].mean().item() == pytest.approx((128 / 255 - mean) / std, abs=1e-5)
 

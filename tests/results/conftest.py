@@ -28,11 +28,11 @@ def sweep(tmp_path):
 def finish():
     """A function that makes a run of a plan finished with the given top-1 numbers (percent)."""
 
-    def write(plan, run, top1, loss=1.0):
+    def write(plan, run, top1, nll=1.0):
         folder = plan.run_folder(run)
         ids = folder.create(run.config)
         benchmarks = {
-            name: {"top1": value, "top5": min(100.0, value + 10), "loss": loss, "n": 500}
+            name: {"top1": value, "top5": min(100.0, value + 10), "nll": nll, "n": 500}
             for name, value in top1.items()
         }
         results = {"run": ids.run, "cell": ids.cell, "seed": run.seed, "schema_version": 1}

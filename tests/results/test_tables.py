@@ -112,14 +112,14 @@ def test_other_metrics(sweep, finish_all, finish):
     values = [numbers[run.id]["val"] + 10 for run in plan.runs[::3]]
     top5 = table_of(plan, "top5").data["val_mean"][0]
     assert top5 == pytest.approx(statistics.mean(min(100, v) for v in values))
-    assert to_text(table_of(plan, "loss"))[1][0][2] == "1.000 ± 0.000"
+    assert to_text(table_of(plan, "nll"))[1][0][2] == "1.000 ± 0.000"
 
 
 def test_a_seed_that_is_not_a_number_is_not_dropped(sweep, finish):
     plan = sweep("seeds: 3")
     for run, loss in zip(plan.runs, [1.0, math.nan, 2.0], strict=True):
-        finish(plan, run, {"val": 50.0}, loss=loss)
-    assert to_text(table_of(plan, "loss"))[1] == [["dense", "3/3", "nan ± nan"]]
+        finish(plan, run, {"val": 50.0}, nll=loss)
+    assert to_text(table_of(plan, "nll"))[1] == [["dense", "3/3", "nan ± nan"]]
     assert to_text(table_of(plan))[1] == [["dense", "3/3", "50.0 ± 0.0"]]
 
 

@@ -1,0 +1,94 @@
+"""What is known of ImageNet's classes: lists that timm ships, and what others made of them.
+
+Imports no torch and no timm: the lists are read where timm is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+# The 16 categories of "ImageNet-trained CNNs are biased towards texture" and of the indices of
+# ImageNet's classes in each, as its authors' evaluation has them (Geirhos et al., ICLR 2019 and
+# NeurIPS 2021). An index counts the WordNet ids in sorted order.
+_CATEGORIES: dict[str, str] = {
+    "airplane": "404",
+    "bear": "294-297",
+    "bicycle": "444 671",
+    "bird": "8 10-16 18-20 22-24 80-83 87-96 98-100 127-133 135-145",
+    "boat": "472 554 625 814 914",
+    "bottle": "440 720 737 898 899 901 907",
+    "car": "436 511 817",
+    "cat": "281-286",
+    "chair": "423 559 765 857",
+    "clock": "409 530 892",
+    "dog": "152-191 193-203 205-226 228-241 243-250 252-257 259 261-263 265-268",
+    "elephant": "385 386",
+    "keyboard": "508 878",
+    "knife": "499",
+    "oven": "766",
+    "truck": "555 569 656 675 717 734 864 867",
+}
+CATEGORIES = tuple(_CATEGORIES)
+
+# Top-1 error of AlexNet under each corruption, the mean of five severities, in percent: what mCE
+# divides by (Hendrycks and Dietterich, ICLR 2019, table 1, with the digits of its authors' code).
+ALEXNET_ERROR = {
+    "gaussian_noise": 88.6428,
+    "shot_noise": 89.4468,
+    "impulse_noise": 92.2640,
+    "defocus_blur": 81.9880,
+    "glass_blur": 82.6268,
+    "motion_blur": 78.5948,
+    "zoom_blur": 79.8360,
+    "snow": 86.6816,
+    "frost": 82.6572,
+    "fog": 81.9324,
+    "brightness": 56.4592,
+    "contrast": 85.3204,
+    "elastic_transform": 64.6056,
+    "pixelate": 71.7840,
+    "jpeg_compression": 60.6500,
+}
+# Four more corruptions that come with it, made for validation, which mCE leaves out.
+CORRUPTIONS = (*ALEXNET_ERROR, "speckle_noise", "gaussian_blur", "spatter", "saturate")
+
+
+@cache
+def wnids(which: str = "imagenet") -> tuple[str, ...]:
+    """WordNet ids in the order of a network's outputs: of `imagenet` the 1000 (ILSVRC 2012), of
+    `imagenet_a` and `imagenet_r` the 200 that those have pictures of."""
+    return tuple(_shipped(f"{which}_synsets.txt").read_text().split())
+
+
+@cache
+def reassessed() -> tuple[tuple[int, ...], ...]:
+    """The labels of the 50,000 validation pictures, in their order, that Beyer et al. found in "Are
+    we done with ImageNet?" (2020): none, one or several indices of `wnids()`."""
+    held = json.loads(_shipped("imagenet_real_labels.json").read_text())
+    return tuple(tuple(labels) for labels in held)
+
+
+@cache
+def category_members() -> Mapping[str, tuple[str, ...]]:
+    """The WordNet ids in each of the 16 categories of cue conflict."""
+    names = wnids()
+
+    def members(text: str) -> tuple[str, ...]:
+        found: list[str] = []
+        for part in text.split():
+            first, _, last = part.partition("-")
+            found += names[int(first) : int(last or first) + 1]
+        return tuple(found)
+
+    return {category: members(text) for category, text in _CATEGORIES.items()}
+
+
+def _shipped(name: str) -> Path:
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("timm", name="timm")
+    return Path(spec.submodule_search_locations[0]) / "data" / "_info" / name

@@ -1,0 +1,117 @@
+"""What a run is asked: val after each epoch, watched sets every few, and everything at its end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from densevit.config import SCHEMA_VERSION, identity
+from densevit.data.benchmarks import TestSet
+from densevit.data.loading import plain_batches
+from densevit.data.sources import Data
+from densevit.data.views import plain_view
+from densevit.distributed import agreed, gathered
+from densevit.errors import Stopped
+from densevit.evaluate import Predictions, predict
+from densevit.predictions import write_answers
+from densevit.rundir import read_json, write_json
+from densevit.scores import Numbers, score
+from densevit.step import autocast
+from densevit.trainer import Trainer, write_line
+
+log = logging.getLogger("densevit")
+
+
+def validate(trainer: Trainer, data: Data) -> None:
+    """Log the accuracy on val, and every `watch_every` epochs that on parts of the watched sets."""
+    config = trainer.config
+    numbers = score(_predicted(trainer, data.val).answers(data.val))
+    trainer.top1 = float(numbers["top1"])
+    line = {f"val/{name}": float(numbers[name]) for name in ("top1", "top5", "nll")}
+    if trainer.epoch % config.watch_every == 0:
+        for name in config.watched:
+            asked = data.benchmarks[name]
+            answers = _predicted(trainer, asked, _spread(len(asked), config.watch_samples))
+            line[f"watch/{name}/top1"] = float(score(answers.answers(asked))["top1"])
+    write_line(trainer, line)
+    told = "".join(f", {n.split('/')[1]} {v:.1f}" for n, v in line.items() if n[:5] == "watch")
+    log.info(
+        "epoch %d of %d: val top-1 %.1f %%, top-5 %.1f %%%s",
+        trainer.epoch, config.epochs, numbers["top1"], numbers["top5"], told,
+    )  # fmt: skip
+
+
+def evaluate_missing(trainer: Trainer, data: Data) -> None:
+    """Evaluate val and the benchmarks that results.json lacks; then the run is finished."""
+    folder, config = trainer.folder, trainer.config
+    ids = identity(config)
+    results: dict[str, Any] = read_json(folder.results_file) or {
+        "run": ids.run,
+        "cell": ids.cell,
+        "seed": config.seed,
+        "schema_version": SCHEMA_VERSION,
+        "epochs": config.epochs,
+        "train_seconds": trainer.seconds,
+        "benchmarks": {},
+    }
+    line = {}
+    for name, asked in {"val": data.val, **data.benchmarks}.items():
+        if name in results["benchmarks"]:
+            continue
+        answers = _predicted(trainer, asked).answers(asked)
+        if trainer.world.writes:
+            write_answers(answers, folder.predictions_file(name))
+        numbers = results["benchmarks"][name] = score(answers)
+        trainer.top1 = results["benchmarks"]["val"]["top1"]
+        log.info("%s: top-1 %.1f %% of %d", name, numbers["top1"], numbers["n"])
+        line.update(_metrics(name, numbers))
+    if line and trainer.metrics is not None:
+        write_line(trainer, line)
+        if not trainer.metrics.flush():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.metrics_file))
+        trainer.metrics.sync()
+        results["metrics_bytes"] = trainer.metrics.length
+        write_json(folder.results_file, results)
+
+
+def _metrics(name: str, numbers: Numbers) -> dict[str, float]:
+    """Numbers of a benchmark as metrics of the run; its size is none."""
+    return {f"{name}/{key}": float(v) for key, v in numbers.items() if key not in ("n", "ways")}
+
+
+def _spread(count: int, most: int) -> Sequence[int]:
+    """The places of at most so many of `count` pictures, evenly over all: over the classes too,
+    by which they are sorted."""
+    kept = min(most, count)
+    return [place * count // kept for place in range(kept)]
+
+
+def _predicted(
+    trainer: Trainer, asked: TestSet, chosen: Sequence[int] | None = None
+) -> Predictions:
+    """The predictions for all (or the chosen) pictures, made by all processes together."""
+    model, config, world = trainer.engine.learner.model, trainer.config, trainer.world
+    # What a training step holds, without its gradients.
+    batch_size = 2 * config.batch_size // (world.ranks * config.grad_accumulation)
+    chosen = range(len(asked)) if chosen is None else chosen
+    batches = plain_batches(
+        asked, plain_view(model.image_size, **model.pictures()), batch_size=batch_size,
+        workers=config.workers, pin=trainer.engine.device.type == "cuda",
+        chosen=chosen[world.rank :: world.ranks],
+    )  # fmt: skip
+    with autocast(trainer.engine):
+        own = predict(
+            model, batches, asked, trainer.engine.device, lambda: _stop_if_asked(trainer),
+            rounds=-(-len(chosen) // (world.ranks * batch_size)),
+        )  # fmt: skip
+    return Predictions.joined(gathered(own, world))
+
+
+def _stop_if_asked(trainer: Trainer) -> None:
+    number = agreed(trainer.asked(), trainer.world)
+    if number:
+        raise Stopped(signal.Signals(number).name)

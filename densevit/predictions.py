@@ -1,0 +1,116 @@
+"""What a network answered on a test set, a row a picture: kept as Parquet, and all that its numbers
+are computed from. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densevit.errors import UserError
+from densevit.rundir import replacing
+
+_AMONG = "among_"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """n pictures of a test set and the answers to them.
+
+    samples: (n,) their ids. labels: (n,) indices of `classes`, the benchmark's own.
+    top: (n, k) the classes with the highest `probabilities` (n, k), most probable first; k is 5, or
+        the number of classes where that is less. Both are among the benchmark's classes.
+    losses: (n,) cross-entropy in nats.
+    anywhere: (n,) the answer among everything that the network knows, as an index of `classes`, and
+        -1 for what is none of them; None where the benchmark has all the network's classes.
+    among: the answer within further sets of classes, by name; -1 for a picture of another class.
+    layout: that of `data.benchmarks.LAYOUTS`, "" for another.
+    """
+
+    benchmark: str
+    classes: tuple[str, ...]
+    samples: Sequence[str]
+    labels: NDArray[np.int32]
+    top: NDArray[np.int32]
+    probabilities: NDArray[np.float32]
+    losses: NDArray[np.float32]
+    anywhere: NDArray[np.int32] | None
+    among: Mapping[str, NDArray[np.int32]]
+    layout: str = ""
+
+
+def write_answers(answers: Answers, path: Path) -> None:
+    """A Parquet file with the columns sample, label, loss, top5, probabilities, and where they
+    apply anywhere and among_NAME; the class names are in its metadata."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "sample": pa.array(answers.samples, pa.string()),
+        "label": pa.array(answers.labels, pa.int32()),
+        "loss": pa.array(answers.losses, pa.float32()),
+        "top5": _lists(answers.top),
+        "probabilities": _lists(answers.probabilities),
+    }
+    if answers.anywhere is not None:
+        columns["anywhere"] = pa.array(answers.anywhere, pa.int32())
+    for name, values in answers.among.items():
+        columns[f"{_AMONG}{name}"] = pa.array(values, pa.int32())
+    about = {
+        "benchmark": answers.benchmark,
+        "layout": answers.layout,
+        "classes": json.dumps(answers.classes),
+    }
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), temporary)
+
+
+def read_answers(path: Path) -> Answers:
+    """The answers that a file holds. Errors: `UserError` if it is missing or no such file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+        about = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        among = {
+            name.removeprefix(_AMONG): column.to_numpy()
+            for name, column in columns.items()
+            if name.startswith(_AMONG)
+        }
+        anywhere = columns.get("anywhere")
+        return Answers(
+            benchmark=about["benchmark"],
+            classes=tuple(json.loads(about["classes"])),
+            samples=columns["sample"].to_pylist(),
+            labels=columns["label"].to_numpy(),
+            top=_rows(columns["top5"]),
+            probabilities=_rows(columns["probabilities"]),
+            losses=columns["loss"].to_numpy(),
+            anywhere=None if anywhere is None else anywhere.to_numpy(),
+            among=among,
+            layout=about["layout"],
+        )
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read as predictions: {reason}") from None
+
+
+def _lists(values: NDArray) -> object:
+    """(n, k) as a column of lists."""
+    import pyarrow as pa
+
+    rows, width = values.shape
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * width, pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).reshape(-1)))
+
+
+def _rows(column: object) -> NDArray:
+    flat = column.flatten().to_numpy()
+    return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 1)

@@ -1,0 +1,198 @@
+"""Pictures of correspondences: two views with lines between the patches that a network matched.
+
+As figure 4 of Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training"
+(2021), with one difference: wrong matches are drawn too, and counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import Normal, Stroke
+from numpy.typing import NDArray
+
+from densevit.correspond import Correspondences
+from densevit.results.figures import COLUMN, FAINT, INK, _figure, _style
+from densevit.rundir import replacing
+
+Found = Correspondences | Sequence[Correspondences]
+
+_COLOURS = "viridis"  # grows lighter evenly, for the colour-blind and in grey print too
+_GAP = 0.12  # between the views, in sides of a view
+_DROP = 0.3  # of view 2 below view 1, likewise: level, the lines of a row would hide each other
+# How a match is drawn: width and dashes of the line, the ends and their size.
+_KINDS = {
+    "right": (1.3, "-", "o", 3.2),
+    "wrong": (0.7, (0, (4, 2)), "X", 3.2),
+    "none": (0.6, ":", "s", 1.8),
+}
+_WORDS = ("right, ± 1 patch", "wrong", "place not in view 2")
+
+
+def draw_matches(found: Found, png: Path, *, most: int = 24, title: str = "") -> None:
+    """Write a PNG (300 dpi, a column wide) with a row a picture, each of `most` matches at most.
+
+    Which ones are drawn is said at `chosen`. Right ones are solid, wrong ones dashed and thinner,
+    those of patches whose place view 2 does not show dotted and grey; the counts stand below.
+    """
+    _save(matches([(title, found)], most), png)
+
+
+def draw_before_after(before: Found, after: Found, png: Path, *, most: int = 24) -> None:
+    """The same twice, side by side: the same pictures before and after training, two columns wide.
+
+    Errors: `ValueError` if the two do not hold as many pictures.
+    """
+    _save(matches([("before training", before), ("after training", after)], most), png)
+
+
+def draw_similarity(
+    picture: NDArray[np.uint8], similarity: NDArray[np.float32], patch: int, png: Path
+) -> None:
+    """Write a PNG of a picture (S, S, 3) with a patch framed, and of how similar to it each is.
+
+    `similarity`: (rows, columns), as `densevit.correspond.patch_similarity` gives it.
+    """
+    rows, columns = similarity.shape
+    with _style():
+        figure = _figure(COLUMN, 1.75)
+        left, right = figure.subplots(1, 2)
+        left.imshow(picture, extent=(0, columns, rows, 0), interpolation="nearest")
+        shown = right.imshow(
+            similarity, extent=(0, columns, rows, 0), cmap=_COLOURS, interpolation="nearest",
+            norm=_scale(similarity),
+        )  # fmt: skip
+        row, column = divmod(patch, columns)
+        for axes in (left, right):
+            axes.set_axis_off()
+            for colour, width in (("white", 2.2), (INK, 0.9)):
+                frame = Rectangle((column, row), 1, 1, fill=False, edgecolor=colour, lw=width)
+                axes.add_patch(frame).set_clip_on(False)
+        figure.colorbar(shown, ax=right, label="cosine similarity", shrink=0.9)
+        _save(figure, png)
+
+
+def chosen(found: Correspondences, most: int) -> NDArray[np.int64]:
+    """The patches of view 1 whose match is drawn, in their order: at most `most` of them.
+
+    All where there are no more. Else view 1 is cut into that many regions of nearly equal sides, or
+    a few less, and of each the patch is drawn whose match is most similar, the first of equals.
+    So they are spread over the view, and whether a match is right plays no part.
+
+    Errors: `ValueError` if `most` is below 1.
+    """
+    if most < 1:
+        raise ValueError(f"most must be at least 1, got {most}")
+    rows, columns = found.grid
+    patches = np.arange(rows * columns)
+    if len(patches) <= most:
+        return patches
+    down = min(rows, most, max(1, math.isqrt(most * rows // columns)))
+    across = min(columns, most // down)
+    region = patches // columns * down // rows * across + patches % columns * across // columns
+    regions = [patches[region == number] for number in range(down * across)]
+    return np.sort([inside[found.similarity[inside].argmax()] for inside in regions])
+
+
+def count_words(found: Correspondences, drawn: NDArray[np.int64]) -> str:
+    """How many of the drawn matches are right, wrong or neither; the precision, if some are not."""
+    exists, right = found.truth >= 0, int(found.right[drawn].sum())
+    none = int((~exists[drawn]).sum())
+    wrong = len(drawn) - right - none
+    words = f"{right} of {len(drawn)} right, {wrong} wrong, {none} without a true match"
+    if len(drawn) == len(exists) or not exists.any():
+        return words
+    return f"{words}\nof all {exists.sum()} with a true match, {100 * found.precision:.0f} % right"
+
+
+def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
+    """A figure with a column for each (title, pictures), a row a picture, and one colour scale.
+
+    Errors: `ValueError` if the columns are of different length, or empty.
+    """
+    columns = [[f] if isinstance(f, Correspondences) else list(f) for _, f in sides]
+    rows = len(columns[0])
+    if rows == 0 or any(len(column) != rows for column in columns):
+        raise ValueError(f"wanted as many pictures in each, got {[len(c) for c in columns]}")
+    with _style():
+        figure = _figure(COLUMN * len(sides), 2.35 * rows + 0.75)
+        grid = figure.subplots(rows, len(sides), squeeze=False)
+        drawn = [[chosen(found, most) for found in column] for column in columns]
+        pairs = [p for c, d in zip(columns, drawn, strict=True) for p in zip(c, d, strict=True)]
+        values = np.concatenate([found.similarity[patches] for found, patches in pairs])
+        colours = ScalarMappable(_scale(values), _COLOURS)
+        for i, (title, _) in enumerate(sides):
+            for j in range(rows):
+                _draw_pair(grid[j, i], columns[i][j], drawn[i][j], colours)
+            grid[0, i].set_title(title.replace("$", r"\$"), fontweight="bold", pad=10)
+        bar = figure.colorbar(
+            colours, ax=grid, location="bottom", shrink=0.6, aspect=30,
+            label="cosine similarity of the match",
+        )  # fmt: skip
+        bar.ax.tick_params(length=2)
+        handles = [_lines(kind, FAINT) for kind in _KINDS]
+        figure.legend(handles, _WORDS, loc="outside lower center", ncols=3, frameon=False)
+        return figure
+
+
+def _draw_pair(
+    axes: Axes, found: Correspondences, drawn: NDArray[np.int64], colours: ScalarMappable
+) -> None:
+    (rows, columns), truth, similarity = found.grid, found.truth, found.similarity
+    corners = ((0, 0), (1 + _GAP, _DROP))
+    for number, (pixels, (x, y)) in enumerate(zip(found.views.pixels, corners, strict=True), 1):
+        axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest")
+        # At the outer edges, where no line passes.
+        edge, side = (x - 0.02, "right") if number == 1 else (x + 1.02, "left")
+        axes.text(edge, y + 0.5, f"view {number}", rotation=90, ha=side, va="center")
+    axes.set(xlim=(0, 2 + _GAP), ylim=(1 + _DROP, 0), xticks=[], yticks=[])
+    axes.set_xlabel(count_words(found, drawn))
+    axes.spines[:].set_visible(False)
+    # The right ones come last, on top; within a kind the most similar one does.
+    for patch in sorted(drawn, key=lambda i: (truth[i] >= 0, found.right[i], similarity[i])):
+        ends = [
+            (x + (i % columns + 0.5) / columns, y + (i // columns + 0.5) / rows)
+            for (x, y), i in zip(corners, (patch, found.partner[patch]), strict=True)
+        ]
+        kind = "none" if truth[patch] < 0 else "right" if found.right[patch] else "wrong"
+        colour = FAINT if kind == "none" else colours.to_rgba(similarity[patch])
+        for line in _lines(kind, colour, *zip(*ends, strict=True)):
+            axes.add_line(line)
+
+
+def _lines(
+    kind: str, colour: object, x: Sequence[float] = (), y: Sequence[float] = ()
+) -> tuple[Line2D, Line2D]:
+    """A line and its two ends."""
+    width, style, marker, size = _KINDS[kind]
+    line = Line2D(x, y, color=colour, linestyle=style, linewidth=width)
+    # A rim sets it off from light and dark pictures.
+    rim = "white" if kind == "none" else "black"
+    line.set_path_effects([Stroke(linewidth=width + 0.7, foreground=rim), Normal()])
+    ends = Line2D(
+        x, y, color=colour, linestyle="", marker=marker, markersize=size, markeredgecolor=rim,
+        markeredgewidth=0.35,
+    )  # fmt: skip
+    return line, ends
+
+
+def _scale(values: NDArray[np.float32]) -> Normalize:
+    """From the lowest to the highest similarity, in whole tenths."""
+    values = np.nan_to_num(values)  # of a network that diverged
+    low = math.floor(round(10 * float(values.min()), 3)) / 10
+    high = math.ceil(round(10 * float(values.max()), 3)) / 10
+    return Normalize(min(low, high - 0.1), high, clip=True)
+
+
+def _save(figure: Figure, png: Path) -> None:
+    with _style(), replacing(png) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,164 @@
+"""From answers to numbers: everything that results.json says of a benchmark.
+
+All of it follows from a file of predictions, so that it can be computed again without the network.
+Accuracies and errors are in percent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densevit.data import imagenet
+from densevit.data.flat import picture_number
+from densevit.predictions import Answers
+
+BINS = 15  # of the calibration error: Guo et al., "On Calibration of Modern Neural Networks" (2017)
+RESAMPLES = 10_000
+Numbers = dict[str, float | int]
+
+
+def score(answers: Answers) -> Numbers:
+    """The numbers of a benchmark.
+
+    - `top1`, `top5`: among the benchmark's own classes, of which there are `ways`; `top1_low` and
+      `top1_high`: a 95 % bootstrap interval over the pictures (percentiles).
+    - `top1_all`: among all that the network knows, where that is more.
+    - `top1_NAME`: of the pictures of NAME's classes, among these: clean accuracy to compare with.
+    - `nll`: mean cross-entropy in nats; `ece`: expected calibration error, 15 bins of equal width.
+    - ImageNet's val: `real_top1` by the reassessed labels, of the `real_n` pictures that have one.
+    - ImageNet-C: `top1_CORRUPTION`, and `mce` when all 15 that it is defined on are there.
+    - cue conflict: `shape_bias`, `texture_top1`; pictures whose texture is that of their own class
+      are left out everywhere.
+    """
+    if answers.layout == "cue-conflict":
+        answers, textures = _in_conflict(answers)
+    hits = answers.top[:, 0] == answers.labels
+    low, high = bootstrap_interval(int(hits.sum()), len(hits))
+    numbers: Numbers = {
+        "top1": _percent(hits),
+        "top1_low": low,
+        "top1_high": high,
+        "top5": _percent((answers.top == answers.labels[:, None]).any(axis=1)),
+        "nll": float(answers.losses.astype(np.float64).mean()) if len(hits) else float("nan"),
+        "ece": calibration_error(answers.probabilities[:, 0], hits),
+        "ways": len(answers.classes),
+        "n": len(hits),
+    }
+    if answers.anywhere is not None:
+        numbers["top1_all"] = _percent(answers.anywhere == answers.labels)
+    for name, chosen in answers.among.items():
+        asked = chosen >= 0
+        if asked.any():
+            numbers[f"top1_{name}"] = _percent(chosen[asked] == answers.labels[asked])
+    if answers.layout == "imagenet":
+        numbers |= _reassessed(answers)
+    if answers.layout == "imagenet-c":
+        numbers |= _corruptions(answers.samples, hits)
+    if answers.layout == "cue-conflict":
+        texture_hits = answers.top[:, 0] == textures
+        decided = int(hits.sum() + texture_hits.sum())
+        numbers["texture_top1"] = _percent(texture_hits)
+        if decided:
+            numbers["shape_bias"] = 100 * int(hits.sum()) / decided
+    return numbers
+
+
+def bootstrap_interval(hits: int, count: int, seed: int = 0) -> tuple[float, float]:
+    """A 95 % percentile interval of an accuracy, in percent.
+
+    Drawing `count` pictures with replacement and counting the hits among them is drawing from a
+    binomial distribution, which is done at once here.
+    """
+    if count == 0:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).binomial(count, hits / count, RESAMPLES)
+    low, high = np.percentile(drawn, [2.5, 97.5]) * (100 / count)
+    return float(low), float(high)
+
+
+def calibration_error(confidence: NDArray, hits: NDArray) -> float:
+    """Expected calibration error in percent: the mean gap between confidence and accuracy over
+    `BINS` bins of equal width, weighted by their pictures (Guo et al. 2017, equation 3)."""
+    if len(hits) == 0 or not np.isfinite(confidence).all():
+        return float("nan")
+    # A bin holds its upper edge, as (0, 1/15].
+    place = np.clip(np.ceil(confidence.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
+    gap = np.bincount(place, confidence, BINS) - np.bincount(place, hits, BINS)
+    return float(100 * np.abs(gap).sum() / len(hits))
+
+
+def _reassessed(answers: Answers) -> Numbers:
+    """By the labels of Beyer et al. (2020), where the pictures have the archive's names."""
+    numbers = [picture_number(sample) for sample in answers.samples]
+    known = imagenet.reassessed()
+    if not all(number is not None and 1 <= number <= len(known) for number in numbers):
+        return {}
+    hits = [
+        int(answer) in known[number - 1]
+        for number, answer in zip(numbers, answers.top[:, 0], strict=True)
+        if known[number - 1]
+    ]
+    return {"real_top1": _percent(np.array(hits)), "real_n": len(hits)} if hits else {}
+
+
+def _corruptions(samples: Sequence[str], hits: NDArray) -> Numbers:
+    """Accuracy under each corruption, and mCE (Hendrycks and Dietterich 2019, section 4.1).
+
+    An error is the mean over the severities, each of which counts alike.
+    """
+    kinds = list(imagenet.CORRUPTIONS)
+    places = {kind: 5 * number for number, kind in enumerate(kinds)}
+    places_of = np.array([_cell(sample, places) for sample in samples])
+    right = np.bincount(places_of, hits, 5 * len(kinds)).reshape(-1, 5)
+    count = np.bincount(places_of, minlength=5 * len(kinds)).reshape(-1, 5)
+    numbers: Numbers = {}
+    errors = {}
+    for kind, r, c in zip(kinds, right, count, strict=True):
+        if c.all():
+            accuracy = float(100 * (r / c).mean())
+            numbers[f"top1_{kind}"] = accuracy
+            errors[kind] = 100 - accuracy
+    alexnet = imagenet.ALEXNET_ERROR
+    if alexnet.keys() <= errors.keys():
+        numbers["mce"] = float(np.mean([100 * errors[k] / alexnet[k] for k in alexnet]))
+    return numbers
+
+
+def _cell(sample: str, places: dict[str, int]) -> int:
+    parts = sample.split("/")
+    at = next(number for number, part in enumerate(parts) if part in places)
+    return places[parts[at]] + int(parts[at + 1]) - 1
+
+
+_CONFLICT = re.compile(r"[a-z]+\d+-([a-z]+)\d+\.\w+")
+
+
+def _in_conflict(answers: Answers) -> tuple[Answers, NDArray]:
+    """The pictures whose shape and texture are of different classes, and their textures."""
+    place = {name: index for index, name in enumerate(answers.classes)}
+    found = [_CONFLICT.fullmatch(sample.rpartition("/")[2]) for sample in answers.samples]
+    textures = np.array([place.get(f[1], -1) if f else -1 for f in found], np.int32)
+    kept = (textures >= 0) & (textures != answers.labels)
+    chosen = np.flatnonzero(kept)
+    parts = {
+        name: getattr(answers, name)[chosen]
+        for name in ("labels", "top", "probabilities", "losses")
+    }
+    anywhere = None if answers.anywhere is None else answers.anywhere[chosen]
+    samples = [answers.samples[i] for i in chosen]
+    among = {name: values[chosen] for name, values in answers.among.items()}
+    return (
+        Answers(
+            answers.benchmark, answers.classes, samples, **parts, anywhere=anywhere, among=among,
+            layout=answers.layout,
+        ),
+        textures[chosen],
+    )  # fmt: skip
+
+
+def _percent(hits: NDArray) -> float:
+    return float(100 * hits.astype(np.float64).mean()) if len(hits) else float("nan")

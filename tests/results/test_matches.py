@@ -1,0 +1,170 @@
+"""The pictures say what the records say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from densevit.correspond import Correspondences, Views
+from densevit.results.matches import (
+    chosen,
+    count_words,
+    draw_before_after,
+    draw_matches,
+    draw_similarity,
+    matches,
+)
+
+
+def record(grid=(6, 6), seed=0):
+    """Made-up matches: about a third each right, wrong and without a true match."""
+    rng = np.random.default_rng(seed)
+    count = grid[0] * grid[1]
+    truth = np.where(rng.random(count) < 1 / 3, -1, rng.integers(0, count, count))
+    return Correspondences(
+        views=Views(
+            rng.integers(0, 256, (2, 24, 24, 3), dtype=np.uint8), np.zeros((2, 4), np.float32)
+        ),
+        grid=grid,
+        partner=rng.integers(0, count, count),
+        similarity=rng.uniform(0.31, 0.97, count).astype(np.float32),
+        truth=truth,
+        right=(truth >= 0) & (rng.random(count) < 0.5),
+    )
+
+
+def lines(axes):
+    """Ends of the drawn lines (not of their markers) by style."""
+    styles = {}
+    for line in axes.get_lines():
+        if line.get_linestyle() != "None":
+            styles.setdefault(line.get_linestyle(), []).append(line.get_xydata())
+    return styles
+
+
+def test_the_most_similar_of_each_region_is_chosen():
+    found = record((6, 6))
+    # 4 of 6 x 6: regions of 3 x 3.
+    table = found.similarity.reshape(6, 6)
+    wanted = []
+    for top in (0, 3):
+        for left in (0, 3):
+            block = table[top : top + 3, left : left + 3]
+            row, column = np.unravel_index(block.argmax(), block.shape)
+            wanted.append((top + row) * 6 + left + column)
+    assert chosen(found, 4).tolist() == sorted(wanted)
+    assert chosen(found, 36).tolist() == chosen(found, 99).tolist() == list(range(36))
+    assert chosen(found, 1).tolist() == [found.similarity.argmax()]
+    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+        chosen(found, 0)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (100, 1), (1, 100), (5, 9), (16, 3)])
+def test_nearly_as_many_as_wanted_are_chosen(grid):
+    for most in (2, 7, 24):
+        patches = chosen(record(grid), most)
+        assert len(set(patches)) == len(patches)
+        assert 0.6 * most < len(patches) <= most
+
+
+def test_a_choice_is_blind_to_what_is_right():
+    found = record()
+    nothing = Correspondences(
+        **{**vars(found), "truth": np.full(36, -1), "right": np.zeros(36, bool)}
+    )
+    assert chosen(found, 9).tolist() == chosen(nothing, 9).tolist()
+
+
+def test_lines_and_words_say_what_the_record_says():
+    found = [record(seed=1), record((3, 4), seed=2)]
+    figure = matches([("a $5 title", found)], most=16)
+    for axes, one in zip(figure.axes, found, strict=False):
+        drawn = chosen(one, 16)
+        right = [i for i in drawn if one.right[i]]
+        none = [i for i in drawn if one.truth[i] == -1]
+        wrong = [i for i in drawn if i not in right and i not in none]
+        assert min(len(right), len(wrong), len(none)) > 0
+        styles = lines(axes)
+        assert {s: len(ends) for s, ends in styles.items()} == {
+            "-": len(right), "--": len(wrong), ":": len(none),
+        }  # fmt: skip
+        words = axes.get_xlabel()
+        assert words.split("\n")[0] == (
+            f"{len(right)} of {len(drawn)} right, {len(wrong)} wrong, "
+            f"{len(none)} without a true match"
+        )
+        rows, columns = one.grid
+        starts = {tuple(np.round(ends[0], 6)) for ends in styles["-"]}
+        assert starts == {
+            (round((i % columns + 0.5) / columns, 6), round((i // columns + 0.5) / rows, 6))
+            for i in right
+        }
+        targets = {tuple(np.round(ends[1] - (1.12, 0.3), 6)) for ends in styles["-"]}
+        assert targets == {
+            (round((i % columns + 0.5) / columns, 6), round((i // columns + 0.5) / rows, 6))
+            for i in one.partner[right]
+        }
+    share = 100 * found[0].right.sum() / (found[0].truth >= 0).sum()
+    assert (
+        figure.axes[0]
+        .get_xlabel()
+        .endswith(f"of all {(found[0].truth >= 0).sum()} with a true match, {share:.0f} % right")
+    )
+    assert "\n" not in figure.axes[1].get_xlabel()  # all its matches are drawn
+
+
+def test_the_counts_by_hand():
+    found = Correspondences(
+        **{
+            **vars(record((1, 6))),
+            "truth": np.array([-1, 0, 1, 2, -1, 5]),
+            "right": np.array([False, True, False, True, False, True]),
+        }
+    )
+    assert count_words(found, np.arange(6)) == "3 of 6 right, 1 wrong, 2 without a true match"
+    assert count_words(found, np.array([0, 2, 3])) == (
+        "1 of 3 right, 1 wrong, 1 without a true match\nof all 4 with a true match, 75 % right"
+    )
+
+
+def test_one_colour_scale_holds_every_drawn_match():
+    before, after = record(seed=1), record(seed=2)
+    figure = matches([("before", before), ("after", after)], most=9)
+    drawn = [one.similarity[chosen(one, 9)] for one in (before, after)]
+    low, high = figure.axes[-1].get_xlim()  # of the colour bar
+    assert low <= np.min(drawn) < low + 0.1
+    assert high - 0.1 < np.max(drawn) <= high
+
+
+def test_twice_gives_the_same_bytes_and_other_numbers_others(tmp_path):
+    found, other = record(seed=1), record(seed=2)
+    similarity = found.similarity.reshape(6, 6)
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for path in paths[:2]:
+        draw_matches(found, path, title="a picture")
+    for path in paths[2:4]:
+        draw_before_after(found, other, path)
+    for path in paths[4:]:
+        draw_similarity(found.views.pixels[0], similarity, 8, path)
+    one, two, three, four, five, six = (path.read_bytes() for path in paths)
+    assert (one, three, five) == (two, four, six)
+    draw_matches(other, paths[0], title="a picture")
+    assert paths[0].read_bytes() != one
+    widths = [Image.open(path).width for path in paths[::2]]
+    assert widths == pytest.approx([1050, 2100, 1050], abs=2)
+
+
+def test_a_diverged_network_is_drawn(tmp_path):
+    found = record()
+    nan = Correspondences(**{**vars(found), "similarity": np.full(36, np.nan, np.float32)})
+    draw_matches(nan, tmp_path / "nan.png")
+    assert Image.open(tmp_path / "nan.png").width > 0
+
+
+def test_before_and_after_are_of_the_same_pictures(tmp_path):
+    with pytest.raises(ValueError, match=r"as many pictures in each, got \[2, 1\]"):
+        draw_before_after([record(), record()], record(), tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"got \[0\]"):
+        draw_matches([], tmp_path / "x.png")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,181 @@
+"""Matches of networks whose features are known, against geometry and hand calculations."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY
+from torch import nn
+from torch.nn import functional as F
+
+from densevit.config import RunConfig
+from densevit.contrast.matching import match_quality
+from densevit.correspond import Views, correspondences, patch_similarity, views_of
+from densevit.data.pictures import Picture
+from densevit.errors import UserError
+from densevit.model import DenseViT
+
+SIDE = 32
+
+
+class Fake(nn.Module):
+    """A network with a grid and no weights that matter."""
+
+    def __init__(self, grid):
+        super().__init__()
+        self.grid, self.heads, self.weight = grid, {}, nn.Parameter(torch.zeros(1))
+
+    def pictures(self):
+        return {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+class Colours(Fake):
+    """The feature of a patch is its mean colour: its content, wherever it lies."""
+
+    def forward(self, images):
+        means = F.adaptive_avg_pool2d(images, self.grid)  # (B, 3, rows, columns)
+        return SimpleNamespace(patches=means.flatten(2).transpose(1, 2))
+
+
+class Given(Fake):
+    """Features (B, N, E) that a test gives."""
+
+    def __init__(self, grid, features):
+        super().__init__(grid)
+        self.features = torch.tensor(features, dtype=torch.float32)
+
+    def forward(self, images):
+        return SimpleNamespace(patches=self.features[: len(images)])
+
+
+def noise(side=SIDE, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def picture(width=60, height=50, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Picture("noise.png", Image.fromarray(pixels), (width, height))
+
+
+def views(first, second, place1, place2):
+    return Views(np.stack([first, second]), np.array([place1, place2], dtype=np.float32))
+
+
+def vit(**changes):
+    torch.manual_seed(0)
+    return DenseViT(RunConfig(**{**TINY, **changes}), classes=3)
+
+
+def test_identical_views_match_each_patch_with_itself():
+    whole = [0, 0, 40, 40]
+    found = correspondences(
+        Colours((4, 4)), views(noise(), noise(), whole, whole), features="backbone"
+    )
+    assert found.partner.tolist() == found.truth.tolist() == list(range(16))
+    assert found.right.all()
+    assert found.precision == 1
+    assert found.similarity == pytest.approx(np.ones(16), abs=1e-6)
+
+
+def test_a_flipped_view_matches_each_patch_with_the_mirrored_one():
+    both = views(noise(), noise()[:, ::-1], [0, 0, 40, 40], [40, 0, 0, 40])
+    found = correspondences(Colours((4, 4)), both, features="backbone")
+    mirrored = np.arange(16).reshape(4, 4)[:, ::-1].ravel().tolist()
+    assert found.partner.tolist() == found.truth.tolist() == mirrored
+    assert found.precision == 1
+
+
+def test_the_record_against_a_hand_calculation():
+    # Patches 0 1 2 of a row; view 2 shows the right two thirds and as much beyond. Features are
+    # directions in degrees, of different lengths.
+    angles = [[0, 50, 100, 180, 240, 300], [60, 170, 290, 10, 95, 200]]
+    features = [
+        [[k * math.cos(math.radians(a)), k * math.sin(math.radians(a))] for k, a in enumerate(v, 1)]
+        for v in angles
+    ]
+    both = views(noise(), noise(), [0, 0, 30, 20], [10, 0, 40, 20])
+    found = correspondences(Given((2, 3), features), both, features="backbone")
+    assert found.truth.tolist() == [-1, 0, 1, -1, 3, 4]
+    assert found.partner.tolist() == [3, 0, 4, 1, 5, 2]
+    gaps = [10, 10, 5, 10, 40, 10]
+    assert found.similarity == pytest.approx(np.cos(np.radians(gaps)), abs=1e-6)
+    # 4 is the patch below 1; 5 lies two columns from 3, 2 one column and one row from 4.
+    assert found.right.tolist() == [False, True, True, False, False, True]
+    assert found.precision == 3 / 4
+    assert found.grid == (2, 3)
+
+
+def test_without_overlap_nothing_is_right():
+    both = views(noise(), noise(), [0, 0, 10, 10], [20, 0, 30, 10])
+    found = correspondences(Colours((4, 4)), both, features="backbone")
+    assert not found.right.any()
+    assert math.isnan(found.precision)
+
+
+@pytest.mark.parametrize("features", ["backbone", "dense"])
+def test_a_vit_is_asked_for_its_normalised_views(features):
+    model = vit()
+    for seed in range(4):
+        both = views_of(picture(seed=seed), SIDE, seed)
+        found = correspondences(model, both, features=features)
+        images = (both.pixels / 255 - model.pictures()["mean"]) / model.pictures()["std"]
+        images = torch.tensor(images, dtype=torch.float32).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            patches = model.eval()(images).patches
+            patches = model.heads["dense"](patches) if features == "dense" else patches
+        one, two = patches.double().numpy()
+        norms = np.linalg.norm(one, axis=1)[:, None] * np.linalg.norm(two, axis=1)
+        cosine = one @ two.T / norms
+        assert found.partner.tolist() == cosine.argmax(axis=1).tolist()
+        assert found.similarity == pytest.approx(cosine.max(axis=1), abs=1e-5)
+        quality = match_quality(
+            torch.tensor(found.partner[None]), torch.tensor(found.truth[None]), model.grid
+        )
+        assert found.precision == pytest.approx(float(quality.precision))
+
+
+def test_the_mode_of_each_module_and_the_gradients_stay():
+    model = vit(drop_path=0.5).train()
+    model.heads.eval()
+    both = views_of(picture(), SIDE)
+    before = [module.training for module in model.modules()]
+    found = [correspondences(model, both, features="dense") for _ in range(2)]
+    assert (found[0].similarity == found[1].similarity).all()  # training drops blocks at random
+    assert [module.training for module in model.modules()] == before
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_dense_features_want_a_dense_head():
+    with pytest.raises(UserError, match="features: dense: this run has no dense head"):
+        correspondences(vit(cl_mode="none"), views_of(picture(), SIDE), features="dense")
+
+
+def test_patch_similarity_is_the_cosine_to_one_patch():
+    features = [[[1, 0], [0, 2], [3, 3], [-1, 0], [0, -4], [2, 0]]]
+    model = Given((2, 3), features)
+    half = math.sqrt(0.5)
+    seen = patch_similarity(model, noise(), 2)
+    assert seen.tolist() == [pytest.approx([half, half, 1]), pytest.approx([-half, -half, half])]
+    with pytest.raises(ValueError, match="patch must be from 0 to 5, got 6"):
+        patch_similarity(model, noise(), 6)
+
+
+def test_views_repeat_and_share_a_third_of_the_picture():
+    overlaps = []
+    for seed in range(25):
+        both, again = (views_of(picture(), SIDE, seed) for _ in range(2))
+        assert both.pixels.shape == (2, SIDE, SIDE, 3)
+        assert (both.pixels == again.pixels).all()
+        assert (both.places == again.places).all()
+        covered = np.zeros((2, 50, 60), dtype=bool)
+        for mask, (x, top, r, bottom) in zip(covered, both.places.astype(int), strict=True):
+            mask[top:bottom, min(x, r) : max(x, r)] = True
+        overlaps.append(covered.all(axis=0).sum() / covered.any(axis=0).sum())
+    assert min(overlaps) >= 1 / 3
+    assert max(overlaps) < 1
+    assert len(set(overlaps)) > 15

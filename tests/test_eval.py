@@ -1,0 +1,137 @@
+"""`densevit eval`: of a run, a checkpoint, a file; and the numbers again from the predictions."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from densevit.cli import main
+from densevit.config import RunConfig
+from densevit.data.views import plain_view
+from densevit.lifecycle import execute
+from densevit.named import open_named
+from densevit.rundir import RunFolder, read_json
+from densevit.torchvision_guard import ensure_torchvision
+
+ensure_torchvision()
+
+import timm  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, blobs):
+    """A finished run in an outputs folder; do not change it."""
+    from tiny import TINY
+
+    outputs = tmp_path_factory.mktemp("outputs")
+    config = RunConfig(**{**TINY, "data_dir": str(blobs), "cl_mode": "none"})
+    folder = RunFolder(outputs / "runs" / "abc")
+    folder.create(config)
+    assert execute(folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of it; and a function that evaluates in its outputs."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(trained.path.parent.parent, outputs)
+
+    def call(*words):
+        return main(["eval", *map(str, words), "--outputs", str(outputs), "--workers", "0"])
+
+    return RunFolder(outputs / "runs" / "abc"), call
+
+
+def numbers_of(folder):
+    return read_json(folder.results_file)["benchmarks"]
+
+
+def test_a_run_on_its_own_sets_and_on_another(run, blobs, capsys):
+    folder, call = run
+    before = numbers_of(folder)
+    assert call("abc") == 0
+    assert numbers_of(folder)["val"] == pytest.approx(before["val"], rel=1e-5)
+    assert call("abc", f"night={blobs / 'dark'}", "--batch-size", 5) == 0
+    assert numbers_of(folder)["night"]["n"] == 12
+    assert numbers_of(folder).keys() == {"val", "night"}
+    assert "night: top-1" in capsys.readouterr().out
+
+
+def test_its_checkpoint_and_the_file_it_exports_answer_as_it_does(run, blobs, tmp_path):
+    folder, call = run
+    dark = f"dark={blobs / 'dark'}"
+    assert call(folder.path, dark) == 0
+    wanted = numbers_of(folder)["dark"]
+    (checkpoint,) = sorted(folder.checkpoint_folder.glob("*.pt"))[-1:]
+    assert call(checkpoint, dark, "--to", tmp_path / "one") == 0
+    assert numbers_of(RunFolder(tmp_path / "one"))["dark"] == pytest.approx(wanted)
+    outputs = str(folder.path.parent.parent)
+    assert main(["export", "abc", "--to", str(tmp_path / "net.safetensors"), "--outputs", outputs]) == 0  # fmt: skip
+    assert call(tmp_path / "net.safetensors", dark) == 0
+    evaluated = RunFolder(folder.path.parent.parent / "evals" / "net")
+    assert numbers_of(evaluated)["dark"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_from_predictions_needs_neither_network_nor_pictures(run, capsys):
+    folder, call = run
+    held = numbers_of(folder)
+    shutil.rmtree(folder.checkpoint_folder)
+    record = read_json(folder.results_file)
+    record["benchmarks"]["val"] = {"top1": 0.0}
+    folder.results_file.write_text(json.dumps(record))
+    assert call("abc", "--from-predictions") == 0
+    assert numbers_of(folder) == held
+    shutil.rmtree(folder.path / "predictions")
+    assert call("abc", "--from-predictions") == 2
+    assert "holds no predictions" in capsys.readouterr().err
+
+
+def test_weights_of_timm_in_a_file_have_timms_own_transform(tmp_path):
+    name = "vit_tiny_patch16_224"
+    model = timm.create_model(name, img_size=224)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    named = open_named(str(tmp_path / "weights.safetensors"), None, name)
+    assert len(named.classes) == 1000
+    wanted = timm.data.resolve_data_config({}, model=model)
+    theirs = timm.data.create_transform(**wanted, is_training=False)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 260, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    ours = plain_view(named.image_size, **named.pictures)
+    assert torch.equal(ours(picture), theirs(picture))
+    batch = ours(picture)[None]
+    model.eval()
+    named.model.eval()
+    with torch.inference_mode():
+        assert torch.equal(named.model(batch), model(batch))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["abd"], "no run of that id, no file, and no model"),
+        (["vit_tiny_patch16_225", "imagenet-a"], "did you mean 'vit_tiny_patch16_224'"),
+        (["nowhere/net.safetensors", "imagenet-a"], "no such run, checkpoint or file"),
+        (["abc", "imagenet-a"], "where it lies is not said"),
+        (["abc", "mine=/nowhere"], "no such folder"),
+        (["abc", "night", "--from-predictions"], "takes all that are there"),
+    ],
+)
+def test_a_mistake_is_one_line(run, capsys, monkeypatch, words, told):
+    monkeypatch.delenv("DENSEVIT_DATA", raising=False)
+    assert run[1](*words) == 2
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == 1
+
+
+def test_an_unfinished_run_wants_a_place(run, capsys, tmp_path, blobs):
+    folder, call = run
+    folder.results_file.unlink()
+    assert call("abc") == 2
+    assert "--to DIR" in capsys.readouterr().err
+    assert call("abc", f"dark={blobs / 'dark'}", "--to", tmp_path / "now") == 0

@@ -1,0 +1,83 @@
+"""Numbers from answers: against calculations that are made another way, and through the disk."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+
+from densevit.errors import UserError
+from densevit.predictions import Answers, read_answers, write_answers
+from densevit.scores import bootstrap_interval, calibration_error, score
+
+
+def made(count=500, classes=12, seed=0, **parts):
+    """Answers to random logits, and the probabilities (n, classes) that they come from."""
+    draws = np.random.default_rng(seed)
+    labels = draws.integers(0, classes, count)
+    logits = draws.normal(size=(count, classes)) * 2
+    logits[np.arange(count), labels] += 1.5
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    top = np.argsort(-chances, axis=1)[:, :5]
+    answers = Answers(
+        benchmark="made", classes=tuple(f"c{n}" for n in range(classes)),
+        samples=[f"c{label}/{n}.png" for n, label in enumerate(labels)],
+        labels=labels.astype(np.int32), top=top.astype(np.int32),
+        probabilities=np.take_along_axis(chances, top, axis=1).astype(np.float32),
+        losses=-np.log(chances[np.arange(count), labels]).astype(np.float32),
+        **{"anywhere": None, "among": {}, **parts},
+    )  # fmt: skip
+    return answers, chances
+
+
+def test_the_numbers_are_those_of_scikit_learn():
+    answers, chances = made()
+    numbers = score(answers)
+    assert numbers["top1"] == pytest.approx(100 * accuracy_score(answers.labels, chances.argmax(1)))
+    assert numbers["top5"] == pytest.approx(
+        100 * top_k_accuracy_score(answers.labels, chances, k=5)
+    )
+    assert numbers["nll"] == pytest.approx(log_loss(answers.labels, chances), rel=1e-5)
+    assert (numbers["n"], numbers["ways"]) == (500, 12)
+
+
+def test_calibration_error_by_hand():
+    # Bins of a fifteenth: 0.97 and 0.99 share one, 0.05 and 0.5 have one each.
+    error = calibration_error(np.array([0.97, 0.99, 0.5, 0.05], np.float32), np.array([1, 0, 1, 0]))
+    assert error == pytest.approx(100 * (abs(1.96 - 1) + abs(0.5 - 1) + 0.05) / 4, rel=1e-5)
+    assert calibration_error(np.ones(3, np.float32), np.ones(3)) == 0
+    assert math.isnan(calibration_error(np.array([np.nan]), np.ones(1)))
+
+
+def test_the_interval_is_that_of_drawing_pictures_again():
+    hits = np.arange(400) < 300
+    draws = np.random.default_rng(5)
+    means = [draws.choice(hits, 400).mean() * 100 for _ in range(4000)]
+    assert bootstrap_interval(300, 400) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.3)
+    assert bootstrap_interval(400, 400) == (100, 100)
+
+
+def test_all_is_computed_again_from_the_file_alone(tmp_path):
+    among = {"imagenet-a": np.where(np.arange(500) % 3, 2, -1).astype(np.int32)}
+    anywhere = np.arange(500, dtype=np.int32) % 13 - 1
+    answers, _ = made(anywhere=anywhere, among=among)
+    write_answers(answers, tmp_path / "made.parquet")
+    again = read_answers(tmp_path / "made.parquet")
+    assert score(again) == score(answers)
+    assert score(answers)["top1_all"] == pytest.approx(100 * np.mean(anywhere == answers.labels))
+    asked = among["imagenet-a"] >= 0
+    right = among["imagenet-a"][asked] == answers.labels[asked]
+    assert score(again)["top1_imagenet-a"] == pytest.approx(100 * right.mean())
+    table = pq.read_table(tmp_path / "made.parquet")
+    assert table.column_names == ["sample", "label", "loss", "top5", "probabilities", "anywhere", "among_imagenet-a"]  # fmt: skip
+    assert json.loads(table.schema.metadata[b"classes"]) == list(answers.classes)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"x\.parquet: cannot be read as predictions"):
+        read_answers(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_answers(tmp_path / "none.parquet")
