@@ -20,6 +20,7 @@ from densevit.errors import UserError
 from densevit.eval_cli import add_eval
 from densevit.layers import Layer, absolute_paths, build, read_layers, source_of
 from densevit.rundir import RunFolder, outputs_root, read_json, run_folder
+from densevit.show_cli import add_show
 from densevit.sweep.cli import main_sweep
 
 __all__ = ["main", "main_sweep"]
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_train(commands)
     add_data(commands)
     add_eval(commands)
+    add_show(commands)
     _add_export(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
     return run_command("densevit", parser, given)

@@ -201,6 +201,9 @@ class RunConfig(BaseModel):
     probes: list[Literal["knn", "linear-probe", "dense-probe"]] = _execution(
         [], "what the finished run's frozen features are tried at"
     )
+    probe_tokens: Literal["cls", "patch"] = _execution(
+        "cls", "features of knn and linear-probe: the CLS token, or the mean of the patches"
+    )
     masks: str | None = _execution(
         None, "pictures with masks for the dense-probe: a folder, or VOC's (shapes has its own)"
     )

@@ -92,6 +92,11 @@ def predict(
     return Predictions(torch.cat(places), columns)
 
 
+def asked_of(asked: TestSet, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The columns of `Predictions` from logits (n, C) of whole pictures and labels (n,)."""
+    return _Question(asked, logits.shape[1], logits.device).columns(logits, labels)
+
+
 class _Question:
     """What a test set asks of logits; its tables lie on the device."""
 

@@ -6,18 +6,19 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from densevit.config import SCHEMA_VERSION, identity
 from densevit.data.benchmarks import TestSet
 from densevit.data.loading import plain_batches
+from densevit.data.names import benchmark_names
 from densevit.data.sources import Data
 from densevit.data.views import plain_view
 from densevit.distributed import agreed, gathered
 from densevit.errors import Stopped
 from densevit.evaluate import Predictions, predict
-from densevit.predictions import write_answers
+from densevit.predictions import Answers, write_answers
 from densevit.rundir import read_json, write_json
 from densevit.scores import Numbers, score
 from densevit.step import autocast
@@ -34,15 +35,21 @@ def validate(trainer: Trainer, data: Data) -> None:
     line = {f"val/{name}": float(numbers[name]) for name in ("top1", "top5", "nll")}
     if trainer.epoch % config.watch_every == 0:
         for name in config.watched:
-            asked = data.benchmarks[name]
-            answers = _predicted(trainer, asked, _spread(len(asked), config.watch_samples))
-            line[f"watch/{name}/top1"] = float(score(answers.answers(asked))["top1"])
+            line[f"watch/{name}/top1"] = float(_watched(trainer, data, name)["top1"])
     write_line(trainer, line)
     told = "".join(f", {n.split('/')[1]} {v:.1f}" for n, v in line.items() if n[:5] == "watch")
     log.info(
         "epoch %d of %d: val top-1 %.1f %%, top-5 %.1f %%%s",
         trainer.epoch, config.epochs, numbers["top1"], numbers["top5"], told,
     )  # fmt: skip
+
+
+def _watched(trainer: Trainer, data: Data, name: str) -> Numbers:
+    if name == "knn":
+        return _probed(trainer, data)("knn")[0]
+    asked = data.benchmarks[name]
+    chosen = _spread(len(asked), trainer.config.watch_samples)
+    return score(_predicted(trainer, asked, chosen).answers(asked))
 
 
 def evaluate_missing(trainer: Trainer, data: Data) -> None:
@@ -58,16 +65,24 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
         "train_seconds": trainer.seconds,
         "benchmarks": {},
     }
+    asked = {"val": data.val, **data.benchmarks}
+    probed = _probed(trainer, data)
     line = {}
-    for name, asked in {"val": data.val, **data.benchmarks}.items():
+    for name in benchmark_names(config):
         if name in results["benchmarks"]:
             continue
-        answers = _predicted(trainer, asked).answers(asked)
-        if trainer.world.writes:
+        if name in asked:
+            answers = _predicted(trainer, asked[name]).answers(asked[name])
+            numbers = score(answers)
+        else:
+            numbers, answers = probed(name)
+        if trainer.world.writes and answers is not None:
             write_answers(answers, folder.predictions_file(name))
-        numbers = results["benchmarks"][name] = score(answers)
+        results["benchmarks"][name] = numbers
         trainer.top1 = results["benchmarks"]["val"]["top1"]
-        log.info("%s: top-1 %.1f %% of %d", name, numbers["top1"], numbers["n"])
+        what = "top1" if "top1" in numbers else "miou"
+        told = {"top1": "top-1", "miou": "mIoU"}[what]
+        log.info("%s: %s %.1f %% of %d", name, told, numbers[what], numbers["n"])
         line.update(_metrics(name, numbers))
     if line and trainer.metrics is not None:
         write_line(trainer, line)
@@ -76,6 +91,29 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
         trainer.metrics.sync()
         results["metrics_bytes"] = trainer.metrics.length
         write_json(folder.results_file, results)
+
+
+def _probed(trainer: Trainer, data: Data) -> Callable[[str], tuple[Numbers, Answers | None]]:
+    """A function that tries the run's frozen features at a probe."""
+    from densevit.probes import Probing, probe  # torchmetrics and the rest, where it is wanted
+
+    config, world = trainer.config, trainer.world
+    probing = Probing(
+        trainer.engine.learner.model, config, data, trainer.engine.device, world,
+        _batch_size(trainer), lambda: _stop_if_asked(trainer),
+    )  # fmt: skip
+
+    def probed(name: str) -> tuple[Numbers, Answers | None]:
+        with autocast(trainer.engine):
+            return probe(name, probing)
+
+    return probed
+
+
+def _batch_size(trainer: Trainer) -> int:
+    """What a training step holds, without its gradients."""
+    config = trainer.config
+    return 2 * config.batch_size // (trainer.world.ranks * config.grad_accumulation)
 
 
 def _metrics(name: str, numbers: Numbers) -> dict[str, float]:
@@ -95,8 +133,7 @@ def _predicted(
 ) -> Predictions:
     """The predictions for all (or the chosen) pictures, made by all processes together."""
     model, config, world = trainer.engine.learner.model, trainer.config, trainer.world
-    # What a training step holds, without its gradients.
-    batch_size = 2 * config.batch_size // (world.ranks * config.grad_accumulation)
+    batch_size = _batch_size(trainer)
     chosen = range(len(asked)) if chosen is None else chosen
     batches = plain_batches(
         asked, plain_view(model.image_size, **model.pictures()), batch_size=batch_size,

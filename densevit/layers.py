@@ -75,7 +75,7 @@ def source_of(layers: Sequence[Layer], key: str) -> str:
 def read_layers(path: Path) -> list[Layer]:
     """The layers of an experiment file: its `base` chain, deepest first, then the file itself.
 
-    Relative paths (`base`, `data_dir`, `benchmarks`) count from the file that names them.
+    Relative paths (`base`, `data_dir`, `benchmarks`, ...) count from the file that names them.
     """
     layers: list[Layer] = []
     chain: list[Path] = []
@@ -104,15 +104,15 @@ def base_path(base: object, file: Path) -> Path:
 
 
 def absolute_paths(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings whose relative paths (`data_dir`, `init_checkpoint`, `benchmarks`) are counted from
-    `folder`.
+    """Settings whose relative paths (`data_dir`, `init_checkpoint`, `masks`, `benchmarks`) are
+    counted from `folder`.
 
     Environment variables and `~` are replaced; a path that starts with a variable that is not set
     stays as written, since a plan needs no data.
     """
     settings = dict(settings)
-    for name in ("data_dir", "init_checkpoint"):
-        if isinstance(settings.get(name), str):
+    for name in ("data_dir", "init_checkpoint", "masks"):
+        if isinstance(settings.get(name), str) and settings[name] != "shapes":
             settings[name] = _absolute(settings[name], folder)
     benchmarks = settings.get("benchmarks")
     if isinstance(benchmarks, dict):

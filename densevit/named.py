@@ -125,6 +125,7 @@ def _of_timm(name: str, model: nn.Module, classes: tuple[str, ...] | None) -> Na
             )
         classes = wnids()
     wanted = resolve_data_config({}, model=model)
-    return Named(
-        name, model, classes, wanted["input_size"][1], {key: wanted[key] for key in _PICTURES}
-    )
+    # A ViT may have been built for another size than the one that its name has weights for.
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = built[0] if built else wanted["input_size"][1]
+    return Named(name, model, classes, size, {key: wanted[key] for key in _PICTURES})

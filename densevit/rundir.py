@@ -121,6 +121,10 @@ class RunFolder:
         """A row a sample of a benchmark, as Parquet."""
         return self.path / "predictions" / f"{benchmark}.parquet"
 
+    def matches_file(self, when: str) -> Path:
+        """Correspondences in some val pictures `before` or `after` training, as NumPy's npz."""
+        return self.path / "matches" / f"{when}.npz"
+
     def create(self, config: RunConfig) -> Identity:
         """Make the folder for a run, or take the one that is there for the same run.
 

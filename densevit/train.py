@@ -18,12 +18,14 @@ import torch
 from densevit import checkpoint
 from densevit.checkup import measure
 from densevit.config import RunConfig
+from densevit.data.doctor import known_problems, quick_problems
 from densevit.data.loading import on_device
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.distributed import World, agreed, gathered, joined
 from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
 from densevit.exam import evaluate_missing, validate
 from densevit.initial import begun_with
+from densevit.matchfile import keep_matches
 from densevit.meter import peak_memory_mib
 from densevit.model import check_model, has_class_token
 from densevit.objective import contrastive_weight
@@ -52,10 +54,12 @@ def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
         _check_parts(config, world)
         data = open_data(config, check_model(config))
         if world.writes:
+            _refuse_damaged(data)
             _remember_fingerprint(folder, data, config)
         trainer = build_trainer(config, folder, data, asked, world)
         try:
             _train(trainer, data)
+            _keep_matches(trainer, data, "after")
             evaluate_missing(trainer, data)
         except StoppedNow:
             raise
@@ -78,6 +82,7 @@ def _train(trainer: Trainer, data: Data) -> None:
     if trainer.saved[0] < 0:  # not continued
         _tell_meaning(trainer)
         _check_health(trainer)  # of the untrained network, which the rest is compared with
+        _keep_matches(trainer, data, "before")
     with progress() as show:
         while True:
             # The last epoch is evaluated later, on everything.
@@ -90,6 +95,11 @@ def _train(trainer: Trainer, data: Data) -> None:
             _train_epoch(trainer, show)
     if trainer.saved[0] != trainer.step:
         save(trainer)
+
+
+def _keep_matches(trainer: Trainer, data: Data, when: str) -> None:
+    if trainer.world.writes:
+        keep_matches(trainer.folder.matches_file(when), trainer.engine.learner.model, data.val)
 
 
 def _tell_meaning(trainer: Trainer) -> None:
@@ -254,6 +264,16 @@ def _check_parts(config: RunConfig, world: World) -> None:
             f"batch_size: {config.batch_size} cannot be shared evenly by {world.ranks} processes "
             f"with grad_accumulation {config.grad_accumulation}"
         )
+
+
+def _refuse_damaged(data: Data) -> None:
+    """Look at the test sets once, as `densevit data check` does, which it keeps; what is known of
+    the training pictures counts as well, though they are too many to be looked at here."""
+    for name, images in {"train": data.train, "val": data.val, **data.benchmarks}.items():
+        found = known_problems(images) if name == "train" else quick_problems(images)
+        if found:
+            more = f" (and {len(found) - 1} more: densevit data check)" if found[1:] else ""
+            raise UserError(f"{name}: {found[0]}{more}")
 
 
 def _remember_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:

@@ -31,12 +31,16 @@ class FolderImages:
 
     def picture(self, index: int) -> Picture:
         """Errors: `UserError` naming the file."""
-        path = os.path.join(self.root, self.ids[index])  # noqa: PTH118, a fifth of pathlib's time
-        return read_picture(path, lambda: _content(path))
+        return read_file(os.path.join(self.root, self.ids[index]))  # noqa: PTH118, a fifth of pathlib's time
 
     def fingerprint(self) -> dict[str, object]:
         """What a run remembers of the files that it saw."""
         return names_fingerprint(self.classes, self.ids)
+
+
+def read_file(path: str) -> Picture:
+    """The picture in a file. Errors: `UserError` naming the file."""
+    return read_picture(path, lambda: _content(path))
 
 
 def names_fingerprint(classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:

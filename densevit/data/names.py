@@ -1,4 +1,4 @@
-"""The names of a run's test sets, without opening any."""
+"""The names of what a run is evaluated on, without opening any data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ SHIFTED = ("shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketc
 
 
 def benchmark_names(config: RunConfig) -> list[str]:
-    """The test sets that a run is evaluated on, val first; needs no data."""
+    """What a run has numbers of: its test sets, val first, and its probes; needs no data."""
     built_in = SHIFTED if config.dataset == "shapes" else ()
-    return ["val", *built_in, *config.benchmarks]
+    return ["val", *built_in, *config.benchmarks, *config.probes]

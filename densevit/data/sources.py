@@ -26,7 +26,7 @@ from densevit.data.benchmarks import (
     resolved,
 )
 from densevit.data.pictures import Images, Picture
-from densevit.errors import UserError
+from densevit.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,25 @@ def open_data(config: RunConfig, size: int) -> Data:
         wanted = given if isinstance(given, str | None) else given.model_dump()
         outputs = tuple(data.train.classes)
         data.benchmarks[name] = open_benchmark(name, wanted, outputs, f"benchmarks: {name}")
+    _check_looks(config, data)
     if len(data.train) < config.batch_size:
         raise UserError(
             f"batch_size: {config.batch_size} is more than the {len(data.train)} training "
             f"images of {config.dataset}"
         )
     return data
+
+
+def _check_looks(config: RunConfig, data: Data) -> None:
+    for name in config.watched:
+        if name != "knn" and name not in data.benchmarks:
+            hint = nearest(name, ["knn", *data.benchmarks])
+            raise UserError(f"watched: {name}: is none of the run's test sets; {hint}")
+    if "dense-probe" in config.probes and config.dataset != "shapes" and not config.masks:
+        raise UserError(
+            "probes: dense-probe: needs pictures with masks; give masks: a folder with images/ and "
+            "masks/ in train/ and val/, one in Pascal VOC's layout, or shapes"
+        )
 
 
 def check_fingerprint(held: dict[str, Any], found: dict[str, Any], where: Path) -> None:

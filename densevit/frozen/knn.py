@@ -98,8 +98,8 @@ def _nearest(asked: Tensor, train: Tensor, k: int, width: int) -> tuple[Tensor, 
 def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of each row (a, b) and their places; of equal ones the first, in order.
 
-    `topk` takes any of equal ones. That matters where the k-th equals the next one, which is rare:
-    such rows alone are sorted.
+    `topk` takes any of equal ones. That matters in rows where the k-th equals the next one: rare,
+    unless the features have collapsed.
     """
     if k >= similarity.shape[1]:
         return similarity.sort(dim=1, descending=True, stable=True)
@@ -107,9 +107,18 @@ def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     tied = values[:, k - 1] == values[:, k]
     place = place[:, :k].sort(dim=1).values
     if tied.any():
-        place[tied] = similarity[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+        place[tied] = _first_of_equal(similarity[tied], values[tied, k - 1 : k], k)
     values, order = similarity.gather(1, place).sort(dim=1, descending=True, stable=True)
     return values, place.gather(1, order)
+
+
+def _first_of_equal(similarity: Tensor, least: Tensor, k: int) -> Tensor:
+    """Places (a, k), in order, of all that exceed the k-th highest (a, 1), and of the first equal
+    ones to fill up."""
+    above, equal = similarity > least, similarity == least
+    wanted = k - above.sum(dim=1, keepdim=True)
+    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= wanted))
+    return chosen.nonzero()[:, 1].view(-1, k)
 
 
 def _summed(votes: Tensor, labels: Tensor, classes: int) -> Tensor:

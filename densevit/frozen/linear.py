@@ -15,7 +15,7 @@ from densevit.frozen.features import full_precision
 
 log = logging.getLogger("densevit")
 
-L2 = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+L2 = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _HELD_OUT = 5  # one in so many training pictures chooses among the strengths
 
 
@@ -150,7 +150,7 @@ def _chosen(data: _Data, classes: int, l2: Sequence[float], steps: int, size: in
 
 
 def _split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of a held-out fifth, shuffled and then spread evenly over the classes, and the rest."""
+    """Places of a held-out fifth, drawn by chance but evenly from the classes, and of the rest."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     shuffled = shuffled.to(labels.device)
     by_class = shuffled[labels[shuffled].argsort(stable=True)]

@@ -101,33 +101,21 @@ def dense_probe(
     device = train.patches.device if device is None else device
     masks = _squeezed(train, size, len(classes))
     mean, scale = _statistics(train.patches)
-    mean, scale = mean.to(device), scale.to(device)
-
-    def logits(patches: Tensor) -> Tensor:
-        rows = (patches.to(device).float() - mean) / scale
-        return classifier(rows).unflatten(1, grid)  # (B, rows, columns, C)
-
-    classifier = nn.Linear(train.patches.shape[2], len(classes), device=device)
-    for parameter in classifier.parameters():
+    layer = nn.Linear(train.patches.shape[2], len(classes), device=device)
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    optimiser = torch.optim.AdamW(
-        classifier.parameters(), lr=learning_rate, weight_decay=weight_decay
-    )
+    classifier = _Classifier(mean.to(device), scale.to(device), layer, grid)
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    with torch.enable_grad(), full_precision(device):
-        for places in _draws(len(masks), batch_size, steps, seed):
-            pixels = _enlarged(logits(train.patches[places]), (size, size))
-            truth = masks[places].to(device).long()
-            # Flat: the cross-entropy of (B, C, H, W) sums in no fixed order on a GPU.
-            loss = F.cross_entropy(
-                pixels.flatten(0, 2), truth.flatten(), ignore_index=VOID, reduction="sum"
-            )
-            optimiser.zero_grad()
-            (loss / (truth != VOID).sum().clamp_min(1)).backward()
-            optimiser.step()
-            schedule.step()
-    with torch.no_grad(), full_precision(device):
-        return score_masks(_answers(test, logits, len(classes)), classes)
+    with full_precision(device):
+        with torch.enable_grad():
+            for places in _draws(len(masks), batch_size, steps, seed):
+                optimiser.zero_grad()
+                _loss(classifier, train.patches[places], masks[places].to(device)).backward()
+                optimiser.step()
+                schedule.step()
+        with torch.no_grad():
+            return score_masks(_answers(test, classifier, len(classes)), classes)
 
 
 def score_masks(answers: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Segmentation:
@@ -150,8 +138,30 @@ def score_masks(answers: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]
     return Segmentation(miou, per_class, n, 100 * float(both.sum() / table.sum()))
 
 
+class _Classifier(NamedTuple):
+    """What standardises (E,), the linear layer, and the grid of patches."""
+
+    mean: Tensor
+    scale: Tensor
+    layer: nn.Linear
+    grid: tuple[int, int]
+
+    def pixels(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, H, W, C) from patches (B, N, E)."""
+        rows = (patches.to(self.mean.device).float() - self.mean) / self.scale
+        return _enlarged(self.layer(rows).unflatten(1, self.grid), size)
+
+
+def _loss(classifier: _Classifier, patches: Tensor, masks: Tensor) -> Tensor:
+    """Mean cross-entropy of the pixels (B, S, S) that are not void; 0 if there are none."""
+    pixels, truth = classifier.pixels(patches, masks.shape[1:]), masks.long().flatten()
+    # Flat: on a GPU the cross-entropy of (B, C, H, W) sums in no fixed order.
+    total = F.cross_entropy(pixels.flatten(0, 2), truth, ignore_index=VOID, reduction="sum")
+    return total / (truth != VOID).sum().clamp_min(1)
+
+
 def _answers(
-    test: Masked, logits: Callable[[Tensor], Tensor], classes: int
+    test: Masked, classifier: _Classifier, classes: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     for place in range(len(test.patches)):
         mask = _checked(test.mask(place), place, classes)
@@ -160,7 +170,7 @@ def _answers(
             shrink = LONGEST / max(height, width)
             height, width = (max(1, round(side * shrink)) for side in (height, width))
             mask = _nearest(mask, height, width)
-        pixels = _enlarged(logits(test.patches[place : place + 1]), (height, width))[0]
+        pixels = classifier.pixels(test.patches[place : place + 1], (height, width))[0]
         yield pixels.argmax(dim=2), torch.from_numpy(mask.astype(np.int64)).to(pixels.device)
 
 

@@ -29,6 +29,8 @@ Found = Correspondences | Sequence[Correspondences]
 _COLOURS = "viridis"  # grows lighter evenly, for the colour-blind and in grey print too
 _GAP = 0.12  # between the views, in sides of a view
 _DROP = 0.3  # of view 2 below view 1, likewise: level, the lines of a row would hide each other
+# Inches: beside a pair, below it for words, above the first, below the last.
+_EDGE, _BELOW, _HEAD, _FOOT = 0.2, 0.34, 0.22, 0.68
 # How a match is drawn: width and dashes of the line, the ends and their size.
 _KINDS = {
     "right": (1.3, "-", "o", 3.2),
@@ -67,10 +69,8 @@ def draw_similarity(
         figure = _figure(COLUMN, 1.75)
         left, right = figure.subplots(1, 2)
         left.imshow(picture, extent=(0, columns, rows, 0), interpolation="nearest")
-        shown = right.imshow(
-            similarity, extent=(0, columns, rows, 0), cmap=_COLOURS, interpolation="nearest",
-            norm=_scale(similarity),
-        )  # fmt: skip
+        shown = right.imshow(similarity, _COLOURS, _scale(similarity), interpolation="nearest")
+        shown.set_extent((0, columns, rows, 0))
         row, column = divmod(patch, columns)
         for axes in (left, right):
             axes.set_axis_off()
@@ -117,36 +117,38 @@ def count_words(found: Correspondences, drawn: NDArray[np.int64]) -> str:
 def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
     """A figure with a column for each (title, pictures), a row a picture, and one colour scale.
 
-    Errors: `ValueError` if the columns are of different length, or empty.
+    Errors: `ValueError` if they are not equally long, or empty.
     """
     columns = [[f] if isinstance(f, Correspondences) else list(f) for _, f in sides]
     rows = len(columns[0])
     if rows == 0 or any(len(column) != rows for column in columns):
         raise ValueError(f"wanted as many pictures in each, got {[len(c) for c in columns]}")
     with _style():
-        figure = _figure(COLUMN * len(sides), 2.35 * rows + 0.75)
-        grid = figure.subplots(rows, len(sides), squeeze=False)
-        drawn = [[chosen(found, most) for found in column] for column in columns]
-        pairs = [p for c, d in zip(columns, drawn, strict=True) for p in zip(c, d, strict=True)]
-        values = np.concatenate([found.similarity[patches] for found, patches in pairs])
-        colours = ScalarMappable(_scale(values), _COLOURS)
+        values = [one.similarity[chosen(one, most)] for column in columns for one in column]
+        colours = ScalarMappable(_scale(np.concatenate(values)), _COLOURS)
+        wide, tall = COLUMN - 2 * _EDGE, (COLUMN - 2 * _EDGE) * (1 + _DROP) / (2 + _GAP)
+        size = COLUMN * len(sides), _HEAD + rows * (tall + _BELOW) + _FOOT
+        figure = _figure(*size)
+        # Laid out by hand: matplotlib's own layout cuts titles off above axes of a fixed aspect.
+        figure.set_layout_engine("none")
         for i, (title, _) in enumerate(sides):
             for j in range(rows):
-                _draw_pair(grid[j, i], columns[i][j], drawn[i][j], colours)
-            grid[0, i].set_title(title.replace("$", r"\$"), fontweight="bold", pad=10)
-        bar = figure.colorbar(
-            colours, ax=grid, location="bottom", shrink=0.6, aspect=30,
-            label="cosine similarity of the match",
-        )  # fmt: skip
-        bar.ax.tick_params(length=2)
+                bottom = _FOOT + (rows - 1 - j) * (tall + _BELOW) + _BELOW
+                place = COLUMN * i + _EDGE, bottom, wide, tall
+                axes = figure.add_axes(np.divide(place, size * 2))
+                _draw_pair(axes, columns[i][j], most, colours)
+                if j == 0:
+                    axes.set_title(title.replace("$", r"\$"), fontweight="bold", y=1.0, pad=4)
+        bar = figure.add_axes(np.divide((size[0] / 2 - 1, 0.54, 2, 0.08), size * 2))
+        figure.colorbar(colours, cax=bar, orientation="horizontal", label="cosine similarity")
+        bar.tick_params(length=2)
         handles = [_lines(kind, FAINT) for kind in _KINDS]
-        figure.legend(handles, _WORDS, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(handles, _WORDS, loc="lower center", ncols=3, frameon=False)
         return figure
 
 
-def _draw_pair(
-    axes: Axes, found: Correspondences, drawn: NDArray[np.int64], colours: ScalarMappable
-) -> None:
+def _draw_pair(axes: Axes, found: Correspondences, most: int, colours: ScalarMappable) -> None:
+    drawn = chosen(found, most)
     (rows, columns), truth, similarity = found.grid, found.truth, found.similarity
     corners = ((0, 0), (1 + _GAP, _DROP))
     for number, (pixels, (x, y)) in enumerate(zip(found.views.pixels, corners, strict=True), 1):
@@ -178,10 +180,8 @@ def _lines(
     # A rim sets it off from light and dark pictures.
     rim = "white" if kind == "none" else "black"
     line.set_path_effects([Stroke(linewidth=width + 0.7, foreground=rim), Normal()])
-    ends = Line2D(
-        x, y, color=colour, linestyle="", marker=marker, markersize=size, markeredgecolor=rim,
-        markeredgewidth=0.35,
-    )  # fmt: skip
+    ends = Line2D(x, y, color=colour, linestyle="", marker=marker, markersize=size)
+    ends.set(markeredgecolor=rim, markeredgewidth=0.35)
     return line, ends
 
 

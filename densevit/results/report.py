@@ -12,6 +12,7 @@ import pandas as pd
 from densevit.config import SCHEMA_VERSION
 from densevit.results.collect import gather
 from densevit.results.figures import save_accuracy
+from densevit.results.robustness import effective
 from densevit.results.tables import METRICS, CellTable, cell_table, to_csv, to_markdown
 from densevit.rundir import last_lines, run_folder, write_atomic
 from densevit.sweep.grid import value_word
@@ -19,6 +20,7 @@ from densevit.sweep.plan import Plan
 from densevit.sweep.state import WORDS
 
 LOG_LINES = 12
+MATCHES_SHOWN = 6
 LOGS_SHOWN = 10  # a mistake in a large sweep fails every run in the same way
 
 
@@ -54,11 +56,11 @@ def write(plan: Plan) -> Report:
     write_atomic(report.table_md, to_markdown(table))
     write_atomic(report.table_csv, to_csv(table))
     save_accuracy(table, frame, report.figure_png, report.figure_pdf)
-    write_atomic(report.report_md, _text(plan, coverage, report))
+    write_atomic(report.report_md, _text(plan, frame, coverage, report))
     return report
 
 
-def _text(plan: Plan, coverage: pd.DataFrame, report: Report) -> str:
+def _text(plan: Plan, frame: pd.DataFrame, coverage: pd.DataFrame, report: Report) -> str:
     sections = [
         f"# {plan.name}",
         plan.spec.description.strip(),
@@ -71,6 +73,9 @@ def _text(plan: Plan, coverage: pd.DataFrame, report: Report) -> str:
         f"Marker: mean; bar: ± standard deviation; small dots: single seeds. The axis need not "
         f"start at zero. Also as [PDF]({report.figure_pdf.name}), the numbers as "
         f"[CSV]({report.table_csv.name}).",
+        _probes(plan, frame),
+        _robustness(plan, frame),
+        _matches(plan, coverage),
         _failures(plan, coverage),
         _reproduction(plan, coverage),
     ]
@@ -94,6 +99,66 @@ def _coverage(plan: Plan, coverage: pd.DataFrame) -> str:
         if count
     ]
     return "\n".join([lines[0], *([""] if lines[1:] else []), *lines[1:]])
+
+
+def _probes(plan: Plan, frame: pd.DataFrame) -> str:
+    """What the patch tokens know: the linear segmentation, where runs have one."""
+    if not (frame["metric"] == "miou").any():
+        return ""
+    return (
+        "## Dense probe\n\nMean intersection over union (%) of a linear segmentation on frozen "
+        "patch tokens.\n\n" + to_markdown(cell_table(plan, frame, "miou")).strip()
+    )
+
+
+def _robustness(plan: Plan, frame: pd.DataFrame) -> str:
+    """Accuracy beyond what clean accuracy predicts, where there are published references."""
+    found = effective(frame)
+    if found.empty:
+        return ""
+    labels = {run.id: plan.label(run) for run in plan.runs}
+    found = found.assign(cell=found["run"].map(labels))
+    means = found.pivot_table("effective", "cell", "benchmark", "mean", sort=False)
+    shifted = [*means.columns]
+    lines = ["| cell | " + " | ".join(shifted) + " |", "| --- |" + " ---: |" * len(shifted)]
+    for cell, row in means.iterrows():
+        lines.append(f"| {cell} | " + " | ".join(f"{row[each]:+.1f}" for each in shifted) + " |")
+    note = " Runs whose clean accuracy lies outside that of the references are among them."
+    return (
+        "## Effective robustness\n\nPoints of accuracy beyond what a line through published models "
+        "predicts from clean accuracy, on the logit scale; mean over seeds."
+        + (note if found["extrapolated"].any() else "")
+        + "\n\n"
+        + "\n".join(lines)
+    )
+
+
+def _matches(plan: Plan, coverage: pd.DataFrame) -> str:
+    """Before and after training, of the first finished run of each cell that kept them."""
+    parts = []
+    finished = coverage[coverage["state"] == "finished"]
+    for row in _rows(finished.drop_duplicates("cell"))[:MATCHES_SHOWN]:
+        folder = run_folder(plan.outputs, row.run)
+        files = [folder.matches_file(when) for when in ("before", "after")]
+        if all(file.exists() for file in files):
+            target = plan.folder / "report" / f"matches-{row.run}.png"
+            _draw_matches(files, target)
+            parts.append(f"**{row.label}**, seed {row.seed}\n\n![Matches]({target.name})")
+    head = (
+        "## Correspondences\n\nWhich patch of view 2 is most similar to a patch of view 1, by the "
+        "backbone's features, on val pictures; right by the geometry of the two views."
+    )
+    return "\n\n".join([head, *parts]) if parts else ""
+
+
+def _draw_matches(files: list[Path], target: Path) -> None:
+    """Drawn once: what a run keeps does not change."""
+    if target.exists() and all(target.stat().st_mtime >= f.stat().st_mtime for f in files):
+        return
+    from densevit.matchfile import read_matches
+    from densevit.results.matches import draw_before_after
+
+    draw_before_after(*(read_matches(file) for file in files), target)
 
 
 def _failures(plan: Plan, coverage: pd.DataFrame) -> str:

@@ -20,6 +20,7 @@ METRICS = {
     "top1": ("top-1 accuracy (%)", 1),
     "top5": ("top-5 accuracy (%)", 1),
     "nll": ("NLL", 3),
+    "miou": ("mIoU (%)", 1),
 }
 MISSING = "missing"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from densevit.correspond import Correspondences, Views
@@ -162,9 +163,23 @@ def test_a_diverged_network_is_drawn(tmp_path):
     assert Image.open(tmp_path / "nan.png").width > 0
 
 
-def test_before_and_after_are_of_the_same_pictures(tmp_path):
+def test_before_and_after_hold_as_many_pictures(tmp_path):
     with pytest.raises(ValueError, match=r"as many pictures in each, got \[2, 1\]"):
         draw_before_after([record(), record()], record(), tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"got \[0\]"):
         draw_matches([], tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("most", [9, 36])  # words of two lines and of one
+def test_no_text_is_cut_off(rows, sides, most):
+    figure = matches([("before training", [record()] * rows)] * sides, most)
+    figure.draw_without_rendering()
+    shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert {"before training", "view 1", "wrong"} <= {text.get_text() for text in shown}
+    for text in shown:
+        box = text.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text

@@ -1,0 +1,163 @@
+"""Features of a tiny network against its own answers, in any order, and stored."""
+
+import pytest
+import torch
+from tiny import TINY
+from torch.utils.data import DataLoader, Dataset
+
+from densevit.config import RunConfig
+from densevit.errors import RunError
+from densevit.frozen.features import Features, cached, extract
+from densevit.model import DenseViT
+
+CPU = torch.device("cpu")
+COUNT = 11
+
+
+class Noise(Dataset):
+    """Pictures of noise; each says its place."""
+
+    def __init__(self):
+        self.images = torch.randn(COUNT, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        return self.images[index], index % 3, index
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return DenseViT(RunConfig(**TINY, drop_path=0.5), classes=3, pretrained=False)
+
+
+def loader(order=None):
+    return DataLoader(Noise(), batch_size=4, sampler=range(COUNT) if order is None else order)
+
+
+def expected(model, tokens):
+    with torch.no_grad():
+        found = model.eval()(Noise().images)
+    wanted = {"cls": found.image, "patch": found.patches.mean(dim=1), "patches": found.patches}
+    return wanted[tokens]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shape"), [("cls", (32,)), ("patch", (32,)), ("patches", (16, 32))]
+)
+def test_features_are_the_networks_tokens_in_float16(model, tokens, shape):
+    found = extract(model, loader(), CPU, tokens=tokens)
+    assert found.values.shape == (COUNT, *shape)
+    assert found.values.dtype == torch.float16
+    torch.testing.assert_close(found.values.float(), expected(model, tokens), atol=3e-3, rtol=2e-3)
+    assert found.labels.tolist() == [index % 3 for index in range(COUNT)]
+
+
+def test_rows_are_in_the_order_of_the_pictures_whatever_the_loader_does(model):
+    wanted = extract(model, loader(), CPU, tokens="patches")
+    for seed in range(5):
+        order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(seed)).tolist()
+        found = extract(model, loader(order), CPU, tokens="patches")
+        torch.testing.assert_close(found.values, wanted.values, atol=2e-3, rtol=2e-3)
+        assert torch.equal(found.labels, wanted.labels)
+    chosen = extract(model, loader([9, 2, 5, 7, 0]), CPU, tokens="patches")
+    torch.testing.assert_close(chosen.values, wanted.values[[0, 2, 5, 7, 9]], atol=2e-3, rtol=2e-3)
+    assert chosen.labels.tolist() == [0, 2, 2, 1, 0]
+    shuffled = extract(
+        model, DataLoader(Noise(), 4, shuffle=True, drop_last=True), CPU, tokens="cls"
+    )
+    assert len(shuffled.values) == len(shuffled.labels) == 8
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_restored_and_dropping_is_off(model, training):
+    model.train(training)
+    one, two = (extract(model, loader(), CPU, tokens="cls") for _ in range(2))
+    assert torch.equal(one.values, two.values)
+    assert model.training == training
+    assert model.backbone.blocks[1].training == training
+
+
+def test_the_boundary_comes_before_each_batch_and_an_error_restores_the_mode(model):
+    model.train()
+    calls = []
+
+    def boundary():
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(model, loader(), CPU, tokens="cls", boundary=boundary)
+    assert len(calls) == 3
+    assert model.training
+
+
+def test_gradients_can_be_taken_through_what_is_extracted(model):
+    found = extract(model, loader(), CPU, tokens="cls")
+    weight = torch.ones(32, 1, dtype=torch.float16, requires_grad=True)
+    (found.values @ weight).sum().backward()
+    torch.testing.assert_close(weight.grad[:, 0], found.values.sum(dim=0), atol=0.02, rtol=0.02)
+
+
+def test_what_cannot_be_kept_is_refused(model):
+    with pytest.raises(ValueError, match="comes twice"):
+        extract(model, loader([1, 2, 3, 4, 5, 1]), CPU, tokens="cls")
+    with pytest.raises(ValueError, match="cls, patch or patches"):
+        extract(model, loader(), CPU, tokens="all")
+    with pytest.raises(ValueError, match="no batch"):
+        extract(model, loader([]), CPU, tokens="cls")
+    with torch.no_grad():
+        model.backbone.norm.weight[0] = 1e6
+    with pytest.raises(RunError, match="picture 0 are not finite"):
+        extract(model, loader(), CPU, tokens="cls")
+    with torch.no_grad():
+        model.backbone.norm.weight[0] = 1
+
+
+def made(value):
+    calls = []
+
+    def make():
+        calls.append(value)
+        return Features(torch.full((4, 3), value, dtype=torch.float16)[:2], torch.tensor([1, 0]))
+
+    return make, calls
+
+
+def test_stored_features_are_used_while_the_key_is_the_same(tmp_path):
+    path = tmp_path / "deep" / "features.safetensors"
+    first, calls = made(1.5)
+    cached(path, "a", first)
+    found = cached(path, "a", first)
+    assert calls == [1.5]
+    assert torch.equal(found.values, torch.full((2, 3), 1.5, dtype=torch.float16))
+    assert found.labels.tolist() == [1, 0]
+    second, calls = made(2.5)
+    assert cached(path, "b", second).values[0, 0] == 2.5
+    assert cached(path, "b", second).values[0, 0] == 2.5
+    assert calls == [2.5]
+    assert found.values[0, 0] == 1.5  # still that of the file that was replaced
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"", b"no features", None])
+def test_a_damaged_file_is_made_anew(tmp_path, content):
+    path = tmp_path / "features.safetensors"
+    make, calls = made(1.0)
+    cached(path, "a", make)
+    path.write_bytes(path.read_bytes()[:-3] if content is None else content)
+    assert cached(path, "a", make).values[0, 0] == 1
+    assert cached(path, "a", make).labels.tolist() == [1, 0]
+    assert len(calls) == 2
+
+
+def test_features_that_fail_leave_no_file(tmp_path):
+    def fail():
+        raise RunError("no")
+
+    with pytest.raises(RunError):
+        cached(tmp_path / "features.safetensors", "a", fail)
+    assert not list(tmp_path.iterdir())
