@@ -42,7 +42,7 @@ def linear_probe(
     whatever M is; on a GPU the training features lie there, in the type that they have. The limit
     is time: a step takes 6 · M · E · classes operations, 3e12 for ImageNet and ViT-S, and there
     are up to `steps` for each strength and once more. That is minutes on a GPU and a day on a CPU;
-    a CPU does 50,000 pictures of 100 classes in minutes.
+    a CPU does 50,000 pictures of 100 classes in a few minutes.
 
     Args:
         train: (M, E) features; computed with in float32.

@@ -63,7 +63,7 @@ def dense_probe(
     grid: tuple[int, int],
     *,
     size: int,
-    steps: int = 1000,
+    steps: int = 500,
     batch_size: int = 16,
     learning_rate: float = 1e-2,
     weight_decay: float = 1e-4,

@@ -44,7 +44,7 @@ class CellTable:
 def cell_table(plan: Plan, frame: pd.DataFrame, metric: str = "top1") -> CellTable:
     """Summarise what `collect` gave over the seeds of each cell."""
     chosen = frame[frame["metric"] == metric]
-    benchmarks = _benchmarks(frame)
+    benchmarks = _benchmarks(chosen)
     groups = chosen.groupby(["cell", "benchmark"], sort=False)["value"]
     numbers = groups.agg(["mean", "std", "size", "count"])
     # pandas leaves NaN out of a mean; a diverged seed must not vanish from its cell like that.
@@ -114,9 +114,10 @@ def to_rich(table: CellTable) -> Table:
     return shown
 
 
-def _benchmarks(frame: pd.DataFrame) -> tuple[str, ...]:
-    """val, which every run measures, then the others as they first appear."""
-    return tuple(dict.fromkeys(["val", *frame["benchmark"]]))
+def _benchmarks(chosen: pd.DataFrame) -> tuple[str, ...]:
+    """Those that have the metric, val before the others; val, too, as long as there are none."""
+    names = list(dict.fromkeys(chosen["benchmark"])) or ["val"]
+    return tuple(sorted(names, key=lambda name: name != "val"))
 
 
 def _as_given(values: Iterable[Any]) -> pd.Series:

@@ -41,6 +41,7 @@ _TIMELESS = {
     "epochs", "warmup_epochs", "learning_rate", "weight_decay", "grad_clip", "layer_decay",
     "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint",
     "temperature", "learnable_temp", "momentum", "seed",
+    "watched", "watch_every", "watch_samples", "probes", "probe_tokens", "masks",
     "experiment_name", "log_every", "health_every", "on_collapse", "checkpoint_minutes",
 }  # fmt: skip
 
@@ -259,6 +260,7 @@ def _hours(run: Run, speed: Speed) -> Range:
     # val after each epoch, the benchmarks after the last; each process has its share.
     tests = [pictures["val"]] * config.epochs
     tests += [count for name, count in pictures.items() if name not in ("train", "val")]
+    tests += _looked_at(config, pictures)
     evaluated = sum(math.ceil(count / speed.processes) for count in tests)
     # A look before the first step, every `health_every` steps and at the end of each epoch.
     both = steps // math.lcm(config.health_every, an_epoch)
@@ -266,6 +268,20 @@ def _hours(run: Run, speed: Speed) -> Range:
     rest = speed.startup + looks * speed.look
     rest += len(tests) * speed.evaluation + evaluated * speed.evaluated_picture
     return Range(*((rest + steps * step) / 3600 for step in speed.step(config.workers)))
+
+
+def _looked_at(config: RunConfig, pictures: Mapping[str, int]) -> list[int]:
+    """Pictures of each watched set, as often as it is looked at, and of each pass for a probe.
+
+    What a probe learns from its features is not counted.
+    """
+    both = [pictures["train"], pictures["val"]]
+    passes = [name == "dense-probe" for name in config.probes]
+    counted = both * (sum(passes) + (not all(passes)))
+    for name in config.watched:
+        once = both if name == "knn" else [min(config.watch_samples, pictures.get(name, 0))]
+        counted += once * ((config.epochs - 1) // config.watch_every)
+    return counted
 
 
 def _hour_counts(run: Run, on_gpu: bool) -> float:
