@@ -8,7 +8,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("val", "shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch")
+BENCHMARKS = ("val", "shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch", "knn")
 SEEDS = 2
 CHANCE = 10.0  # percent; ten classes of equal size
 
@@ -25,6 +25,9 @@ def main(outputs: Path) -> None:
         assert float(row["val_mean"]) > 3 * CHANCE, f"{row['cl_mode']} has not learned: {row}"
     for name in ("table.md", "report.md", "accuracy.png", "accuracy.pdf"):
         assert (report / name).stat().st_size > 0, name
+    text = (report / "report.md").read_text()
+    assert "## Dense probe" in text, "the dense probe is missing in the report"
+    assert len(list(report.glob("matches-*.png"))) == text.count("![Matches]") == len(rows)
     store = sqlite3.connect(f"file:{outputs / 'mlflow.db'}?mode=ro", uri=True)
     finished = store.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0]
     assert finished == 1 + len(rows) * SEEDS, f"MLflow shows {finished} finished runs"

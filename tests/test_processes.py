@@ -62,7 +62,8 @@ def numbers(folder):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_two_processes_learn_what_one_learns(tmp_path, tiny, mode):
     # A learning rate at which rounding does not grow over the ten steps.
-    settings = {**tiny, **mode, "learning_rate": 1e-4, "log_every": 1}
+    looks = {"watched": ["knn", "dark"], "watch_every": 1, "watch_samples": 7, "probes": ["knn"]}
+    settings = {**tiny, **mode, **looks, "learning_rate": 1e-4, "log_every": 1}
     one, two = (folder_of(tmp_path, settings, name) for name in ("one", "two"))
     assert execute(one) == 0
     process = torchrun(two)
@@ -81,7 +82,7 @@ def test_two_processes_learn_what_one_learns(tmp_path, tiny, mode):
             torch.testing.assert_close(mine["model"][name], value, rtol=1e-3, atol=1e-4)
     for name, value in theirs.get("contrast", {}).items():
         torch.testing.assert_close(mine["contrast"][name], value, rtol=1e-3, atol=1e-3)
-    for name in ("val", "dark"):
+    for name in ("val", "dark", "knn"):
         rows, expected = (pq.read_table(f.predictions_file(name)).to_pylist() for f in (two, one))
         assert [r["sample"] for r in rows] == [r["sample"] for r in expected], "each once"
     results = [read_json(f.results_file)["benchmarks"] for f in (two, one)]

@@ -1,21 +1,17 @@
-"""The features of a data set from a frozen network, computed once and kept in float16."""
+"""The features of a data set from a frozen network, in one pass and in float16."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from densevit.errors import RunError
 from densevit.model import DenseViT, Tokens
-from densevit.rundir import replacing
 
 Which = Literal["cls", "patch", "patches"]
 
@@ -62,21 +58,6 @@ def extract(
     return Features(values, labels[order])
 
 
-def cached(path: Path, key: str, make: Callable[[], Features]) -> Features:
-    """The features stored at `path` if they have this key, else those made now and stored there.
-
-    The key tells all that they depend on: the checkpoint, the pictures and the tokens. A damaged
-    file is replaced. What is read maps the file: it takes memory as it is used.
-    """
-    held = _stored(path, key)
-    if held is not None:
-        return held
-    made = make()
-    with replacing(path) as temporary:
-        save_file(made._asdict(), temporary, metadata={"key": key})
-    return made
-
-
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Products of float32 in float32: no autocast, and on a GPU no TF32.
@@ -90,16 +71,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         products.allow_tf32 = allowed
-
-
-def _stored(path: Path, key: str) -> Features | None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") != key:
-                return None
-            return Features(*(file.get_tensor(name) for name in Features._fields))
-    except (FileNotFoundError, SafetensorError):
-        return None
 
 
 def _collected(

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from densevit.config import RunConfig
 from densevit.errors import RunError
-from densevit.frozen.features import Features, cached, extract
+from densevit.frozen.features import extract
 from densevit.model import DenseViT
 
 CPU = torch.device("cpu")
@@ -115,49 +115,3 @@ def test_what_cannot_be_kept_is_refused(model):
         extract(model, loader(), CPU, tokens="cls")
     with torch.no_grad():
         model.backbone.norm.weight[0] = 1
-
-
-def made(value):
-    calls = []
-
-    def make():
-        calls.append(value)
-        return Features(torch.full((4, 3), value, dtype=torch.float16)[:2], torch.tensor([1, 0]))
-
-    return make, calls
-
-
-def test_stored_features_are_used_while_the_key_is_the_same(tmp_path):
-    path = tmp_path / "deep" / "features.safetensors"
-    first, calls = made(1.5)
-    cached(path, "a", first)
-    found = cached(path, "a", first)
-    assert calls == [1.5]
-    assert torch.equal(found.values, torch.full((2, 3), 1.5, dtype=torch.float16))
-    assert found.labels.tolist() == [1, 0]
-    second, calls = made(2.5)
-    assert cached(path, "b", second).values[0, 0] == 2.5
-    assert cached(path, "b", second).values[0, 0] == 2.5
-    assert calls == [2.5]
-    assert found.values[0, 0] == 1.5  # still that of the file that was replaced
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("content", [b"", b"no features", None])
-def test_a_damaged_file_is_made_anew(tmp_path, content):
-    path = tmp_path / "features.safetensors"
-    make, calls = made(1.0)
-    cached(path, "a", make)
-    path.write_bytes(path.read_bytes()[:-3] if content is None else content)
-    assert cached(path, "a", make).values[0, 0] == 1
-    assert cached(path, "a", make).labels.tolist() == [1, 0]
-    assert len(calls) == 2
-
-
-def test_features_that_fail_leave_no_file(tmp_path):
-    def fail():
-        raise RunError("no")
-
-    with pytest.raises(RunError):
-        cached(tmp_path / "features.safetensors", "a", fail)
-    assert not list(tmp_path.iterdir())
