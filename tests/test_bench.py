@@ -85,3 +85,12 @@ def test_the_training_loop(tmp_path, flags, wanted):
     numbers = json.loads(file.read_text())["numbers"]
     assert list(numbers) == wanted
     assert all(min(values) > 0 for values in numbers.values())
+
+
+def test_evaluation(tmp_path):
+    file = tmp_path / "bench.json"
+    small = ["--share", "50", "--train-rows", "3000", "--test-rows", "50", "--rounds", "1"]
+    done = bench("--only", "recompute", *small, "--json", str(file), name="evaluate.py")
+    assert done.returncode == 0, done.stderr
+    assert "again" in done.stdout
+    assert json.loads(file.read_text())

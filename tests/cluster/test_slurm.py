@@ -189,7 +189,7 @@ def test_a_run_on_two_nodes(sweep, tmp_path):
     alone = finished_here(tmp_path / "alone", both.plan.runs[0].config)
     got, wanted = results(folder), results(alone)
     for name, numbers in wanted.items():
-        assert got[name]["loss"] == pytest.approx(numbers["loss"], rel=1e-3)
+        assert got[name]["nll"] == pytest.approx(numbers["nll"], rel=1e-3)
         assert got[name]["n"] == numbers["n"]
 
 
