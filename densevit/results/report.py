@@ -12,7 +12,7 @@ import pandas as pd
 from densevit.config import SCHEMA_VERSION
 from densevit.results.collect import gather
 from densevit.results.figures import save_accuracy
-from densevit.results.robustness import effective
+from densevit.results.robustness import effective, read_references
 from densevit.results.tables import METRICS, CellTable, cell_table, to_csv, to_markdown
 from densevit.rundir import last_lines, run_folder, write_atomic
 from densevit.sweep.grid import value_word
@@ -36,12 +36,14 @@ class Report:
     table: CellTable
 
 
-def write(plan: Plan) -> Report:
+def write(plan: Plan, references: Path | None = None) -> Report:
     """Write the report of what is there now into `plan.folder`/report.
 
     It may be called while the sweep runs and before anything is finished: what is missing is
-    told as missing. The same results give the same table bytes.
+    told as missing. The same results give the same table bytes. `references`: see
+    `robustness.read_references`.
     """
+    models = read_references(references)
     frame, coverage = gather(plan)
     folder = plan.folder / "report"
     table = cell_table(plan, frame)
@@ -56,11 +58,13 @@ def write(plan: Plan) -> Report:
     write_atomic(report.table_md, to_markdown(table))
     write_atomic(report.table_csv, to_csv(table))
     save_accuracy(table, frame, report.figure_png, report.figure_pdf)
-    write_atomic(report.report_md, _text(plan, frame, coverage, report))
+    write_atomic(report.report_md, _text(plan, frame, coverage, models, report))
     return report
 
 
-def _text(plan: Plan, frame: pd.DataFrame, coverage: pd.DataFrame, report: Report) -> str:
+def _text(
+    plan: Plan, frame: pd.DataFrame, coverage: pd.DataFrame, models: pd.DataFrame, report: Report
+) -> str:
     sections = [
         f"# {plan.name}",
         plan.spec.description.strip(),
@@ -74,7 +78,7 @@ def _text(plan: Plan, frame: pd.DataFrame, coverage: pd.DataFrame, report: Repor
         f"start at zero. Also as [PDF]({report.figure_pdf.name}), the numbers as "
         f"[CSV]({report.table_csv.name}).",
         _probes(plan, frame),
-        _robustness(plan, frame),
+        _robustness(plan, frame, models),
         _matches(plan, coverage),
         _failures(plan, coverage),
         _reproduction(plan, coverage),
@@ -111,9 +115,9 @@ def _probes(plan: Plan, frame: pd.DataFrame) -> str:
     )
 
 
-def _robustness(plan: Plan, frame: pd.DataFrame) -> str:
-    """Accuracy beyond what clean accuracy predicts, where there are published references."""
-    found = effective(frame)
+def _robustness(plan: Plan, frame: pd.DataFrame, models: pd.DataFrame) -> str:
+    """Accuracy beyond what clean accuracy predicts, where reference models were measured."""
+    found = effective(frame, models)
     if found.empty:
         return ""
     labels = {run.id: plan.label(run) for run in plan.runs}
@@ -125,7 +129,7 @@ def _robustness(plan: Plan, frame: pd.DataFrame) -> str:
         lines.append(f"| {cell} | " + " | ".join(f"{row[each]:+.1f}" for each in shifted) + " |")
     note = " Runs whose clean accuracy lies outside that of the references are among them."
     return (
-        "## Effective robustness\n\nPoints of accuracy beyond what a line through published models "
+        "## Effective robustness\n\nPoints of accuracy beyond what a line through reference models "
         "predicts from clean accuracy, on the logit scale; mean over seeds."
         + (note if found["extrapolated"].any() else "")
         + "\n\n"

@@ -73,7 +73,11 @@ def _add_commands(commands: Any) -> None:
     cancel = _command(commands, "cancel", _cancel, "stop jobs that wait or run", runs="*")
     cancel.add_argument("--yes", action="store_true", help="without asking")
     _command(commands, "explain", _explain, "say why a run is where it is", runs="RUN")
-    _command(commands, "report", _report, "write and print the table, with what is there so far")
+    report = _command(
+        commands, "report", _report, "write and print the table, with what is there so far"
+    )
+    report.add_argument("--references", metavar="CSV", help="models of your own for the lines of "
+                        "effective robustness (docs/benchmarks.md)")  # fmt: skip
 
 
 def _command(
@@ -237,7 +241,8 @@ def _explain(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from densevit.sweep.outcome import report_sweep
 
-    report_sweep(_made(options))
+    references = Path(options.references) if options.references else None
+    report_sweep(_made(options), references)
     return 0
 
 

@@ -48,12 +48,15 @@ def finish_sweep(plan: Plan, no_tracking: bool) -> int:
     return EXIT_FAILED if unfinished else 0
 
 
-def report_sweep(plan: Plan) -> None:
-    """Write the report from what is finished so far, print its table and where it lies."""
+def report_sweep(plan: Plan, references: Path | None = None) -> None:
+    """Write the report from what is finished so far, print its table and where it lies.
+
+    `references` are models of the user's own for the lines of effective robustness.
+    """
     from densevit.results import report, tables  # pandas and matplotlib: a second
 
     console = console_for_tables()
-    written = report.write(plan)
+    written = report.write(plan, references)
     console.print(tables.to_rich(written.table))
     for name, path in (
         ("table", written.table_md), ("figure", written.figure_png), ("report", written.report_md),

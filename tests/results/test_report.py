@@ -10,6 +10,7 @@ from densevit.results import report
 from densevit.results.collect import collect
 from densevit.results.figures import accuracy
 from densevit.results.tables import cell_table, to_csv, to_markdown
+from densevit.sweep.cli import main_sweep
 
 GRID = ["grid: {cl_mode: [none, global, dense], temperature: [0.1, 0.2]}", "seeds: 2"]
 
@@ -115,3 +116,26 @@ def test_the_users_matplotlib_stays_as_it_was(sweep, finish_all):
         before = dict(mpl.rcParams)
         report.write(plan)
         assert dict(mpl.rcParams) == before
+
+
+# Of a model with 60 % clean, where the odds of 50 and 70 % become those of 30 and 50 %.
+ON_LINE = 100 * (1.5 * 3 / 7) / (1 + 1.5 * 3 / 7)
+
+
+def test_robustness_beyond_clean_accuracy(sweep, finish, tmp_path, capsys):
+    plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 2")
+    for run in plan.runs:
+        dense = run.config.cl_mode == "dense"
+        finish(plan, run, {"val": 60.0, "imagenet-v2": 50.0, "mine": ON_LINE + 5 * dense})
+    # There are published models for V2; for `mine` only those of one's own.
+    assert "| cell | imagenet-v2 |" in report.write(plan).report_md.read_text()
+    own = tmp_path / "own.csv"
+    own.write_text(f"model,val,mine\na,50,30\nb,60,{ON_LINE}\nc,70,50\n")
+    capsys.readouterr()
+    assert main_sweep(["report", str(plan.spec.file), "--outputs", str(plan.outputs), "--references", str(own)]) == 0  # fmt: skip
+    text = (plan.folder / "report" / "report.md").read_text()
+    rows = dict(re.findall(r"^\| (none|dense) \| ([+-][\d.]+) \|$", text, re.MULTILINE))
+    assert float(rows["dense"]) - float(rows["none"]) == pytest.approx(5.0)
+    assert float(rows["none"]) == 0
+    assert main_sweep(["report", str(plan.spec.file), "--references", str(tmp_path / "no.csv")]) == 2  # fmt: skip
+    assert "no.csv" in capsys.readouterr().err
