@@ -79,7 +79,9 @@ def run_command(program: str, parser: argparse.ArgumentParser, arguments: list[s
     try:
         return options.call(options)
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        # From a loading process the message arrives behind that process's traceback.
+        told = str(error).strip().rpartition("densevit.errors.UserError: ")[2]
+        print(f"{program}: {told}", file=sys.stderr)
         return EXIT_MISTAKE
     except RunError as error:
         print(f"{program}: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -36,6 +36,8 @@ def _canonical(value: Any) -> Any:
     return value
 
 
+Probe = Literal["knn", "linear-probe", "dense-probe"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
 Int = Annotated[int, BeforeValidator(_whole)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 
@@ -198,9 +200,7 @@ class RunConfig(BaseModel):
     )
     watch_every: Int = _execution(5, "epochs between two looks at the watched sets", ge=1)
     watch_samples: Int = _execution(2000, "pictures of each watched set", ge=1)
-    probes: list[Literal["knn", "linear-probe", "dense-probe"]] = _execution(
-        [], "what the finished run's frozen features are tried at"
-    )
+    probes: list[Probe] = _execution([], "what the finished run's frozen features are tried at")
     probe_tokens: Literal["cls", "patch"] = _execution(
         "cls", "features of knn and linear-probe: the CLS token, or the mean of the patches"
     )

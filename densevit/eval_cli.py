@@ -7,11 +7,14 @@ can also be computed again from the predictions alone, without network and pictu
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densevit.commandline import add_outputs, find_run, positive
+from densevit.config import NAME_PATTERN, PROBES
+from densevit.data.names import benchmark_names
 from densevit.errors import UserError
 from densevit.rundir import RunFolder, outputs_root, read_json, write_json
 
@@ -53,7 +56,7 @@ def _eval(options: argparse.Namespace) -> int:
     if options.from_predictions:
         if options.benchmarks:
             raise UserError(f"{options.benchmarks[0]}: --from-predictions takes all that are there")
-        folder = run or RunFolder(Path(options.to or options.target).absolute())
+        folder = RunFolder(Path(options.to or (run.path if run else options.target)).absolute())
         _print(recompute(folder))
         return 0
     if options.workers < 0:
@@ -62,8 +65,25 @@ def _eval(options: argparse.Namespace) -> int:
 
     named = open_named(options.target, run, options.model_name)
     target = RunFolder(_target(options, run, named, outputs))
+    held = (read_json(target.results_file) or {}).get("model", named.source)
+    if held != named.source:
+        raise UserError(f"{target.path}: holds numbers of {held}; give --to another folder")
     sets = _test_sets(options, run, named)
+    _refuse_damaged(sets)
     return _evaluate(options, named, sets, target)
+
+
+def _names(run: RunFolder) -> list[str]:
+    return benchmark_names(run.config())
+
+
+def _refuse_damaged(sets: Sequence[TestSet]) -> None:
+    from densevit.data.doctor import quick_problems
+
+    for asked in sets:
+        found = quick_problems(asked)
+        if found:
+            raise UserError(f"{asked.name}: {found[0]}")
 
 
 def _target(
@@ -90,15 +110,26 @@ def _test_sets(options: argparse.Namespace, run: RunFolder | None, named: Named)
                 f"{options.target}: on which benchmarks? give NAME or NAME=PATH, of "
                 f"{', '.join(LAYOUTS)} or your own"
             )
-        from densevit.data.sources import open_data
+        from densevit.data.sources import check_fingerprint, open_data
 
         data = open_data(run.config(), named.image_size)
+        if tuple(data.train.classes) != named.classes:
+            raise UserError(f"{options.target}: the classes of its pictures have changed since")
+        held = read_json(run.fingerprint_file)
+        if held is not None:
+            check_fingerprint(held, data.fingerprint(), run.path)
         return [data.val, *data.benchmarks.values()]
     sets = []
     for given in options.benchmarks:
         name, _, path = given.partition("=")
-        if not path and name not in LAYOUTS and options.classes is None and "/" in name:
-            raise UserError(f"{given}: wanted NAME=PATH")
+        if not re.match(NAME_PATTERN, name) or name in ("train", *PROBES):
+            raise UserError(f"{given}: wanted NAME or NAME=PATH; a name has letters, digits, . _ -")
+        if name in [other.name for other in sets]:
+            raise UserError(f"{given}: {name} is given twice")
+        if path and run is not None and not options.to and name in _names(run):
+            raise UserError(
+                f"{given}: {name} is one of the run's own sets; give another name, or --to DIR"
+            )
         record = {"path": path or None, "classes": options.classes if name not in LAYOUTS else None}
         sets.append(open_benchmark(name, record, named.classes, name))
     return sets
@@ -113,7 +144,7 @@ def _evaluate(
     from densevit.data.views import plain_view
     from densevit.distributed import gathered, joined
     from densevit.evaluate import Predictions, predict
-    from densevit.predictions import write_answers
+    from densevit.predictions import check_finite, write_answers
     from densevit.scores import score
 
     gpu = options.device != "cpu" and torch.cuda.is_available()
@@ -134,12 +165,13 @@ def _evaluate(
             rounds = -(-len(chosen) // (world.ranks * options.batch_size))
             own = predict(model, batches, asked, device, lambda: None, rounds)
             answers = Predictions.joined(gathered(own, world)).answers(asked)
+            check_finite(answers)
             if not world.writes:
                 continue
             write_answers(answers, target.predictions_file(asked.name))
             found[asked.name] = score(answers)
             # After each, so that what is interrupted has lost one benchmark at most.
-            _merge(target, {asked.name: found[asked.name]}, named.name)
+            _merge(target, {asked.name: found[asked.name]}, named.source)
             _print({asked.name: found[asked.name]})
     if world.writes:
         print(f"predictions and results.json in {target.path}")
@@ -164,6 +196,8 @@ def recompute(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
 def _merge(folder: RunFolder, found: dict[str, dict[str, Any]], name: str) -> None:
     results = read_json(folder.results_file) or {"model": name, "benchmarks": {}}
+    if not isinstance(results.get("benchmarks"), dict):
+        raise UserError(f"{folder.results_file}: holds no results")
     results["benchmarks"] = {**results["benchmarks"], **found}
     write_json(folder.results_file, results)
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from densevit.data.benchmarks import TestSet
+from densevit.data.loading import let_go
 from densevit.predictions import Answers
 
 MOST = 5  # answers kept of a picture
@@ -77,17 +78,20 @@ def predict(
     parts = [question.columns(torch.empty(0, outputs, device=device), nothing.to(device))]
     places = [nothing]
     remaining = iter(batches)
-    for _ in range(rounds):
-        boundary()
-        batch = next(remaining, None)
-        if batch is None:
-            continue
-        images, labels, indices = batch
-        told = model(images.to(device, non_blocking=True))
-        logits = getattr(told, "logits", told).float()  # (B, C)
-        parts.append(question.columns(logits, labels.to(device, non_blocking=True)))
-        places.append(indices)
-    model.train(was_training)
+    try:
+        for _ in range(rounds):
+            boundary()
+            batch = next(remaining, None)
+            if batch is None:
+                continue
+            images, labels, indices = batch
+            told = model(images.to(device, non_blocking=True))
+            logits = getattr(told, "logits", told).float()  # (B, C)
+            parts.append(question.columns(logits, labels.to(device, non_blocking=True)))
+            places.append(indices)
+    finally:
+        let_go(remaining)
+        model.train(was_training)
     columns = {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
     return Predictions(torch.cat(places), columns)
 

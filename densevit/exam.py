@@ -18,7 +18,7 @@ from densevit.data.views import plain_view
 from densevit.distributed import agreed, gathered
 from densevit.errors import Stopped
 from densevit.evaluate import Predictions, predict
-from densevit.predictions import Answers, write_answers
+from densevit.predictions import Answers, check_finite, write_answers
 from densevit.rundir import read_json, write_json
 from densevit.scores import Numbers, score
 from densevit.step import autocast
@@ -74,6 +74,7 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
         if name in asked:
             answers = _predicted(trainer, asked[name]).answers(asked[name])
             numbers = score(answers)
+            check_finite(answers)
         else:
             numbers, answers = probed(name)
         if trainer.world.writes and answers is not None:

@@ -29,9 +29,10 @@ _PICTURES = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
 @dataclass(frozen=True)
 class Named:
     """A network, the `classes` that its outputs mean, and how it wants its `pictures`: of
-    `image_size` pixels a side, and timm's words for the rest."""
+    `image_size` pixels a side, and timm's words for the rest. `source` tells it from any other."""
 
     name: str
+    source: str
     model: nn.Module
     classes: tuple[str, ...]
     image_size: int
@@ -63,7 +64,7 @@ def open_named(target: str, run: RunFolder | None, model_name: str | None) -> Na
             f"{target}: timm cannot give its weights: {reason}; without a network, fetch them "
             f"elsewhere and give the file, with --model-name {target}"
         ) from None
-    return _of_timm(target, model, None)
+    return _of_timm(target, target, model, None)
 
 
 def _of_run(folder: RunFolder, file: Path | None) -> Named:
@@ -80,9 +81,13 @@ def _of_run(folder: RunFolder, file: Path | None) -> Named:
     if state is None:
         raise UserError(f"{folder.path}: holds no checkpoint yet")
     model = DenseViT(config, len(state["classes"]), pretrained=False)
-    model.load_state_dict(state["model"])
-    classes = tuple(state["classes"])
-    return Named(folder.path.name, model, classes, model.image_size, model.pictures())
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError:
+        raise UserError(f"{file or folder.path}: is the checkpoint of another network") from None
+    classes, name = tuple(state["classes"]), folder.path.name
+    source = f"{name}, step {state['step']}"
+    return Named(name, source, model, classes, model.image_size, model.pictures())
 
 
 def _of_file(path: Path, model_name: str | None) -> Named:
@@ -91,9 +96,9 @@ def _of_file(path: Path, model_name: str | None) -> Named:
     name = model_name or about.get("architecture")
     if name is None:
         raise UserError(f"{path}: does not say of which model it is; give --model-name NAME")
-    classes = tuple(json.loads(about["classes"])) if "classes" in about else None
-    kwargs = json.loads(about.get("model_kwargs", "{}"))
     try:
+        classes = tuple(json.loads(about["classes"])) if "classes" in about else None
+        kwargs = json.loads(about.get("model_kwargs", "{}"))
         if classes is not None:
             kwargs["num_classes"] = len(classes)
         model = timm.create_model(name, pretrained=False, **kwargs)
@@ -101,7 +106,9 @@ def _of_file(path: Path, model_name: str | None) -> Named:
     except Exception as error:  # whatever part of timm meets a foreign file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read as weights of {name}: {reason}") from None
-    return _of_timm(path.stem, model, classes)
+    with path.open("rb") as file:
+        source = f"{name}, {checkpoint.digest(file)}"
+    return _of_timm(path.stem, source, model, classes)
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -116,7 +123,7 @@ def _metadata(path: Path) -> dict[str, str]:
         raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
 
 
-def _of_timm(name: str, model: nn.Module, classes: tuple[str, ...] | None) -> Named:
+def _of_timm(name: str, source: str, model: nn.Module, classes: tuple[str, ...] | None) -> Named:
     if classes is None:
         if model.num_classes != len(wnids()):
             raise UserError(
@@ -124,8 +131,9 @@ def _of_timm(name: str, model: nn.Module, classes: tuple[str, ...] | None) -> Na
                 f"are ImageNet's {len(wnids())} classes, and files of densevit export"
             )
         classes = wnids()
-    wanted = resolve_data_config({}, model=model)
-    # A ViT may have been built for another size than the one that its name has weights for.
+    # A ViT may have been built for another size than the one that its name has weights for; what
+    # takes any size is tested at timm's test size, as in its published tables.
     built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    wanted = resolve_data_config({}, model=model, use_test_size=not built)
     size = built[0] if built else wanted["input_size"][1]
-    return Named(name, model, classes, size, {key: wanted[key] for key in _PICTURES})
+    return Named(name, source, model, classes, size, {key: wanted[key] for key in _PICTURES})

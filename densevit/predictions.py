@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from densevit.errors import UserError
+from densevit.errors import RunError, UserError
 from densevit.rundir import replacing
 
 _AMONG = "among_"
@@ -42,6 +42,12 @@ class Answers:
     anywhere: NDArray[np.int32] | None
     among: Mapping[str, NDArray[np.int32]]
     layout: str = ""
+
+
+def check_finite(answers: Answers) -> None:
+    """Errors: `RunError` where the network gave no numbers, whose order would pass for answers."""
+    if not np.isfinite(answers.losses).all():
+        raise RunError(f"{answers.benchmark}: the network's outputs are not finite numbers")
 
 
 def write_answers(answers: Answers, path: Path) -> None:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from densevit.config import RunConfig
+from densevit.data.benchmarks import resolved
 from densevit.data.loading import plain_batches
 from densevit.data.pictures import Images
 from densevit.data.sources import Data, data_folder
 from densevit.data.views import Transform, plain_view
 from densevit.distributed import World, gathered
+from densevit.errors import UserError
 from densevit.evaluate import Predictions, asked_of
 from densevit.frozen.features import Features, Which, extract
 from densevit.frozen.knn import knn
@@ -59,6 +61,27 @@ def probe(name: str, probing: Probing) -> tuple[Numbers, Answers | None]:
     return _scored(name, probing, logits.float().cpu())
 
 
+def masked_sets(config: RunConfig, size: int) -> tuple[MaskedImages, MaskedImages]:
+    """The pictures with masks that the dense-probe learns from, and those that it is scored on.
+
+    Errors: `UserError` if they are not found, or do not have the same classes.
+    """
+    spec, drawn = config.masks or config.dataset, None
+    if spec == "shapes":
+        own = config.dataset == "shapes"  # whose data_dir is that of other pictures else
+        elsewhere = config.model_copy(update={"dataset": "shapes", "data_dir": None})
+        drawn = data_folder(config if own else elsewhere)
+    else:
+        spec = str(resolved(spec, "masks"))
+    train, test = (
+        open_masks(spec, split, source="masks", size=size, drawn=drawn)
+        for split in ("train", "val")
+    )
+    if train.classes != test.classes:
+        raise UserError(f"masks: {spec}: train and val do not name the same classes")
+    return train, test
+
+
 def _splits(probing: Probing) -> list[tuple[str, Images]]:
     return [("train", probing.data.train), ("val", probing.data.val.images)]
 
@@ -88,15 +111,18 @@ def _extracted(probing: Probing, images: Images, view: Transform, tokens: Which)
         images, view, batch_size=probing.batch_size, workers=probing.config.workers,
         pin=probing.device.type == "cuda", chosen=range(len(images))[rank::ranks],
     )  # fmt: skip
-    own = extract(probing.model, batches, probing.device, tokens=tokens, boundary=boundary)
+    own = None  # of a process for which there is no picture
+    if rank < len(images):
+        own = extract(probing.model, batches, probing.device, tokens=tokens, boundary=boundary)
     while called < rounds:  # as often as the process with the most pictures
         boundary()
     parts = gathered(own, probing.world)
-    if ranks == 1:
+    if own is not None and ranks == 1:
         return own
-    values = own.values.new_empty(len(images), *own.values.shape[1:])
-    labels = own.labels.new_empty(len(images))
-    for number, part in enumerate(parts):
+    first = parts[0]
+    values = first.values.new_empty(len(images), *first.values.shape[1:])
+    labels = first.labels.new_empty(len(images))
+    for number, part in enumerate(parts[: len(images)]):
         values[number::ranks], labels[number::ranks] = part
     return Features(values, labels)
 
@@ -111,7 +137,7 @@ def _scored(name: str, probing: Probing, logits: Tensor) -> tuple[Numbers, Answe
 
 def _dense(probing: Probing) -> Numbers:
     model, config = probing.model, probing.config
-    train, test = (_masked(probing, split) for split in ("train", "val"))
+    train, test = masked_sets(config, model.image_size)
     view = square_view(model)
     tokens = [_extracted(probing, images, view, "patches").values for images in (train, test)]
     found = dense_probe(
@@ -124,11 +150,3 @@ def _dense(probing: Probing) -> Numbers:
         **{f"iou_{name}": value for name, value in found.per_class.items()},
         "n": found.n,
     }
-
-
-def _masked(probing: Probing, split: str) -> MaskedImages:
-    config = probing.config
-    spec = config.masks or config.dataset
-    drawn = data_folder(config) if spec == "shapes" else None
-    size = probing.model.image_size
-    return open_masks(spec, split, source="masks", size=size, drawn=drawn)

@@ -6,7 +6,6 @@ Accuracies and errors are in percent.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,14 +133,10 @@ def _cell(sample: str, places: dict[str, int]) -> int:
     return places[parts[at]] + int(parts[at + 1]) - 1
 
 
-_CONFLICT = re.compile(r"[a-z]+\d+-([a-z]+)\d+\.\w+")
-
-
 def _in_conflict(answers: Answers) -> tuple[Answers, NDArray]:
     """The pictures whose shape and texture are of different classes, and their textures."""
     place = {name: index for index, name in enumerate(answers.classes)}
-    found = [_CONFLICT.fullmatch(sample.rpartition("/")[2]) for sample in answers.samples]
-    textures = np.array([place.get(f[1], -1) if f else -1 for f in found], np.int32)
+    textures = np.array([place.get(imagenet.texture(s), -1) for s in answers.samples], np.int32)
     kept = (textures >= 0) & (textures != answers.labels)
     chosen = np.flatnonzero(kept)
     parts = {

@@ -19,7 +19,7 @@ from densevit import checkpoint
 from densevit.checkup import measure
 from densevit.config import RunConfig
 from densevit.data.doctor import known_problems, quick_problems
-from densevit.data.loading import on_device
+from densevit.data.loading import let_go, on_device
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.distributed import World, agreed, gathered, joined
 from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
@@ -55,6 +55,7 @@ def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
         data = open_data(config, check_model(config))
         if world.writes:
             _refuse_damaged(data)
+            _refuse_masks(config)
             _remember_fingerprint(folder, data, config)
         trainer = build_trainer(config, folder, data, asked, world)
         try:
@@ -68,6 +69,7 @@ def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
             _tell(trainer)  # how far it came is what its launcher counts
             raise
         finally:
+            let_go(trainer.batches)
             trainer.checkpoints.finish()
         _tell(trainer)
 
@@ -274,6 +276,17 @@ def _refuse_damaged(data: Data) -> None:
         if found:
             more = f" (and {len(found) - 1} more: densevit data check)" if found[1:] else ""
             raise UserError(f"{name}: {found[0]}{more}")
+
+
+def _refuse_masks(config: RunConfig) -> None:
+    """Read all masks of the dense-probe now, and not when the training is over."""
+    if "dense-probe" not in config.probes or (config.masks or config.dataset) == "shapes":
+        return
+    from densevit.frozen.masks import check_masks
+    from densevit.probes import masked_sets
+
+    for masked in masked_sets(config, check_model(config)):
+        check_masks(masked)
 
 
 def _remember_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:

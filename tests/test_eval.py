@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from densevit.cli import main
 from densevit.config import RunConfig
@@ -119,6 +122,9 @@ def test_weights_of_timm_in_a_file_have_timms_own_transform(tmp_path):
         (["abc", "imagenet-a"], "where it lies is not said"),
         (["abc", "mine=/nowhere"], "no such folder"),
         (["abc", "night", "--from-predictions"], "takes all that are there"),
+        (["abc", "../../evil=/nowhere"], "a name has letters, digits"),
+        (["abc", "=/nowhere"], "a name has letters, digits"),
+        (["abc", "val=/nowhere"], "val is one of the run's own sets"),
     ],
 )
 def test_a_mistake_is_one_line(run, capsys, monkeypatch, words, told):
@@ -135,3 +141,33 @@ def test_an_unfinished_run_wants_a_place(run, capsys, tmp_path, blobs):
     assert call("abc") == 2
     assert "--to DIR" in capsys.readouterr().err
     assert call("abc", f"dark={blobs / 'dark'}", "--to", tmp_path / "now") == 0
+
+
+def test_two_networks_do_not_share_a_folder(run, blobs, tmp_path, capsys):
+    folder, call = run
+    dark = f"dark={blobs / 'dark'}"
+    outputs = str(folder.path.parent.parent)
+    for name in ("a", "b"):
+        assert main(["export", "abc", "--to", str(tmp_path / f"{name}.safetensors"), "--outputs", outputs]) == 0  # fmt: skip
+    held = load_file(tmp_path / "b.safetensors")
+    with safe_open(tmp_path / "b.safetensors", "pt") as file:
+        about = file.metadata()
+    save_file({**held, "head.bias": held["head.bias"] + 1}, tmp_path / "b.safetensors", about)
+    assert call(tmp_path / "a.safetensors", dark, "--to", tmp_path / "one") == 0
+    assert call(tmp_path / "a.safetensors", dark, "--to", tmp_path / "one") == 0
+    assert call(tmp_path / "b.safetensors", dark, "--to", tmp_path / "one") == 2
+    assert "holds numbers of" in capsys.readouterr().err
+
+
+def test_an_error_in_a_loading_process_ends_the_command(trained, tmp_path, blobs):
+    """They leave signals to the run, and Python waits for them: they must have been let go."""
+    shutil.copytree(blobs / "dark", tmp_path / "bad")
+    broken = sorted((tmp_path / "bad").rglob("*.png"))[-1]
+    whole = broken.read_bytes()
+    # Whole at both ends, which is all that is looked at before.
+    broken.write_bytes(whole[:60] + bytes(len(whole) - 80) + whole[-20:])
+    command = [sys.executable, "-m", "densevit", "eval", str(trained.path), f"bad={tmp_path / 'bad'}",
+               "--to", str(tmp_path / "to"), "--workers", "2", "--batch-size", "2"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stderr
+    assert broken.name in done.stderr

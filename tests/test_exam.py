@@ -144,3 +144,16 @@ def test_what_cannot_be_asked_is_refused(tiny, changes, told):
     with pytest.raises(UserError) as raised:
         open_data(RunConfig(**{**tiny, **changes}), 32)
     assert told in str(raised.value)
+
+
+def test_a_bad_mask_is_told_before_training(tmp_path, tiny, masked):
+    shutil.copytree(masked, tmp_path / "masks")
+    mask = sorted((tmp_path / "masks" / "val" / "masks").iterdir())[3]
+    Image.fromarray(np.full((5, 5), 1, np.uint8)).save(mask)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(
+        RunConfig(**{**tiny, "probes": ["dense-probe"], "masks": str(tmp_path / "masks")})
+    )
+    assert execute(folder) == EXIT_MISTAKE
+    assert mask.name in folder.status().message
+    assert not folder.metrics_file.exists()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,3 +388,15 @@ def test_a_lost_checkpoint_or_lost_metrics_are_told_and_nothing_is_trained_over_
     assert execute(folder) == EXIT_MISTAKE
     assert "has lost lines" in folder.status().message
     assert folder.metrics_file.read_bytes() == before[0][:100]
+
+
+def test_a_broken_picture_ends_a_run_with_loading_processes(tmp_path, tiny, blobs):
+    """They leave signals to the run, and Python waits for them at its end."""
+    shutil.copytree(blobs, tmp_path / "data")
+    broken = next((tmp_path / "data" / "train").rglob("*.png"))
+    broken.write_bytes(broken.read_bytes()[:60])
+    folder = folder_of(tmp_path, {**tiny, "data_dir": str(tmp_path / "data"), "workers": 2})
+    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == EXIT_MISTAKE, done.stderr
+    assert broken.name in folder.status().message

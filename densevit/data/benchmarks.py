@@ -69,7 +69,7 @@ LAYOUTS: dict[str, Layout] = {
         "https://zenodo.org/records/2235448",
     ),
     "cue-conflict": Layout(
-        "category", "categories", 1_280, "airplane/airplane1-bear1.png",
+        "category", "categories", 1_280, "airplane/airplane1-bicycle2.png",
         "https://github.com/rgeirhos/texture-vs-shape",
     ),
 }  # fmt: skip
@@ -150,7 +150,12 @@ def open_benchmark(
     if scheme in (None, "folder"):
         images = open_images(path, source)
         check_classes(images, outputs, source)
-        return plain_set(name, images)
+        if tuple(images.classes) == outputs:
+            return plain_set(name, images)
+        # The same classes in another order, as a network of `shapes` has them.
+        place = {output: index for index, output in enumerate(outputs)}
+        named = [place[images.classes[label]] for label in images.labels]
+        return TestSet(name, images, outputs, named)
     images = open_images(path, source)
     if scheme == "imagenet":
         _check_known(images.classes, imagenet.wnids(), "WordNet ids of ImageNet", path, source)
@@ -208,6 +213,13 @@ def _known(name: str, path: Path, outputs: tuple[str, ...], source: str) -> Test
         labels = images.labels
     if name == "imagenet" and outputs == wanted:
         return plain_set(name, images)
+    if layout.folders == "category":
+        wrong = [sample for sample in images.ids if imagenet.texture(sample) not in wanted]
+        if wrong:
+            raise UserError(
+                f"{source}: {path}: a picture's name must say its texture, as in "
+                f"{layout.example}: found {some(wrong)}"
+            )
     if layout.folders == "category" and set(outputs) != set(wanted):
         members = imagenet.category_members()
         groups = _groups([members[c] for c in wanted], outputs, name, source)

@@ -149,7 +149,9 @@ def known_problems(images: Images | TestSet, cache: Path | None = None) -> list[
     Reads no picture: a stat of each file if there was a check, else nothing.
     """
     images = images.images if isinstance(images, TestSet) else images
-    return _unreadable(images, _kept(images, False, cache))
+    with suppress(RuntimeError):  # no home folder, and so no cache
+        return _unreadable(images, _kept(images, False, cache))
+    return []
 
 
 def quick_problems(
@@ -246,16 +248,17 @@ def _unreadable(images: Images, read: Reading | None) -> list[str]:
 
 def _reading(images: Images, hashing: bool, jobs: int | None, cache: Path | None) -> Reading:
     """From the cache, or from the files; it is then kept."""
-    read = _kept(images, hashing, cache)
-    if read is not None:
-        return read
+    with suppress(RuntimeError):  # no home folder
+        read = _kept(images, hashing, cache)
+        if read is not None:
+            return read
     stamp = _stamp(images)  # before they are read: a file that changes meanwhile voids it
     looks = list(_looks(images, hashing, jobs or len(os.sched_getaffinity(0))))
     read = _summed(images.ids, looks, hashing)
     digests = base64.b64encode(read.digests).decode()
     record = {**read._asdict(), "path": str(images.root), "files": stamp, "hashed": hashing}
     record |= {"version": _VERSION, "digests": digests}
-    with suppress(OSError):  # a check that cannot be kept is still a check
+    with suppress(OSError, RuntimeError):  # a check that cannot be kept is still a check
         write_json(_entry(images, cache), record)
     return read
 
@@ -266,14 +269,14 @@ def _kept(images: Images, hashing: bool, cache: Path | None) -> Reading | None:
         return None
     try:
         record = read_json(_entry(images, cache))
-    except UserError:  # damaged: as if it were not there
+        if record is None or record["version"] != _VERSION or hashing > record["hashed"]:
+            return None
+        if record["files"] != _stamp(images):  # last, for what it costs
+            return None
+        held = {name: record[name] for name in Reading._fields}
+        return Reading(**{**held, "digests": base64.b64decode(held["digests"]), "cached": True})
+    except (UserError, KeyError, TypeError, ValueError):  # damaged: as if it were not there
         return None
-    if record is None or record.get("version") != _VERSION or hashing > record["hashed"]:
-        return None
-    if record["files"] != _stamp(images):  # last, for what it costs
-        return None
-    held = {name: record[name] for name in Reading._fields}
-    return Reading(**{**held, "digests": base64.b64decode(held["digests"]), "cached": True})
 
 
 def _entry(images: Images, cache: Path | None) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -85,6 +86,15 @@ def category_members() -> Mapping[str, tuple[str, ...]]:
         return tuple(found)
 
     return {category: members(text) for category, text in _CATEGORIES.items()}
+
+
+def texture(sample: str) -> str:
+    """The category whose texture a picture of cue conflict has, as its name says; "" if not so."""
+    found = _CONFLICT.fullmatch(sample.rpartition("/")[2])
+    return found[1] if found else ""
+
+
+_CONFLICT = re.compile(r"[a-z]+\d+-([a-z]+)\d+\.\w+")
 
 
 def _shipped(name: str) -> Path:

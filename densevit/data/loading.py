@@ -167,6 +167,16 @@ def _leave_signals_to_the_run(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def let_go(batches: Iterable) -> None:
+    """End the loading processes of an iterator over a `DataLoader`, or that one keeps, if any.
+
+    An error from one of them keeps the iterator alive, in a circle of its traceback; at its end
+    Python would tell them to go by a signal, which they leave to the run, and wait for ever.
+    """
+    iterator = getattr(batches, "_iterator", None) or batches
+    getattr(iterator, "_shutdown_workers", lambda: None)()
+
+
 def _as_it_is(crops: Crops) -> Crops:
     return crops
 

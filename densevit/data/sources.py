@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from densevit.config import RunConfig
+from densevit.config import PROBES, RunConfig
 from densevit.data import shapes
 from densevit.data.archives import is_hugging_face, open_hugging_face
 from densevit.data.benchmarks import (
@@ -52,8 +52,8 @@ def open_data(config: RunConfig, size: int) -> Data:
     """
     data = _open_shapes(config, size) if config.dataset == "shapes" else _open_folders(config)
     for name, given in config.benchmarks.items():
-        if name in ("train", "val") or name in data.benchmarks:
-            raise UserError(f"benchmarks: {name}: is taken by the data set itself")
+        if name in ("train", "val", *PROBES) or name in data.benchmarks:
+            raise UserError(f"benchmarks: {name}: is the name of something else")
         wanted = given if isinstance(given, str | None) else given.model_dump()
         outputs = tuple(data.train.classes)
         data.benchmarks[name] = open_benchmark(name, wanted, outputs, f"benchmarks: {name}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from densevit.data.loading import let_go
 from densevit.errors import RunError
 from densevit.model import DenseViT, Tokens
 
@@ -85,22 +86,25 @@ def _collected(
     values: Tensor | None = None
     labels, indices = (torch.empty(most, dtype=torch.int64) for _ in range(2))
     remaining = iter(batches)
-    while True:
-        boundary()
-        batch = next(remaining, None)
-        if batch is None:
-            break
-        images, of_batch, places = batch
-        with torch.inference_mode():
-            found = _wanted(model(images.to(device, non_blocking=True)), tokens)
-            found = found.to(torch.float16).cpu()
-        _check_finite(found, places)
-        if values is None:
-            # Not under inference_mode: a probe's gradients may be taken through these later.
-            values = torch.empty(most, *found.shape[1:], dtype=torch.float16)
-        rows = slice(done, done + len(found))
-        values[rows], labels[rows], indices[rows] = found, of_batch, places
-        done += len(found)
+    try:
+        while True:
+            boundary()
+            batch = next(remaining, None)
+            if batch is None:
+                break
+            images, of_batch, places = batch
+            with torch.inference_mode():
+                found = _wanted(model(images.to(device, non_blocking=True)), tokens)
+                found = found.to(torch.float16).cpu()
+            _check_finite(found, places)
+            if values is None:
+                # Not under inference_mode: a probe's gradients may be taken through these later.
+                values = torch.empty(most, *found.shape[1:], dtype=torch.float16)
+            rows = slice(done, done + len(found))
+            values[rows], labels[rows], indices[rows] = found, of_batch, places
+            done += len(found)
+    finally:
+        let_go(remaining)
     if values is None:
         raise ValueError("no batch to extract features of")
     return values[:done], labels[:done], indices[:done]

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from densevit.config import SCHEMA_VERSION
+from densevit.errors import UserError
 from densevit.results.collect import gather
 from densevit.results.figures import save_accuracy
-from densevit.results.robustness import effective, read_references
+from densevit.results.robustness import comparable, effective, read_references
 from densevit.results.tables import METRICS, CellTable, cell_table, to_csv, to_markdown
 from densevit.rundir import last_lines, run_folder, write_atomic
 from densevit.sweep.grid import value_word
@@ -117,7 +118,10 @@ def _probes(plan: Plan, frame: pd.DataFrame) -> str:
 
 def _robustness(plan: Plan, frame: pd.DataFrame, models: pd.DataFrame) -> str:
     """Accuracy beyond what clean accuracy predicts, where reference models were measured."""
-    found = effective(frame, models)
+    try:
+        found = effective(comparable(frame), models)
+    except UserError as error:  # too few references: the rest of the report is none the worse
+        return f"## Effective robustness\n\nNot computed: {error}."
     if found.empty:
         return ""
     labels = {run.id: plan.label(run) for run in plan.runs}

@@ -116,6 +116,23 @@ def effective(frame: pd.DataFrame, references: pd.DataFrame | None = None) -> pd
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
+def comparable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows without those of ImageNet's benchmarks whose accuracy is among other numbers of
+    classes than published: 200 for -A and -R, 1000 for the others and for clean accuracy.
+
+    A network of a hundred classes is better on each of them by that alone.
+    """
+    published = benchmarks_of(read_references())
+    ways = frame[frame["metric"] == "ways"].set_index(["run", "benchmark"])["value"]
+    asked = pd.MultiIndex.from_frame(frame[["run", "benchmark"]])
+    own = ways.reindex(asked).to_numpy()
+    clean = [ways.get((run, CLEAN[0]), ways.get((run, CLEAN[1]))) for run in frame["run"]]
+    names = frame["benchmark"]
+    wanted = names.isin(AMONG_200).map({True: 200, False: 1000})
+    alike = (own == wanted) & (pd.Series(clean, index=frame.index) == 1000)
+    return frame[~names.isin(published) | alike]
+
+
 def as_references(frame: pd.DataFrame) -> pd.DataFrame:
     """Runs in the form of `read_references`, a row a run; `frame` is that of `effective`."""
     table = _wide(frame, "top1")

@@ -16,8 +16,9 @@ from densevit.data.flat import picture_number
 from densevit.data.imagenet import wnids
 from densevit.data.loading import plain_batches
 from densevit.data.views import plain_view
-from densevit.errors import UserError
+from densevit.errors import RunError, UserError
 from densevit.evaluate import Predictions, predict
+from densevit.predictions import check_finite
 from densevit.scores import score
 
 VIEW = plain_view(8, (0.0,) * 3, (1.0,) * 3, 1.0, "center", "bicubic")
@@ -291,3 +292,28 @@ def test_classes_of_ones_own_by_a_file_and_by_wordnet_ids(tmp_path):
     assert (numbers["top1"], numbers["top1_all"], numbers["ways"]) == (100, 100, 2)
     with pytest.raises(UserError, match="must be WordNet ids of ImageNet: kitten"):
         open_benchmark("mine", {"path": str(root), "classes": "imagenet"}, wnids(), "x")
+
+
+def test_a_network_whose_classes_are_in_another_order_is_asked_in_its_own(tmp_path):
+    outputs = ("disk", "arrow", "cross")
+    root = lay(tmp_path / "set", {"arrow": 1, "cross": 2, "disk": 0})
+    asked = open_benchmark("mine", str(root), outputs, "x")
+    assert asked.classes == outputs
+    by_name = dict(zip(asked.ids, asked.labels, strict=True))
+    assert {name.split("/")[0]: label for name, label in by_name.items()} == {"arrow": 1, "cross": 2, "disk": 0}  # fmt: skip
+
+
+def test_a_picture_of_cue_conflict_must_say_its_texture(tmp_path):
+    root = lay(tmp_path / "cue", dict.fromkeys(imagenet.CATEGORIES, 3), "Cat1-Dog1.png")
+    with pytest.raises(UserError, match="must say its texture"):
+        open_benchmark("cue-conflict", str(root), wnids(), "x")
+
+
+def test_outputs_that_are_no_numbers_are_no_answers(sets):
+    class Broken(Knowing):
+        def forward(self, images):
+            return super().forward(images) * float("nan")
+
+    asked = open_benchmark("imagenet-a", str(sets / "imagenet-a"), wnids(), "x")
+    with pytest.raises(RunError, match="imagenet-a: the network's outputs are not finite"):
+        check_finite(answers_of(asked, Broken()))

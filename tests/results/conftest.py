@@ -32,7 +32,13 @@ def finish():
         folder = plan.run_folder(run)
         ids = folder.create(run.config)
         benchmarks = {
-            name: {"top1": value, "top5": min(100.0, value + 10), "nll": nll, "n": 500}
+            name: {
+                "top1": value,
+                "top5": min(100.0, value + 10),
+                "nll": nll,
+                "ways": 1000,
+                "n": 500,
+            }
             for name, value in top1.items()
         }
         results = {"run": ids.run, "cell": ids.cell, "seed": run.seed, "schema_version": 1}

@@ -12,6 +12,7 @@ from densevit.results.robustness import (
     SHIPPED,
     as_references,
     benchmarks_of,
+    comparable,
     effective,
     effective_robustness,
     fit_line,
@@ -304,3 +305,15 @@ def test_matched_clean_refuses_classes_without_clean_pictures():
         matched_clean(clean, pd.DataFrame({"label": [7, 0, 4], "hit": [1, 1, 1]}))
     with pytest.raises(UserError, match="no pictures"):
         matched_clean(clean, clean[:0])
+
+
+def test_other_numbers_of_classes_are_not_compared_with_published_ones():
+    rows = []
+    for run, ways in (("whole", 1000), ("part", 100)):
+        for benchmark in ("val", "imagenet-sketch", "mine"):
+            rows += [(run, benchmark, "top1", 60.0), (run, benchmark, "ways", ways)]
+    frame = pd.DataFrame(rows, columns=["run", "benchmark", "metric", "value"])
+    kept = comparable(frame)
+    assert set(kept.loc[kept["benchmark"] == "imagenet-sketch", "run"]) == {"whole"}
+    assert set(kept.loc[kept["benchmark"] == "mine", "run"]) == {"whole", "part"}
+    assert set(effective(kept)["run"]) == {"whole"}
