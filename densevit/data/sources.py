@@ -53,7 +53,7 @@ def open_data(config: RunConfig, size: int) -> Data:
     data = _open_shapes(config, size) if config.dataset == "shapes" else _open_folders(config)
     for name, given in config.benchmarks.items():
         if name in ("train", "val", *PROBES) or name in data.benchmarks:
-            raise UserError(f"benchmarks: {name}: is the name of something else")
+            raise UserError(f"benchmarks: {name}: is taken by something else")
         wanted = given if isinstance(given, str | None) else given.model_dump()
         outputs = tuple(data.train.classes)
         data.benchmarks[name] = open_benchmark(name, wanted, outputs, f"benchmarks: {name}")

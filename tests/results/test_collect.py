@@ -8,7 +8,7 @@ def test_a_row_a_run_benchmark_and_metric(sweep, finish_all):
     plan = sweep(GRID, "seeds: 2")
     numbers = finish_all(plan)
     frame = collect(plan)
-    assert len(frame) == 6 * 3 * 3
+    assert len(frame) == 6 * 3 * 4
     top1 = frame[frame["metric"] == "top1"]
     found = {(row.run, row.benchmark): row.value for row in top1.itertuples()}
     assert found == {(run, b): v for run, by in numbers.items() for b, v in by.items()}
