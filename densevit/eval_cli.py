@@ -73,10 +73,6 @@ def _eval(options: argparse.Namespace) -> int:
     return _evaluate(options, named, sets, target)
 
 
-def _names(run: RunFolder) -> list[str]:
-    return benchmark_names(run.config())
-
-
 def _refuse_damaged(sets: Sequence[TestSet]) -> None:
     from densevit.data.doctor import quick_problems
 
@@ -102,7 +98,8 @@ def _target(
 
 
 def _test_sets(options: argparse.Namespace, run: RunFolder | None, named: Named) -> list[TestSet]:
-    from densevit.data.benchmarks import LAYOUTS, open_benchmark
+    from densevit.data.benchmarks import open_benchmark
+    from densevit.data.layouts import LAYOUTS
 
     if not options.benchmarks:
         if run is None:
@@ -126,7 +123,7 @@ def _test_sets(options: argparse.Namespace, run: RunFolder | None, named: Named)
             raise UserError(f"{given}: wanted NAME or NAME=PATH; a name has letters, digits, . _ -")
         if name in [other.name for other in sets]:
             raise UserError(f"{given}: {name} is given twice")
-        if path and run is not None and not options.to and name in _names(run):
+        if path and run is not None and not options.to and name in benchmark_names(run.config()):
             raise UserError(
                 f"{given}: {name} is one of the run's own sets; give another name, or --to DIR"
             )
@@ -140,10 +137,9 @@ def _evaluate(
 ) -> int:
     import torch
 
-    from densevit.data.loading import plain_batches
     from densevit.data.views import plain_view
-    from densevit.distributed import gathered, joined
-    from densevit.evaluate import Predictions, predict
+    from densevit.distributed import joined
+    from densevit.evaluate import predict_together
     from densevit.predictions import check_finite, write_answers
     from densevit.scores import score
 
@@ -154,25 +150,20 @@ def _evaluate(
         here = world.local_rank % torch.cuda.device_count() if gpu else 0
         device = torch.device("cuda", here) if gpu else torch.device("cpu")
         model = named.model.to(device)
-        found = {}
+        view = plain_view(named.image_size, **named.pictures)
         for asked in sets:
-            chosen = range(len(asked))
-            batches = plain_batches(
-                asked, plain_view(named.image_size, **named.pictures),
-                batch_size=options.batch_size, workers=options.workers, pin=gpu,
-                chosen=chosen[world.rank :: world.ranks],
-            )  # fmt: skip
-            rounds = -(-len(chosen) // (world.ranks * options.batch_size))
-            own = predict(model, batches, asked, device, lambda: None, rounds)
-            answers = Predictions.joined(gathered(own, world)).answers(asked)
+            answers = predict_together(
+                model, asked, view, device, world,
+                batch_size=options.batch_size, workers=options.workers,
+            ).answers(asked)  # fmt: skip
             check_finite(answers)
             if not world.writes:
                 continue
             write_answers(answers, target.predictions_file(asked.name))
-            found[asked.name] = score(answers)
+            found = {asked.name: score(answers)}
             # After each, so that what is interrupted has lost one benchmark at most.
-            _merge(target, {asked.name: found[asked.name]}, named.source)
-            _print({asked.name: found[asked.name]})
+            _merge(target, found, named.source)
+            _print(found)
     if world.writes:
         print(f"predictions and results.json in {target.path}")
     return 0

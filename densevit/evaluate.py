@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from densevit.data.benchmarks import TestSet
-from densevit.data.loading import let_go
+from densevit.data.loading import let_go, plain_batches
+from densevit.data.views import Transform
+from densevit.distributed import World, gathered
 from densevit.predictions import Answers
 
 MOST = 5  # answers kept of a picture
@@ -53,6 +55,30 @@ class Predictions:
             for name in parts[0].columns
         }
         return Predictions(indices[order], columns)
+
+
+def predict_together(
+    model: nn.Module,
+    asked: TestSet,
+    view: Transform,
+    device: torch.device,
+    world: World,
+    *,
+    batch_size: int,
+    workers: int,
+    boundary: Callable[[], None] = lambda: None,
+    chosen: Sequence[int] | None = None,
+) -> Predictions:
+    """The predictions for all (or the chosen) pictures, each by one of the processes, all of which
+    have all of them at the end. `boundary`: see `predict`."""
+    chosen = range(len(asked)) if chosen is None else chosen
+    batches = plain_batches(
+        asked, view, batch_size=batch_size, workers=workers, pin=device.type == "cuda",
+        chosen=chosen[world.rank :: world.ranks],
+    )  # fmt: skip
+    rounds = -(-len(chosen) // (world.ranks * batch_size))
+    own = predict(model, batches, asked, device, boundary, rounds)
+    return Predictions.joined(gathered(own, world))
 
 
 @torch.inference_mode()

@@ -11,13 +11,12 @@ from typing import Any
 
 from densevit.config import SCHEMA_VERSION, identity
 from densevit.data.benchmarks import TestSet
-from densevit.data.loading import plain_batches
 from densevit.data.names import benchmark_names
 from densevit.data.sources import Data
 from densevit.data.views import plain_view
-from densevit.distributed import agreed, gathered
+from densevit.distributed import agreed
 from densevit.errors import Stopped
-from densevit.evaluate import Predictions, predict
+from densevit.evaluate import Predictions, predict_together
 from densevit.predictions import Answers, check_finite, write_answers
 from densevit.rundir import read_json, write_json
 from densevit.scores import Numbers, score
@@ -66,7 +65,7 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
         "benchmarks": {},
     }
     asked = {"val": data.val, **data.benchmarks}
-    probed = _probed(trainer, data)
+    probed = _probed(trainer, data) if config.probes else None
     line = {}
     for name in benchmark_names(config):
         if name in results["benchmarks"]:
@@ -134,19 +133,12 @@ def _predicted(
 ) -> Predictions:
     """The predictions for all (or the chosen) pictures, made by all processes together."""
     model, config, world = trainer.engine.learner.model, trainer.config, trainer.world
-    batch_size = _batch_size(trainer)
-    chosen = range(len(asked)) if chosen is None else chosen
-    batches = plain_batches(
-        asked, plain_view(model.image_size, **model.pictures()), batch_size=batch_size,
-        workers=config.workers, pin=trainer.engine.device.type == "cuda",
-        chosen=chosen[world.rank :: world.ranks],
-    )  # fmt: skip
     with autocast(trainer.engine):
-        own = predict(
-            model, batches, asked, trainer.engine.device, lambda: _stop_if_asked(trainer),
-            rounds=-(-len(chosen) // (world.ranks * batch_size)),
+        return predict_together(
+            model, asked, plain_view(model.image_size, **model.pictures()), trainer.engine.device,
+            world, batch_size=_batch_size(trainer), workers=config.workers,
+            boundary=lambda: _stop_if_asked(trainer), chosen=chosen,
         )  # fmt: skip
-    return Predictions.joined(gathered(own, world))
 
 
 def _stop_if_asked(trainer: Trainer) -> None:

@@ -29,7 +29,7 @@ class Answers:
     anywhere: (n,) the answer among everything that the network knows, as an index of `classes`, and
         -1 for what is none of them; None where the benchmark has all the network's classes.
     among: the answer within further sets of classes, by name; -1 for a picture of another class.
-    layout: that of `data.benchmarks.LAYOUTS`, "" for another.
+    layout: that of `data.layouts.LAYOUTS`, "" for another.
     """
 
     benchmark: str

@@ -11,68 +11,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from densevit.data import imagenet
 from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
 from densevit.data.flat import is_flat, open_flat
 from densevit.data.folders import FolderImages, scan, some
+from densevit.data.layouts import LAYOUTS, difference, expected_classes, misnamed
 from densevit.data.pictures import Images, Picture
 from densevit.errors import UserError
 
 Groups = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a known benchmark lies: what its class folders are called, whose `classes` they are, how
-    many `images` were published, an `example` of a picture's path, and where people get it."""
-
-    folders: Literal["wnid", "number", "category", "corruption"]
-    classes: Literal["imagenet", "imagenet_a", "imagenet_r", "categories"]
-    images: int
-    example: str
-    source: str
-
-
-_V2 = Layout(
-    "number", "imagenet", 10_000, "0/0af3f1b55de791c4144e2fb6d7dfe96dfc22d3fc.jpeg",
-    "https://huggingface.co/datasets/vaishaal/ImageNetV2",
-)  # fmt: skip
-LAYOUTS: dict[str, Layout] = {
-    "imagenet": Layout(
-        "wnid", "imagenet", 50_000, "n01440764/ILSVRC2012_val_00000293.JPEG",
-        "https://image-net.org/challenges/LSVRC/2012/",
-    ),
-    "imagenet-a": Layout(
-        "wnid", "imagenet_a", 7_500, "n01498041/0.000116_digital clock_0.865662.jpg",
-        "https://github.com/hendrycks/natural-adv-examples",
-    ),
-    "imagenet-r": Layout(
-        "wnid", "imagenet_r", 30_000, "n01443537/art_0.jpg",
-        "https://github.com/hendrycks/imagenet-r",
-    ),
-    "imagenet-v2": _V2,
-    "imagenet-v2-threshold": _V2,
-    "imagenet-v2-top": _V2,
-    "stylized-imagenet": Layout(
-        "wnid", "imagenet", 50_000, "n01440764/ILSVRC2012_val_00000293.png",
-        "https://github.com/rgeirhos/Stylized-ImageNet",
-    ),
-    "imagenet-sketch": Layout(
-        "wnid", "imagenet", 50_889, "n01440764/sketch_0.JPEG",
-        "https://github.com/HaohanWang/ImageNet-Sketch",
-    ),
-    "imagenet-c": Layout(
-        "corruption", "imagenet", 4_750_000,
-        "gaussian_noise/1/n01440764/ILSVRC2012_val_00000293.JPEG",
-        "https://zenodo.org/records/2235448",
-    ),
-    "cue-conflict": Layout(
-        "category", "categories", 1_280, "airplane/airplane1-bicycle2.png",
-        "https://github.com/rgeirhos/texture-vs-shape",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -185,15 +134,10 @@ def open_images(path: Path, source: str) -> Images:
 
 def check_classes(images: Images, wanted: Sequence[str], source: str) -> None:
     """Refuse a folder whose classes are not those of the training images, by name."""
-    told = _difference(images.classes, wanted)
+    told = difference(images.classes, wanted)
     if told:
         where = getattr(images, "root", "")
         raise UserError(f"{source}: {where}: its classes are not those of train/: {told}")
-
-
-def expected_classes(layout: Layout) -> tuple[str, ...]:
-    """The class names of a known benchmark, in the order of its labels."""
-    return imagenet.CATEGORIES if layout.classes == "categories" else imagenet.wnids(layout.classes)
 
 
 def _known(name: str, path: Path, outputs: tuple[str, ...], source: str) -> TestSet:
@@ -203,14 +147,12 @@ def _known(name: str, path: Path, outputs: tuple[str, ...], source: str) -> Test
         images: Images = _scan_corruptions(path, wanted, source)
     else:
         images = open_images(path, source)
-    if layout.folders == "number" and _are_numbers(images.classes, len(wanted)):
+    for told in misnamed(name, images.classes):
+        raise UserError(f"{source}: {path}: {told}")
+    labels = images.labels
+    if images.classes != wanted:  # numbers, in the order of words
         numbers = [int(folder) for folder in images.classes]
-        labels: Sequence[int] = [numbers[label] for label in images.labels]
-    else:
-        told = _difference(images.classes, wanted)
-        if told:
-            raise UserError(f"{source}: {path}: {_explained(layout, images.classes, told)}")
-        labels = images.labels
+        labels = [numbers[label] for label in images.labels]
     if name == "imagenet" and outputs == wanted:
         return plain_set(name, images)
     if layout.folders == "category":
@@ -272,37 +214,13 @@ def _scan_corruptions(root: Path, wanted: tuple[str, ...], source: str) -> Folde
         for severity in "12345":
             folder = found[corruption] / severity
             images = scan(folder, source)
-            told = _difference(images.classes, wanted)
+            told = difference(images.classes, wanted)
             if told:
                 raise UserError(f"{source}: {folder}: {told}")
             inside = folder.relative_to(root)
             ids += [f"{inside}/{each}" for each in images.ids]
             labels += images.labels
     return FolderImages(root, wanted, tuple(ids), tuple(labels))
-
-
-def _are_numbers(folders: Sequence[str], count: int) -> bool:
-    digits = all(f.isascii() and f.isdigit() for f in folders)
-    return digits and sorted(int(f) for f in folders) == list(range(count))
-
-
-def _explained(layout: Layout, found: Sequence[str], told: str) -> str:
-    """What is wrong with class folders, and how the archive has them."""
-    kind = {"number": "the numbers 0 to 999", "category": "the 16 categories"}.get(
-        layout.folders, f"the {len(expected_classes(layout))} WordNet ids of its classes"
-    )
-    numbered = layout.folders == "wnid" and all(f.isdigit() for f in found)
-    why = "; their places in a list would pass for classes that they are not" if numbered else ""
-    return (
-        f"its class folders must be {kind}, as in {layout.example}: found {len(found)}; {told}{why}"
-    )
-
-
-def _difference(found: Sequence[str], wanted: Sequence[str]) -> str:
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    parts = [f"lacks {some(missing)}"] if missing else []
-    parts += [f"has {some(extra)} besides"] if extra else []
-    return " and ".join(parts)
 
 
 def _check_known(

@@ -108,7 +108,7 @@ def compare(several: Sequence[Findings]) -> tuple[list[str], list[str]]:
     set, by their contents where these were hashed. A note: pictures that two test sets share.
     """
     from densevit.data.folders import some
-    from densevit.data.prepare import difference
+    from densevit.data.layouts import difference
 
     problems, notes = [], []
     sets = {each.listing.name: each for each in several}

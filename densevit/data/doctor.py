@@ -27,11 +27,11 @@ from PIL import Image, UnidentifiedImageError
 
 from densevit.data import imagenet
 from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
-from densevit.data.benchmarks import LAYOUTS, TestSet, expected_classes
+from densevit.data.benchmarks import TestSet
 from densevit.data.flat import is_flat, open_flat
 from densevit.data.folders import SUFFIXES, FolderImages, some
+from densevit.data.layouts import LAYOUTS, expected_classes, misnamed
 from densevit.data.pictures import Images
-from densevit.data.prepare import misnamed
 from densevit.errors import UserError
 from densevit.rundir import read_json, write_json
 

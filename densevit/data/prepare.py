@@ -22,15 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from densevit.data import imagenet
-from densevit.data.benchmarks import LAYOUTS, expected_classes
 from densevit.data.flat import TRUTHS, labels_of, picture_number
 from densevit.data.folders import SUFFIXES, some
+from densevit.data.layouts import LAYOUTS, PREPARED, expected_classes, misnamed
 from densevit.errors import UserError
 
-PREPARED = (
-    "imagenet", "imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-v2-threshold",
-    "imagenet-v2-top", "imagenet-sketch", "imagenet-c",
-)  # fmt: skip
 _TRUTH_FILES = (*TRUTHS, "meta.mat")
 
 
@@ -81,41 +77,6 @@ def prepare(
         with _alone(to):
             _write(name, archives, labels, to, missing, tell)
     return Prepared(len(missing), len(there), tuple(left_out))
-
-
-def misnamed(name: str, found: Sequence[str]) -> list[str]:
-    """What is wrong with the names of a benchmark's class folders, and how they should be: at most
-    one line; nothing for a name that is not in `LAYOUTS`."""
-    layout = LAYOUTS.get(name)
-    if layout is None:
-        return []
-    wanted = _folder_names(name)
-    if layout.folders == "number" and set(found) & set(expected_classes(layout)):
-        wanted = expected_classes(layout)
-    told = difference(found, wanted)
-    if not told:
-        return []
-    kind = f"{len(wanted)} WordNet ids"
-    kind = {"number": "the numbers 0 to 999", "category": "the 16 categories"}.get(
-        layout.folders, kind
-    )
-    if layout.folders != "number" and found and all(each.isdigit() for each in found):
-        told += "; numbers do not say which classes they are"
-    how = f"from {layout.source}"
-    if name in PREPARED:
-        how += f", laid out by densevit data prepare {name} ARCHIVE --to DIR"
-    return [
-        f"its class folders must be {kind}, as in {layout.example} ({how}): "
-        f"found {len(found)}; {told}"
-    ]
-
-
-def difference(found: Sequence[str], wanted: Sequence[str]) -> str:
-    """In which names two sets of class folders differ; "" where they do not."""
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    parts = [f"lacks {some(missing)}"] if missing else []
-    parts += [f"has {some(extra)} besides"] if extra else []
-    return " and ".join(parts)
 
 
 def _folder_names(name: str) -> tuple[str, ...]:

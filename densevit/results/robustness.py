@@ -65,11 +65,10 @@ def fit_line(clean: ArrayLike, shifted: ArrayLike, pictures: int = PICTURES) -> 
         raise UserError(f"a line needs at least {LEAST} reference models, found {len(x)}")
     if np.ptp(x) == 0:
         raise UserError(f"a line needs models of different clean accuracy, found {len(x)} alike")
-    from_mean = x - x.mean()
-    slope = float(from_mean @ y / (from_mean @ from_mean))
-    intercept = float(y.mean() - slope * x.mean())
-    left, total = ((y - slope * x - intercept) ** 2).sum(), ((y - y.mean()) ** 2).sum()
-    return Line(slope, intercept, len(x), float(1 - left / total) if total > 0 else math.nan)
+    from scipy.stats import linregress
+
+    found = linregress(x, y)
+    return Line(float(found.slope), float(found.intercept), len(x), float(found.rvalue) ** 2)
 
 
 def effective_robustness(clean: float, shifted: float, line: Line) -> float:
@@ -123,14 +122,16 @@ def comparable(frame: pd.DataFrame) -> pd.DataFrame:
     A network of a hundred classes is better on each of them by that alone.
     """
     published = benchmarks_of(read_references())
-    ways = frame[frame["metric"] == "ways"].set_index(["run", "benchmark"])["value"]
-    asked = pd.MultiIndex.from_frame(frame[["run", "benchmark"]])
-    own = ways.reindex(asked).to_numpy()
-    clean = [ways.get((run, CLEAN[0]), ways.get((run, CLEAN[1]))) for run in frame["run"]]
     names = frame["benchmark"]
-    wanted = names.isin(AMONG_200).map({True: 200, False: 1000})
-    alike = (own == wanted) & (pd.Series(clean, index=frame.index) == 1000)
-    return frame[~names.isin(published) | alike]
+    if not names.isin(published).any():
+        return frame
+    ways = _wide(frame, "ways")
+    clean = _first(ways, CLEAN)
+    wanted = pd.Series({name: 200 if name in AMONG_200 else 1000 for name in ways.columns})
+    alike = (ways == wanted).mul(clean == 1000, axis=0).stack()
+    asked = pd.MultiIndex.from_frame(frame[["run", "benchmark"]])
+    kept = alike.reindex(asked, fill_value=False).to_numpy(dtype=bool)
+    return frame[~names.isin(published) | kept]
 
 
 def as_references(frame: pd.DataFrame) -> pd.DataFrame:

@@ -213,7 +213,8 @@ def test_reassessed_labels_count_where_there_are_any(tmp_path):
 
 
 def test_corruptions_and_their_mean_against_alexnet(tmp_path, monkeypatch):
-    monkeypatch.setattr("densevit.data.benchmarks.expected_classes", lambda _: wnids()[:2])
+    for module in ("benchmarks", "layouts"):
+        monkeypatch.setattr(f"densevit.data.{module}.expected_classes", lambda _: wnids()[:2])
     root = tmp_path / "c"
     for number, kind in enumerate(imagenet.CORRUPTIONS):
         for severity in range(1, 6):
