@@ -30,7 +30,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             wrong = message.split(": ", 1)[1].split()[0]
-            message = f"{wrong}: unknown; {nearest(wrong, self._all_flags())}"
+            hint = nearest(wrong, self._all_flags())
+            if not wrong.startswith("-"):  # argparse takes names in one row only
+                hint = "names stand together, before the options"
+            message = f"{wrong}: unknown; {hint}"
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
 
     def _all_flags(self) -> list[str]:

@@ -36,7 +36,7 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-Probe = Literal["knn", "linear-probe", "dense-probe"]
+Probe = Literal["knn", "knn-patch", "linear-probe", "linear-probe-patch", "dense-probe"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
 Int = Annotated[int, BeforeValidator(_whole)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
@@ -196,13 +196,14 @@ class RunConfig(BaseModel):
         "without one it lies in $DENSEVIT_DATA/NAME",
     )
     watched: list[Name] = _execution(
-        [], "test sets that are also looked at while the run trains; knn is one of them"
+        [], "test sets that are also looked at while the run trains; knn and knn-patch, too"
     )
     watch_every: Int = _execution(5, "epochs between two looks at the watched sets", ge=1)
     watch_samples: Int = _execution(2000, "pictures of each watched set", ge=1)
-    probes: list[Probe] = _execution([], "what the finished run's frozen features are tried at")
-    probe_tokens: Literal["cls", "patch"] = _execution(
-        "cls", "features of knn and linear-probe: the CLS token, or the mean of the patches"
+    probes: list[Probe] = _execution(
+        [],
+        "what the finished run's frozen features are tried at; "
+        "of the CLS token, or with -patch of the mean of the patch tokens",
     )
     masks: str | None = _execution(
         None, "pictures with masks for the dense-probe: a folder, or VOC's (shapes has its own)"

@@ -5,19 +5,24 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from densevit.config import SCHEMA_VERSION, identity
+from densevit.answering import answered, clean_answers, recalled
+from densevit.config import PROBES, SCHEMA_VERSION, identity
 from densevit.data.benchmarks import TestSet
-from densevit.data.names import benchmark_names
+from densevit.data.names import CLEAN, benchmark_names
 from densevit.data.sources import Data
 from densevit.data.views import plain_view
 from densevit.distributed import agreed
 from densevit.errors import Stopped
 from densevit.evaluate import Predictions, predict_together
-from densevit.predictions import Answers, check_finite, write_answers
+from densevit.frozen.store import Means
+from densevit.predictions import Answers, Areas, write_answers
+from densevit.probes import Probing, both_wanted, masked_sets, probe
 from densevit.rundir import read_json, write_json
 from densevit.scores import Numbers, score
 from densevit.step import autocast
@@ -44,15 +49,19 @@ def validate(trainer: Trainer, data: Data) -> None:
 
 
 def _watched(trainer: Trainer, data: Data, name: str) -> Numbers:
-    if name == "knn":
-        return _probed(trainer, data)("knn")[0]
+    if name in PROBES:
+        with autocast(trainer.engine):
+            return score(probe(name, _probing(trainer, data, None)))
     asked = data.benchmarks[name]
     chosen = _spread(len(asked), trainer.config.watch_samples)
     return score(_predicted(trainer, asked, chosen).answers(asked))
 
 
 def evaluate_missing(trainer: Trainer, data: Data) -> None:
-    """Evaluate val and the benchmarks that results.json lacks; then the run is finished."""
+    """Evaluate val and the benchmarks that results.json lacks; then the run is finished.
+
+    What an interrupted attempt has answered is not asked again.
+    """
     folder, config = trainer.folder, trainer.config
     ids = identity(config)
     results: dict[str, Any] = read_json(folder.results_file) or {
@@ -64,21 +73,13 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
         "train_seconds": trainer.seconds,
         "benchmarks": {},
     }
-    asked = {"val": data.val, **data.benchmarks}
-    probed = _probed(trainer, data) if config.probes else None
-    line = {}
+    probing, line = _probing(trainer, data, folder.features_folder), {}
     for name in benchmark_names(config):
         if name in results["benchmarks"]:
             continue
-        if name in asked:
-            answers = _predicted(trainer, asked[name]).answers(asked[name])
-            numbers = score(answers)
-            check_finite(answers)
-        else:
-            numbers, answers = probed(name)
-        if trainer.world.writes and answers is not None:
-            write_answers(answers, folder.predictions_file(name))
-        results["benchmarks"][name] = numbers
+        answers = _answers(trainer, data, probing, name)
+        clean = None if name in (*CLEAN, *PROBES) else clean_answers(folder)
+        numbers = results["benchmarks"][name] = score(answers, clean)
         trainer.top1 = results["benchmarks"]["val"]["top1"]
         what = "top1" if "top1" in numbers else "miou"
         told = {"top1": "top-1", "miou": "mIoU"}[what]
@@ -91,23 +92,45 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
         trainer.metrics.sync()
         results["metrics_bytes"] = trainer.metrics.length
         write_json(folder.results_file, results)
+        shutil.rmtree(folder.features_folder, ignore_errors=True)
 
 
-def _probed(trainer: Trainer, data: Data) -> Callable[[str], tuple[Numbers, Answers | None]]:
-    """A function that tries the run's frozen features at a probe."""
-    from densevit.probes import Probing, probe  # torchmetrics and the rest, where it is wanted
+def _answers(trainer: Trainer, data: Data, probing: Probing, name: str) -> Answers | Areas:
+    """What the finished network answers to a test set or a probe, and its file."""
+    path, world = trainer.folder.predictions_file(name), trainer.world
+    found = recalled(path, probing.source, world)
+    if found is not None:
+        return found
+    asked = data.val if name == "val" else data.benchmarks.get(name)
+    if asked is not None:
 
-    config, world = trainer.config, trainer.world
-    probing = Probing(
-        trainer.engine.learner.model, config, data, trainer.engine.device, world,
-        _batch_size(trainer), lambda: _stop_if_asked(trainer),
+        def ask(chosen: range) -> Answers:
+            return _predicted(trainer, asked, chosen).answers(asked)
+
+        return answered(ask, asked, path, probing.source, world)
+    with autocast(trainer.engine):
+        found = probe(name, probing)
+    if world.writes:
+        write_answers(found, path, probing.source)
+    return found
+
+
+def _probing(trainer: Trainer, data: Data, kept: Path | None) -> Probing:
+    """What it takes to try the run's frozen features."""
+    config, model = trainer.config, trainer.engine.learner.model
+    means = Means(
+        trainer.engine.device, trainer.world, _batch_size(trainer), config.workers,
+        lambda: _stop_if_asked(trainer),
     )  # fmt: skip
-
-    def probed(name: str) -> tuple[Numbers, Answers | None]:
-        with autocast(trainer.engine):
-            return probe(name, probing)
-
-    return probed
+    return Probing(
+        model, model.image_size, model.pictures(), model.grid, means,
+        splits=lambda: (data.train, data.val),
+        masked=lambda: masked_sets(config, model.image_size),
+        both=both_wanted(config.probes),
+        source=f"{identity(config).run}, step {trainer.step}",
+        kept=kept,
+        seed=config.seed,
+    )  # fmt: skip
 
 
 def _batch_size(trainer: Trainer) -> int:

@@ -61,10 +61,8 @@ class DenseViT(nn.Module):
 
     def forward(self, images: Tensor) -> Tokens:
         """Tokens of pictures (B, 3, S, S)."""
-        features = self.backbone.forward_features(images)  # (B, prefix + N, E)
-        patches = features[:, self.backbone.num_prefix_tokens :]
-        # Without a CLS token the image is the mean of its patches, as timm's `avg` pooling has it.
-        image = features[:, 0] if has_class_token(self.backbone) else patches.mean(dim=1)
+        features = self.backbone.forward_features(images)
+        image, patches = _split(self.backbone, features)
         # A probe reads the features and must not change them (as in SimCLR's linear evaluation).
         seen = features.detach() if self.probe else features
         return Tokens(image, patches, self.backbone.forward_head(seen))
@@ -74,6 +72,37 @@ class DenseViT(nn.Module):
         wanted = resolve_data_config({}, model=self.backbone)
         keys = ("mean", "std", "crop_pct", "crop_mode", "interpolation")
         return {key: wanted[key] for key in keys}
+
+
+class TimmTokens(nn.Module):
+    """A classifier of timm's that says what a `DenseViT` says of pictures.
+
+    What is no ViT has no `grid` and no patches; its image features are those before its classifier.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        embed = getattr(backbone, "patch_embed", None)
+        tokens = hasattr(backbone, "num_prefix_tokens") and hasattr(embed, "grid_size")
+        self.grid: tuple[int, int] | None = embed.grid_size if tokens else None
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Tokens of pictures (B, 3, S, S)."""
+        features = self.backbone.forward_features(images)
+        if self.grid:
+            image, patches = _split(self.backbone, features)
+        else:
+            image = self.backbone.forward_head(features, pre_logits=True)
+            patches = image.new_empty(len(image), 0, image.shape[1])
+        return Tokens(image, patches, self.backbone.forward_head(features))
+
+
+def _split(backbone: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the picture (B, E) and of its patches (B, N, E), from all (B, prefix + N, E)."""
+    patches = features[:, backbone.num_prefix_tokens :]
+    # Without a CLS token the image is the mean of its patches, as timm's `avg` pooling has it.
+    return (features[:, 0] if has_class_token(backbone) else patches.mean(dim=1)), patches
 
 
 def projection_head(width: int, hidden: int, dim: int) -> nn.Sequential:

@@ -1,64 +1,94 @@
-"""What a run's frozen features are tried at: neighbours, a linear classifier, a dense one."""
+"""What frozen features are tried at: neighbours, a linear classifier, a dense one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from densevit.config import RunConfig
-from densevit.data.benchmarks import resolved
-from densevit.data.loading import plain_batches
+from densevit.data.benchmarks import TestSet, resolved
 from densevit.data.pictures import Images
-from densevit.data.sources import Data, data_folder
-from densevit.data.views import Transform, plain_view
-from densevit.distributed import World, gathered
+from densevit.data.sources import data_folder
+from densevit.data.views import plain_view
 from densevit.errors import UserError
 from densevit.evaluate import Predictions, asked_of
-from densevit.frozen.features import Features, Which, extract
+from densevit.frozen.features import Which
 from densevit.frozen.knn import knn
 from densevit.frozen.linear import linear_probe
 from densevit.frozen.masks import MaskedImages, open_masks
-from densevit.frozen.segmentation import Masked, dense_probe, square_view
-from densevit.model import DenseViT
-from densevit.predictions import Answers
-from densevit.scores import Numbers, score
+from densevit.frozen.segmentation import Masked, dense_probe
+from densevit.frozen.store import Means, features
+from densevit.predictions import Answers, Areas
+
+# The whole picture, squeezed to the square input: each part of a mask then lies under some patch.
+SQUEEZED = {"crop_pct": 1.0, "crop_mode": "squash"}
 
 
 @dataclass
 class Probing:
-    """A network and the pictures of its run; features that two probes want are made once."""
+    """A network, and the pictures that its features are tried on.
 
-    model: DenseViT
-    config: RunConfig
-    data: Data
-    device: torch.device
-    world: World
-    batch_size: int
-    boundary: Callable[[], None]
-    held: dict[str, Features] = field(default_factory=dict)
-
-
-def probe(name: str, probing: Probing) -> tuple[Numbers, Answers | None]:
-    """The numbers of a probe, by its name in the field `probes`; and the answers, of pictures.
-
-    All processes make the features together; each then has all of them, and the same numbers.
+    model: gives `Tokens` of pictures of `image_size`, seen as timm's words in `pictures` say;
+        `grid` are its rows and columns of patches, None where it has none.
+    train, val: for knn and linear-probe; masked: train and val for the dense-probe.
+    both: probes of the CLS token and of the mean patch follow, for which one pass will do.
+    source, kept: tells the network from any other, and a folder for its features: what is made once
+        is found there again. Without a folder features are held in memory.
     """
-    if name == "dense-probe":
-        return _dense(probing), None
-    train, val = (_features(probing, split, images) for split, images in _splits(probing))
-    classes = len(probing.data.train.classes)
-    values = (train.values, train.labels, val.values, classes)
-    if name == "knn":
-        votes = knn(*values, device=probing.device)
+
+    model: nn.Module
+    image_size: int
+    pictures: dict[str, Any]
+    grid: tuple[int, int] | None
+    means: Means
+    splits: Callable[[], tuple[Images, TestSet]]
+    masked: Callable[[], tuple[MaskedImages, MaskedImages]]
+    both: bool = False
+    source: str = ""
+    kept: Path | None = None
+    seed: int = 0
+    held: dict[tuple[str, Which], Tensor] = field(default_factory=dict)
+
+
+def probe(name: str, probing: Probing) -> Answers | Areas:
+    """The answers of a probe, by its name in the field `probes`.
+
+    All processes make the features together; each then has all of them, and the same answers.
+    Errors: `UserError` for a probe of patches where the network has none.
+    """
+    kind = name.removesuffix("-patch")
+    if probing.grid is None and (kind == "dense-probe" or name != kind):
+        raise UserError(f"{name}: the network has no patch tokens")
+    if kind == "dense-probe":
+        return _dense(probing)
+    train, val = probing.splits()
+    tokens: Which = "cls" if name == kind else "patch"
+    rows = [
+        _of_picture(probing, split, images, tokens)
+        for split, images in (("train", train), ("val", val.images))
+    ]
+    values = (rows[0], torch.tensor(list(train.labels)), rows[1], len(train.classes))
+    means = probing.means
+    if kind == "knn":
+        votes = knn(*values, device=means.device, boundary=means.boundary)
         # A class without a vote is not impossible, else its cross-entropy would be infinite.
         logits = (votes / votes.sum(dim=1, keepdim=True)).clamp_min(1e-6).log()
     else:
-        logits = linear_probe(*values, device=probing.device)
-    return _scored(name, probing, logits.float().cpu())
+        logits = linear_probe(*values, device=means.device, boundary=means.boundary)
+    return _answers(name, val, logits.float().cpu())
+
+
+def both_wanted(names: Collection[str]) -> bool:
+    """Whether probes of the CLS token and of the mean patch are among them."""
+    of_pictures = [name for name in names if name != "dense-probe"]
+    return len({name.endswith("-patch") for name in of_pictures}) > 1
 
 
 def masked_sets(config: RunConfig, size: int) -> tuple[MaskedImages, MaskedImages]:
@@ -82,71 +112,41 @@ def masked_sets(config: RunConfig, size: int) -> tuple[MaskedImages, MaskedImage
     return train, test
 
 
-def _splits(probing: Probing) -> list[tuple[str, Images]]:
-    return [("train", probing.data.train), ("val", probing.data.val.images)]
+def _of_picture(probing: Probing, split: str, images: Images, tokens: Which) -> Tensor:
+    """(n, E)"""
+    if not probing.both:
+        return _features(probing, split, images, tokens)
+    return _features(probing, split, images, "both")[:, ("cls", "patch").index(tokens)]
 
 
-def _features(probing: Probing, split: str, images: Images) -> Features:
-    if split not in probing.held:
-        model = probing.model
-        view = plain_view(model.image_size, **model.pictures())
-        tokens = probing.config.probe_tokens
-        probing.held[split] = _extracted(probing, images, view, tokens)
-    return probing.held[split]
+def _features(probing: Probing, split: str, images: Images, tokens: Which) -> Tensor:
+    key = (split, tokens)
+    if key not in probing.held:
+        look = {**probing.pictures, **(SQUEEZED if tokens == "patches" else {})}
+        file = None
+        if probing.kept is not None:
+            of = [probing.source, images.fingerprint(), probing.image_size, look]
+            digest = blake2b(json.dumps(of).encode(), digest_size=8).hexdigest()
+            file = probing.kept / f"{split}-{tokens}-{digest}.npy"
+        view = plain_view(probing.image_size, **look)
+        probing.held[key] = features(probing.model, images, view, tokens, probing.means, file)
+    return probing.held[key]
 
 
-def _extracted(probing: Probing, images: Images, view: Transform, tokens: Which) -> Features:
-    """The features of all pictures; each process makes those of its share."""
-    rank, ranks = probing.world.rank, probing.world.ranks
-    rounds = math.ceil(len(images) / (ranks * probing.batch_size))
-    called = 0
-
-    def boundary() -> None:
-        nonlocal called
-        if called < rounds:
-            probing.boundary()
-        called += 1
-
-    batches = plain_batches(
-        images, view, batch_size=probing.batch_size, workers=probing.config.workers,
-        pin=probing.device.type == "cuda", chosen=range(len(images))[rank::ranks],
-    )  # fmt: skip
-    own = None  # of a process for which there is no picture
-    if rank < len(images):
-        own = extract(probing.model, batches, probing.device, tokens=tokens, boundary=boundary)
-    while called < rounds:  # as often as the process with the most pictures
-        boundary()
-    parts = gathered(own, probing.world)
-    if own is not None and ranks == 1:
-        return own
-    first = parts[0]
-    values = first.values.new_empty(len(images), *first.values.shape[1:])
-    labels = first.labels.new_empty(len(images))
-    for number, part in enumerate(parts[: len(images)]):
-        values[number::ranks], labels[number::ranks] = part
-    return Features(values, labels)
-
-
-def _scored(name: str, probing: Probing, logits: Tensor) -> tuple[Numbers, Answers]:
-    val = probing.data.val
-    asked = type(val)(name, val.images, val.classes)
+def _answers(name: str, val: TestSet, logits: Tensor) -> Answers:
+    asked = TestSet(name, val.images, val.classes)
     columns = asked_of(asked, logits, torch.tensor(list(val.labels)))
-    answers = Predictions(torch.arange(len(val)), columns).answers(asked)
-    return score(answers), answers
+    return Predictions(torch.arange(len(val)), columns).answers(asked)
 
 
-def _dense(probing: Probing) -> Numbers:
-    model, config = probing.model, probing.config
-    train, test = masked_sets(config, model.image_size)
-    view = square_view(model)
-    tokens = [_extracted(probing, images, view, "patches").values for images in (train, test)]
-    found = dense_probe(
-        Masked(tokens[0], train.mask), Masked(tokens[1], test.mask), train.classes, model.grid,
-        size=model.image_size, seed=config.seed, device=probing.device,
+def _dense(probing: Probing) -> Areas:
+    train, test = probing.masked()
+    tokens = [
+        _features(probing, split, images, "patches")
+        for split, images in (("masked-train", train), ("masked-val", test))
+    ]
+    return dense_probe(
+        Masked(tokens[0], train.mask), Masked(tokens[1], test.mask), train.classes, probing.grid,
+        samples=test.ids, size=probing.image_size, seed=probing.seed,
+        device=probing.means.device, boundary=probing.means.boundary,
     )  # fmt: skip
-    return {
-        "miou": found.miou,
-        "pixel_accuracy": found.pixel_accuracy,
-        **{f"iou_{name}": value for name, value in found.per_class.items()},
-        "n": found.n,
-    }

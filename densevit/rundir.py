@@ -121,6 +121,11 @@ class RunFolder:
         """A row a sample of a benchmark, as Parquet."""
         return self.path / "predictions" / f"{benchmark}.parquet"
 
+    @property
+    def features_folder(self) -> Path:
+        """Features that probes are tried on, while these are made, as NumPy's npy."""
+        return self.path / "features"
+
     def matches_file(self, when: str) -> Path:
         """Correspondences in some val pictures `before` or `after` training, as NumPy's npz."""
         return self.path / "matches" / f"{when}.npz"

@@ -7,32 +7,39 @@ Accuracies and errors are in percent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densevit.data import imagenet
 from densevit.data.flat import picture_number
-from densevit.predictions import Answers
+from densevit.errors import UserError
+from densevit.predictions import Answers, Areas
 
 BINS = 15  # of the calibration error: Guo et al., "On Calibration of Modern Neural Networks" (2017)
 RESAMPLES = 10_000
+MASK_RESAMPLES = 1_000
 Numbers = dict[str, float | int]
 
 
-def score(answers: Answers) -> Numbers:
-    """The numbers of a benchmark.
+def score(answers: Answers | Areas, clean: Answers | None = None) -> Numbers:
+    """The numbers of a benchmark; `clean` are the answers to unshifted pictures, if there are any.
 
     - `top1`, `top5`: among the benchmark's own classes, of which there are `ways`; `top1_low` and
       `top1_high`: a 95 % bootstrap interval over the pictures (percentiles).
     - `top1_all`: among all that the network knows, where that is more.
     - `top1_NAME`: of the pictures of NAME's classes, among these: clean accuracy to compare with.
+    - `matched_clean`: see there.
     - `nll`: mean cross-entropy in nats; `ece`: expected calibration error, 15 bins of equal width.
     - ImageNet's val: `real_top1` by the reassessed labels, of the `real_n` pictures that have one.
     - ImageNet-C: `top1_CORRUPTION`, and `mce` when all 15 that it is defined on are there.
     - cue conflict: `shape_bias`, `texture_top1`; pictures whose texture is that of their own class
       are left out everywhere.
+    - Of masks: see `score_areas`.
     """
+    if isinstance(answers, Areas):
+        return score_areas(answers)
     if answers.layout == "cue-conflict":
         answers, textures = _in_conflict(answers)
     hits = answers.top[:, 0] == answers.labels
@@ -53,6 +60,9 @@ def score(answers: Answers) -> Numbers:
         asked = chosen >= 0
         if asked.any():
             numbers[f"top1_{name}"] = _percent(chosen[asked] == answers.labels[asked])
+    matched = None if clean is None else matched_clean(clean, answers)
+    if matched is not None:
+        numbers["matched_clean"] = matched
     if answers.layout == "imagenet":
         numbers |= _reassessed(answers)
     if answers.layout == "imagenet-c":
@@ -64,6 +74,69 @@ def score(answers: Answers) -> Numbers:
         if decided:
             numbers["shape_bias"] = 100 * int(hits.sum()) / decided
     return numbers
+
+
+def score_areas(areas: Areas) -> Numbers:
+    """The numbers of a segmentation, over all pixels of all `n` pictures but void ones.
+
+    `iou_CLASS` is intersection over union, `miou` their mean; a class absent from both masks and
+    predictions is in neither. `miou_low` and `miou_high` are a 95 % bootstrap interval over the
+    pictures, `pixel_accuracy` the share of right pixels.
+    """
+    rows = np.stack([areas.right, areas.predicted, areas.labelled]).astype(np.float64)  # (3, n, C)
+    iou = _iou(rows.sum(axis=1))
+    count = len(areas.samples)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), MASK_RESAMPLES)
+    spread = np.nanmean(_iou(np.einsum("rn,knc->krc", drawn, rows, optimize=True)), axis=1)
+    low, high = np.percentile(spread, [2.5, 97.5])
+    right, _, labelled = rows.sum(axis=(1, 2))
+    return {
+        "miou": float(np.nanmean(iou)),
+        "miou_low": float(low),
+        "miou_high": float(high),
+        "pixel_accuracy": float(100 * right / labelled),
+        **{
+            f"iou_{name}": float(value)
+            for name, value in zip(areas.classes, iou, strict=True)
+            if not np.isnan(value)
+        },
+        "n": count,
+    }
+
+
+def _iou(pixels: NDArray) -> NDArray:
+    """In percent (..., C), from right, predicted and labelled pixels (3, ..., C); NaN: no pixel."""
+    right, predicted, labelled = pixels
+    either = predicted + labelled - right
+    return np.where(either > 0, 100 * right / np.maximum(either, 1), np.nan)
+
+
+def matched_clean(clean: Answers, shifted: Answers) -> float | None:
+    """Clean accuracy in percent as it would be with the class frequencies of a shifted test set.
+
+    Of another mix of classes a test set is easier or harder without any shift. So clean pictures of
+    classes that it lacks are left out, and the accuracy on each of its classes counts by the
+    class's share of its pictures. Where it is asked among a part of the classes, as ImageNet-A is,
+    so are the clean pictures.
+
+    None where that cannot be said: for other classes, or one of which there is no clean picture.
+    """
+    if set(clean.classes) == set(shifted.classes):
+        labels, hits = clean.labels, clean.top[:, 0] == clean.labels
+    elif shifted.layout in clean.among and set(shifted.classes) <= set(clean.classes):
+        chosen = clean.among[shifted.layout]
+        labels = clean.labels[chosen >= 0]
+        hits = chosen[chosen >= 0] == labels
+    else:
+        return None
+    place = {name: index for index, name in enumerate(clean.classes)}
+    wanted = np.array([place[name] for name in shifted.classes])[shifted.labels]
+    count = np.bincount(labels, minlength=len(place))
+    share = np.bincount(wanted, minlength=len(place))
+    if not len(wanted) or (count[share > 0] == 0).any():
+        return None
+    right = np.bincount(labels, hits, minlength=len(place)) / np.maximum(count, 1)
+    return float(100 * (right * share).sum() / share.sum())
 
 
 def bootstrap_interval(hits: int, count: int, seed: int = 0) -> tuple[float, float]:
@@ -128,9 +201,13 @@ def _corruptions(samples: Sequence[str], hits: NDArray) -> Numbers:
 
 
 def _cell(sample: str, places: dict[str, int]) -> int:
+    """Of its corruption and severity. Errors: `UserError` if its path names none."""
     parts = sample.split("/")
-    at = next(number for number, part in enumerate(parts) if part in places)
-    return places[parts[at]] + int(parts[at + 1]) - 1
+    for kind, severity in pairwise(parts):
+        if kind in places and severity in ("1", "2", "3", "4", "5"):
+            return places[kind] + int(severity) - 1
+    wanted = "wanted CORRUPTION/SEVERITY/WNID/picture, as fog/1/..."
+    raise UserError(f"imagenet-c: {sample}: names no corruption and severity ({wanted})")
 
 
 def _in_conflict(answers: Answers) -> tuple[Answers, NDArray]:

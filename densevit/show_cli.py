@@ -46,12 +46,13 @@ def _add_picture(parser: Any) -> None:
 def _opened(options: argparse.Namespace) -> tuple[Named, Any, Path]:
     """The network, the picture, and where the drawing goes."""
     folder = existing_run(options.run, outputs_root(options.outputs))
+    name = Path(options.image).stem
+    target = Path(options.to or f"{options.kind}-{folder.path.name}-{name}.png").absolute()
+    _check_files(options.image, target)  # before a network is loaded
     from densevit.data.folders import read_file
     from densevit.named import open_named
 
     named = open_named(options.run, folder, None)
-    name = Path(options.image).stem
-    target = Path(options.to or f"{options.kind}-{folder.path.name}-{name}.png").absolute()
     if not options.image.isdecimal():
         return named, read_file(options.image), target
     from densevit.data.sources import open_data
@@ -60,6 +61,20 @@ def _opened(options: argparse.Namespace) -> tuple[Named, Any, Path]:
     if number >= len(val):
         raise UserError(f"{options.image}: val has {len(val)} pictures, from 0 on")
     return named, val.picture(number), target
+
+
+def _check_files(image: str, target: Path) -> None:
+    """Errors: `UserError` for a picture that is no file, and where none can be written."""
+    if not image.isdecimal() and not Path(image).is_file():
+        told = "is a folder" if Path(image).is_dir() else "no such file"
+        raise UserError(
+            f"{image}: {told} (wanted a picture's file, or the number of one of the run's val)"
+        )
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder (wanted a file to write: --to FILE)")
+    above = next(each for each in target.parents if each.exists())
+    if not above.is_dir():
+        raise UserError(f"{above}: is a file and no folder to write to")
 
 
 def _matches(options: argparse.Namespace) -> int:

@@ -24,11 +24,13 @@ from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.distributed import World, agreed, gathered, joined
 from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
 from densevit.exam import evaluate_missing, validate
+from densevit.frozen.masks import MaskedImages, check_masks
 from densevit.initial import begun_with
 from densevit.matchfile import keep_matches
 from densevit.meter import peak_memory_mib
 from densevit.model import check_model, has_class_token
 from densevit.objective import contrastive_weight
+from densevit.probes import masked_sets
 from densevit.progress import Progress, facts, progress
 from densevit.rundir import RunFolder, read_json, write_json
 from densevit.step import train_step
@@ -280,13 +282,18 @@ def _refuse_damaged(data: Data) -> None:
 
 def _refuse_masks(config: RunConfig) -> None:
     """Read all masks of the dense-probe now, and not when the training is over."""
-    if "dense-probe" not in config.probes or (config.masks or config.dataset) == "shapes":
-        return
-    from densevit.frozen.masks import check_masks
-    from densevit.probes import masked_sets
+    if _has_masks(config):
+        for masked in _masked(config):
+            check_masks(masked)
 
-    for masked in masked_sets(config, check_model(config)):
-        check_masks(masked)
+
+def _has_masks(config: RunConfig) -> bool:
+    """Whether the run reads masks from files; the drawn ones are as they should be."""
+    return "dense-probe" in config.probes and (config.masks or config.dataset) != "shapes"
+
+
+def _masked(config: RunConfig) -> tuple[MaskedImages, MaskedImages]:
+    return masked_sets(config, check_model(config))
 
 
 def _remember_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:
@@ -294,6 +301,9 @@ def _remember_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> N
     held = read_json(folder.fingerprint_file)
     if config.init_checkpoint:
         found["init_checkpoint"] = begun_with(folder, config.init_checkpoint)
+    if _has_masks(config):
+        for split, masked in zip(("train", "val"), _masked(config), strict=True):
+            found["benchmarks"][f"masked {split}"] = masked.fingerprint()
     if held is not None:
         check_fingerprint(held, found, folder.path)
         found["benchmarks"] = {**held["benchmarks"], **found["benchmarks"]}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from pictures import write_images
-from tiny import TINY
+from tiny import tiny_run
 
 settings.register_profile("densevit", deadline=None, derandomize=True)
 settings.load_profile("densevit")
@@ -28,4 +28,4 @@ def blobs(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny(blobs) -> dict:
     """The settings of a run that takes a second, on `blobs`."""
-    return {**TINY, "data_dir": str(blobs), "benchmarks": {"dark": str(blobs / "dark")}}
+    return tiny_run(blobs)

@@ -72,6 +72,7 @@ def test_its_checkpoint_and_the_file_it_exports_answer_as_it_does(run, blobs, tm
     wanted = numbers_of(folder)["dark"]
     (checkpoint,) = sorted(folder.checkpoint_folder.glob("*.pt"))[-1:]
     assert call(checkpoint, dark, "--to", tmp_path / "one") == 0
+    assert wanted.pop("matched_clean") >= 0, "the run's folder has answers to val, others none"
     assert numbers_of(RunFolder(tmp_path / "one"))["dark"] == pytest.approx(wanted)
     outputs = str(folder.path.parent.parent)
     assert main(["export", "abc", "--to", str(tmp_path / "net.safetensors"), "--outputs", outputs]) == 0  # fmt: skip
@@ -124,7 +125,11 @@ def test_weights_of_timm_in_a_file_have_timms_own_transform(tmp_path):
         (["abc", "night", "--from-predictions"], "takes all that are there"),
         (["abc", "../../evil=/nowhere"], "a name has letters, digits"),
         (["abc", "=/nowhere"], "a name has letters, digits"),
-        (["abc", "val=/nowhere"], "val is one of the run's own sets"),
+        (["abc", "val=/nowhere"], "val is one of the run's own"),
+        (["abc", "knn=/nowhere"], "on other pictures than the run's own: give --to DIR"),
+        (["abc", "knn=/nowhere", "--to", "there"], "knn: /nowhere: no such folder"),
+        (["abc", "dense-probe"], "dense-probe: on which masks? give dense-probe=PATH"),
+        (["abc", "knn", "knn"], "knn is given twice"),
     ],
 )
 def test_a_mistake_is_one_line(run, capsys, monkeypatch, words, told):
@@ -141,6 +146,68 @@ def test_an_unfinished_run_wants_a_place(run, capsys, tmp_path, blobs):
     assert call("abc") == 2
     assert "--to DIR" in capsys.readouterr().err
     assert call("abc", f"dark={blobs / 'dark'}", "--to", tmp_path / "now") == 0
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Files of a small ViT and of a ResNet with timm's classes and random weights."""
+    folder = tmp_path_factory.mktemp("networks")
+    torch.manual_seed(0)
+    files = {}
+    for name in ("vit_tiny_patch16_224", "test_resnet"):
+        files[name] = folder / f"{name}.safetensors"
+        model = timm.create_model(name, num_classes=1000)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, files[name])
+    return files
+
+
+def test_probes_of_any_network_on_any_pictures(networks, blobs, tmp_path, monkeypatch):
+    def call(name, *words):
+        words = [networks[name], *words, "--model-name", name, "--workers", "0"]
+        return main(["eval", *map(str, words)])
+
+    name, to = "vit_tiny_patch16_224", tmp_path / "vit"
+    wanted = ["knn", "knn-patch", "linear-probe"]
+    assert call(name, *(f"{probe}={blobs}" for probe in wanted), "--to", to, "--keep-features") == 0
+    found = numbers_of(RunFolder(to))
+    assert list(found) == wanted
+    # Even random features tell red from green.
+    assert min(numbers["top1"] for numbers in found.values()) > 60
+    (train,) = (to / "features").glob("train-both-*.npy")
+    rows = np.load(train)
+    assert (rows.shape, rows.dtype) == ((42, 2, 192), np.float16)
+    # As the network itself says of a training picture, upright and whole.
+    named = open_named(str(networks[name]), None, name)
+    first = sorted((blobs / "train").rglob("*.png"))[0]
+    view = plain_view(named.image_size, **named.pictures)(Image.open(first).convert("RGB"))
+    with torch.inference_mode():
+        tokens = named.model.eval().forward_features(view[None])[0]
+    torch.testing.assert_close(
+        torch.from_numpy(rows[0, 0]).float(), tokens[0], atol=5e-3, rtol=5e-3
+    )
+    # Kept, they are not made again.
+    monkeypatch.setattr("densevit.frozen.store.extract", None)
+    assert call(name, f"knn={blobs}", f"knn-patch={blobs}", "--to", to) == 0
+    assert numbers_of(RunFolder(to))["knn"] == found["knn"]
+    assert not (to / "features").exists()
+
+
+def test_a_network_without_patches_has_neighbours_and_no_dense_probe(
+    networks, blobs, tmp_path, capsys
+):
+    file, about = str(networks["test_resnet"]), ["--model-name", "test_resnet", "--workers", "0"]
+    about += ["--to", str(tmp_path / "to")]
+    assert main(["eval", file, f"knn={blobs}", *about]) == 0
+    assert numbers_of(RunFolder(tmp_path / "to"))["knn"]["n"] == 15
+    assert main(["eval", file, f"knn-patch={blobs}", *about]) == 2
+    assert "knn-patch: the network has no patch tokens" in capsys.readouterr().err
+
+
+def test_a_name_behind_an_option_is_told_where_it_belongs(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", "abc", "--workers", "0", "night=/nowhere"])
+    assert ended.value.code == 2
+    assert "night=/nowhere: unknown; names stand together, before" in capsys.readouterr().err
 
 
 def test_two_networks_do_not_share_a_folder(run, blobs, tmp_path, capsys):

@@ -8,16 +8,18 @@ import torch
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from densevit import answering, exam
 from densevit.cli import main
 from densevit.config import RunConfig
 from densevit.data.loading import plain_batches
 from densevit.data.sources import open_data
 from densevit.data.views import plain_view
-from densevit.errors import EXIT_MISTAKE, UserError
+from densevit.errors import EXIT_CARRY_ON, EXIT_MISTAKE, Stopped, UserError
+from densevit.frozen import store
 from densevit.lifecycle import execute
 from densevit.matchfile import read_matches
 from densevit.named import open_named
-from densevit.predictions import read_answers
+from densevit.predictions import read_answers, write_answers
 from densevit.rundir import RunFolder, read_json, read_metrics
 from densevit.scores import score
 
@@ -93,6 +95,109 @@ def test_watched_sets_are_looked_at_every_few_epochs(trained):
     shares = [line["watch/dark/top1"] * 6 / 100 for line in lines]
     assert shares == pytest.approx([round(share) for share in shares]), "of six pictures"
     assert all("watch/knn/top1" in line for line in lines)
+
+
+def test_eval_gives_the_runs_own_numbers_and_these_follow_from_the_files(trained, tmp_path):
+    held = read_json(trained.results_file)["benchmarks"]
+    again = RunFolder(tmp_path / "again")
+    assert main(["eval", str(trained.path), "--to", str(again.path), "--workers", "0"]) == 0
+    found = read_json(again.results_file)["benchmarks"]
+    assert list(found) == list(held)
+    for name, numbers in held.items():
+        assert found[name] == pytest.approx(numbers, rel=1e-5), name
+    again.results_file.unlink()
+    assert main(["eval", str(again.path), "--from-predictions"]) == 0
+    assert read_json(again.results_file)["benchmarks"] == found
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The trained run in a folder of its own, without its results."""
+    shutil.copytree(trained.path, tmp_path / "abc")
+    folder = RunFolder(tmp_path / "abc")
+    folder.results_file.unlink()
+    return folder
+
+
+def test_what_an_interrupted_evaluation_has_answered_is_not_asked_again(
+    trained, copied, monkeypatch
+):
+    held = read_json(trained.results_file)["benchmarks"]
+    copied.predictions_file("dark").unlink()
+    write_answers(read_answers(copied.predictions_file("knn")), copied.predictions_file("knn"), "x")
+    asked = []
+
+    def spied(where, what):
+        own = getattr(exam, where)
+
+        def spy(*words, **named):
+            asked.append(what(words))
+            return own(*words, **named)
+
+        monkeypatch.setattr(exam, where, spy)
+
+    spied("predict_together", lambda words: words[1].name)
+    spied("probe", lambda words: words[0])
+    assert execute(copied) == 0
+    assert asked == ["dark", "knn"], "what is missing, and what another network has answered"
+    found = read_json(copied.results_file)["benchmarks"]
+    assert found == {name: pytest.approx(numbers) for name, numbers in held.items()}
+
+
+def test_a_large_set_is_carried_on_where_it_was_interrupted(trained, copied, monkeypatch):
+    wanted = read_answers(trained.predictions_file("dark"))
+    copied.predictions_file("dark").unlink()
+    monkeypatch.setattr(answering, "PART", 5)
+    asked, own = [], exam.predict_together
+
+    def interrupted(*words, chosen, **named):
+        asked.append(list(chosen))
+        if len(asked) == 3:
+            raise Stopped("SIGTERM")
+        return own(*words, chosen=chosen, **named)
+
+    monkeypatch.setattr(exam, "predict_together", interrupted)
+    assert execute(copied) == EXIT_CARRY_ON
+    assert execute(copied) == 0
+    assert asked == [[*range(5)], [*range(5, 10)], [10, 11], [10, 11]]
+    found = read_answers(copied.predictions_file("dark"))
+    assert found.samples == wanted.samples
+    for name in ("labels", "top", "losses"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5)
+    assert list((copied.path / "predictions" / "parts").iterdir()) == []
+
+
+def test_features_are_found_again_and_let_go_at_the_end(copied, monkeypatch):
+    for name in ALL:
+        copied.predictions_file(name).unlink()
+    made, own = [], store.extract
+
+    def spy(*words, **named):
+        made.append(named["tokens"])
+        return own(*words, **named)
+
+    monkeypatch.setattr(store, "extract", spy)
+
+    def broken(*_, **__):
+        raise Stopped("SIGTERM")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("densevit.probes.linear_probe", broken)
+        assert execute(copied) == EXIT_CARRY_ON
+    assert made == ["cls", "cls"]
+    assert len(list(copied.features_folder.iterdir())) == 2
+    assert execute(copied) == 0
+    assert made[2:] == ["patches", "patches"], "the dense probe's; the linear probe's were there"
+    assert not copied.features_folder.exists()
+
+
+def test_other_masks_than_the_run_has_seen_are_refused(copied, masked, tmp_path):
+    shutil.copytree(masked, tmp_path / "masks")
+    for part in ("images", "masks"):
+        (tmp_path / "masks" / "val" / part / "0.png").unlink()
+    copied.create(RunConfig(**{**copied.config().model_dump(), "masks": str(tmp_path / "masks")}))
+    assert execute(copied) == EXIT_MISTAKE
+    assert "the masked val images have changed" in copied.status().message
 
 
 def test_matches_before_and_after_training(trained):

@@ -1,7 +1,6 @@
 """Runs that are killed at any moment, again and again, and end as if nothing had happened."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -11,26 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from forked import SERVER, be_oneself
 
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
 from densevit.errors import EXIT_MISTAKE
 from densevit.rundir import RunFolder, read_json
 
-# A server that has imported what a run needs, and forks the runs: an import takes longer than they.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["densevit.train", "densevit.lifecycle"])
-
 SETTINGS = {
     "dataset": "shapes",
     "model_kwargs": {
         "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2,
     },
-    "batch_size": 64, "epochs": 3, "warmup_epochs": 1, "learning_rate": 1e-3, "workers": 2,
+    "batch_size": 64, "epochs": 2, "warmup_epochs": 1, "learning_rate": 1e-3, "workers": 2,
     "queue_size": 3000, "sampled_patches": 5, "dense_dim": 32, "projection_hidden_dim": 64,
     "log_every": 5, "health_every": 20, "device": "cpu", "checkpoint_minutes": 0.002,
 }  # fmt: skip
@@ -50,16 +48,17 @@ def child(path, die_in_write=0, before=True):
     from densevit.lifecycle import execute
 
     torch.set_num_threads(1)
+    be_oneself()
     real, count = checkpoint.put, 0
 
     def put(temporary, target):
         nonlocal count
         count += 1
         if count == die_in_write and before:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
         real(temporary, target)
         if count == die_in_write:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.killpg(0, signal.SIGKILL)
 
     checkpoint.put = put
     os._exit(execute(RunFolder(path)))
@@ -141,17 +140,32 @@ def killed(folder, chance):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.6))  # a random moment is what is tested
-    process.kill()
+    with suppress(ProcessLookupError):  # it has ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.join(60)
     return process.exitcode == -signal.SIGKILL
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A function that gives the run of a mode that nobody has killed."""
+
+    @cache
+    def run(mode):
+        return finished(folder_of(tmp_path_factory.mktemp("whole"), mode, settings_of(mode)))
+
+    return run
+
+
+def settings_of(mode):
+    return {**SETTINGS, **MODES[mode][0]}
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, mode):
-    fields, kills = MODES[mode]
-    whole = finished(folder_of(tmp_path, "whole", {**SETTINGS, **fields}))
+def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, whole_run, mode):
+    kills = MODES[mode][1]
     folder, chance, hits = (
-        folder_of(tmp_path, "killed", {**SETTINGS, **fields}),
+        folder_of(tmp_path, "killed", settings_of(mode)),
         random.Random(7),
         0,
     )
@@ -159,33 +173,25 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, mode):
         hits += killed(folder, chance)
     assert hits >= 1
     finished(folder)
-    assert_same(folder, whole)
+    assert_same(folder, whole_run(mode))
     assert len(read_json(folder.provenance_file)["starts"]) > hits
 
 
-SHORT = {**SETTINGS, "cl_mode": "dense", "epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    return finished(folder_of(tmp_path_factory.mktemp("short"), "whole", SHORT))
-
-
 @pytest.mark.parametrize(("write", "before"), [(1, True), (2, False), (4, True)])
-def test_a_run_that_dies_while_it_writes_a_checkpoint(tmp_path, short_run, write, before):
-    folder = folder_of(tmp_path, "killed", SHORT)
+def test_a_run_that_dies_while_it_writes_a_checkpoint(tmp_path, whole_run, write, before):
+    folder = folder_of(tmp_path, "killed", settings_of("dense"))
     process = started(folder, write, before)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     left = list(folder.checkpoint_folder.glob(".step.*"))
     assert len(left) == before, "it died in the middle of a write"
     finished(folder)
-    assert_same(folder, short_run)
+    assert_same(folder, whole_run("dense"))
     assert len(list(folder.checkpoint_folder.iterdir())) == 2
 
 
-def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, short_run):
-    folder = folder_of(tmp_path, "damaged", SHORT)
+def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, whole_run):
+    folder = folder_of(tmp_path, "damaged", settings_of("dense"))
     process = started(folder, 4, False)
     process.join(120)
     newest, before = newest_first(folder.checkpoint_folder)[:2]
@@ -194,7 +200,7 @@ def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(tmp
     log = folder.log_file.read_text()
     assert f"{newest}: is damaged: its content is not what was written" in log
     assert f"continuing from the checkpoint before it, {before.name}" in log
-    assert_same(folder, short_run)
+    assert_same(folder, whole_run("dense"))
 
 
 def test_a_picture_that_disappears_during_training_is_named_and_the_run_carries_on(

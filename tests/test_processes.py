@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import Forked, Ranks
+from tiny import tiny_run
 
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
-from densevit.errors import EXIT_CARRY_ON
+from densevit.errors import EXIT_CARRY_ON, EXIT_MISTAKE
 from densevit.lifecycle import execute
 from densevit.rundir import RunFolder, read_json, read_metrics
 
@@ -34,14 +37,28 @@ def folder_of(tmp_path, settings, name):
 
 
 def train_command(folder):
-    return ["-m", "densevit", "train", "--run-dir", str(folder.path)]
+    return ["train", "--run-dir", str(folder.path)]
 
 
-def torchrun(folder, **options):
+def torchrun(folder):
     return subprocess.Popen(
-        [*TORCHRUN, *train_command(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, **options,
+        [*TORCHRUN, "-m", "densevit", *train_command(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def said_of(folder):
+    return folder.path.with_name(f"{folder.path.name}-said")
+
+
+def one_process(folder):
+    return Forked(train_command(folder), said_of(folder))
+
+
+def two_processes(folder, work=None):
+    """As torchrun starts them; its own tests are below."""
+    more = () if work is None else (work,)
+    return Ranks(train_command(folder), said_of(folder), *more)
 
 
 def final(folder):
@@ -62,13 +79,17 @@ def numbers(folder):
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_two_processes_learn_what_one_learns(tmp_path, tiny, mode):
     # A learning rate at which rounding does not grow over the ten steps.
-    looks = {"watched": ["knn", "dark"], "watch_every": 1, "watch_samples": 7, "probes": ["knn"]}
+    looks = {
+        "watched": ["knn", "dark"],
+        "watch_every": 1,
+        "watch_samples": 7,
+        "probes": ["knn", "knn-patch"],
+    }
     settings = {**tiny, **mode, **looks, "learning_rate": 1e-4, "log_every": 1}
     one, two = (folder_of(tmp_path, settings, name) for name in ("one", "two"))
     assert execute(one) == 0
-    process = torchrun(two)
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, out
+    process = two_processes(two)
+    assert process.wait() == [0, 0], process.output()
     assert two.status().state == "finished"
     # Written once, by one of them.
     assert len(read_json(two.provenance_file)["starts"]) == 1
@@ -94,7 +115,7 @@ def wait_for(condition, process, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, "it has ended"
         time.sleep(0.02)
 
 
@@ -116,31 +137,62 @@ def bits(folder):
     return {f"{p}.{n}": v for p in ("model", "contrast") for n, v in state[p].items()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, tiny, number):
-    whole = long_run(tmp_path, tiny, "whole")
-    process = torchrun(whole)
-    assert process.wait(240) == 0, process.stdout.read()
-    folder = long_run(tmp_path, tiny, "stopped")
-    process = torchrun(folder)
-    wait_for(lambda: folder.metrics_file.exists() and len(read_metrics(folder.metrics_file)[0]) > 9,
-             process)  # fmt: skip
-    os.kill(children(process)[1], number)
-    out, _ = process.communicate(timeout=120)
-    # torchrun tells 1 of whatever its processes end with; what they told is in its report.
-    assert f"exitcode  : {EXIT_CARRY_ON}" in out
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, blobs):
+    """A run of two processes that none has stopped."""
+    folder = long_run(tmp_path_factory.mktemp("whole"), tiny_run(blobs), "whole")
+    process = two_processes(folder)
+    assert process.wait() == [0, 0], process.output()
+    return folder
+
+
+def assert_stopped(folder, number):
+    """Both at the same step, with a checkpoint of it."""
     status = folder.status()
     assert (status.state, status.message) == ("cancelled", number.name)
     assert 0 < status.step < status.steps
     reached = int(newest_first(folder.checkpoint_folder)[0].name.split("-")[1])
     lines, _ = read_metrics(folder.metrics_file)
     assert max(line["step"] for line in lines) == reached < 60
-    again = torchrun(folder)
-    out, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, out
+
+
+def assert_same(folder, whole):
     assert numbers(folder) == numbers(whole)
     for name, value in bits(whole).items():
         assert torch.equal(bits(folder)[name], value), name
+
+
+def amid(folder, process):
+    def under_way():
+        return folder.metrics_file.exists() and len(read_metrics(folder.metrics_file)[0]) > 9
+
+    wait_for(under_way, process)
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, tiny, whole):
+    folder = long_run(tmp_path, tiny, "stopped")
+    process = two_processes(folder)
+    amid(folder, process)
+    process.ranks[1].send_signal(signal.SIGUSR2)
+    assert process.wait() == [EXIT_CARRY_ON, EXIT_CARRY_ON], process.output()
+    assert_stopped(folder, signal.SIGUSR2)
+    again = two_processes(folder)
+    assert again.wait() == [0, 0], again.output()
+    assert_same(folder, whole)
+
+
+def test_a_signal_to_one_process_of_torchrun_stops_both_at_the_same_step(tmp_path, tiny, whole):
+    folder = long_run(tmp_path, tiny, "stopped")
+    process = torchrun(folder)
+    amid(folder, process)
+    os.kill(children(process)[1], signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    # torchrun tells 1 of whatever its processes end with; what they told is in its report.
+    assert f"exitcode  : {EXIT_CARRY_ON}" in out
+    assert_stopped(folder, signal.SIGTERM)
+    again = two_processes(folder)
+    assert again.wait() == [0, 0], again.output()
+    assert_same(folder, whole)
 
 
 def test_submitit_starts_the_processes_of_a_run(tmp_path, tiny):
@@ -187,51 +239,41 @@ def test_a_run_carries_on_with_another_number_of_processes(tmp_path, tiny, first
     whole = folder_of(tmp_path, settings, "whole")
     assert execute(whole) == 0
     folder = folder_of(tmp_path, settings, "run")
-    starts = {1: lambda: subprocess.Popen([sys.executable, *train_command(folder)],
-                                          stdout=subprocess.PIPE, text=True),
-              2: lambda: torchrun(folder)}  # fmt: skip
-    process = starts[first]()
+    starts = {1: one_process, 2: two_processes}
+    process = starts[first](folder)
     wait_for(lambda: folder.metrics_file.exists() and len(read_metrics(folder.metrics_file)[0]) > 5,
              process)  # fmt: skip
-    target = children(process)[0] if first == 2 else process.pid
-    os.kill(target, signal.SIGTERM)
-    process.communicate(timeout=120)
+    (process.ranks[0] if first == 2 else process).send_signal(signal.SIGTERM)
+    process.wait(120)
     assert folder.status().state == "cancelled"
-    process = starts[3 - first]()
-    out, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, out
+    process = starts[3 - first](folder)
+    assert process.wait() in (0, [0, 0]), process.output()
     for (step, a), (_, b) in zip(numbers(folder), numbers(whole), strict=True):
         assert a == pytest.approx(b, rel=5e-3, abs=5e-4), step
+
+
+def connected_already(arguments):
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    code = execute(RunFolder(Path(arguments[-1])))
+    distributed.barrier()
+    return code
 
 
 def test_processes_that_are_connected_already_stay_so(tmp_path, tiny):
     """As Ray Train starts them."""
     folder = folder_of(tmp_path, {**tiny, "cl_mode": "global"}, "run")
-    script = tmp_path / "worker.py"
-    script.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from torch import distributed\n"
-        "from densevit.lifecycle import execute\n"
-        "from densevit.rundir import RunFolder\n"
-        "distributed.init_process_group('gloo')\n"
-        "code = execute(RunFolder(Path(sys.argv[1])))\n"
-        "distributed.barrier()\n"
-        "sys.exit(code)\n"
-    )
-    done = subprocess.run(
-        [*TORCHRUN, str(script), str(folder.path)], capture_output=True, text=True, timeout=240,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = two_processes(folder, connected_already)
+    assert process.wait() == [0, 0], process.output()
     assert folder.status().state == "finished"
     assert len(read_json(folder.provenance_file)["starts"]) == 1
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, tiny):
     folder = folder_of(tmp_path, {**tiny, "batch_size": 7}, "odd")
-    process = torchrun(folder)
-    process.communicate(timeout=120)
+    process = two_processes(folder)
+    assert process.wait(120) == [EXIT_MISTAKE, EXIT_MISTAKE], process.output()
     told = "batch_size: 7 cannot be shared evenly by 2 processes with grad_accumulation 1"
     assert folder.status().message == told
 
@@ -239,8 +281,8 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, tiny):
 def test_the_numbers_of_a_line_are_those_of_the_whole_batch(tmp_path, tiny):
     """And not of the writing process's half: its loss alone is another number."""
     folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "log_every": 1}, "two")
-    process = torchrun(folder)
-    assert process.wait(240) == 0, process.stdout.read()
+    process = two_processes(folder)
+    assert process.wait() == [0, 0], process.output()
     alone = folder_of(tmp_path, {**tiny, "cl_mode": "none", "log_every": 1}, "one")
     execute(alone)
     first = [json.loads(f.metrics_file.read_text().splitlines()[1]) for f in (folder, alone)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from densevit.errors import UserError
 from densevit.predictions import Answers, read_answers, write_answers
-from densevit.scores import bootstrap_interval, calibration_error, score
+from densevit.scores import bootstrap_interval, calibration_error, matched_clean, score
 
 
 def made(count=500, classes=12, seed=0, **parts):
@@ -81,3 +82,52 @@ def test_a_damaged_file_is_named(tmp_path):
         read_answers(tmp_path / "x.parquet")
     with pytest.raises(UserError, match="cannot be read"):
         read_answers(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize(
+    "odd", ["c0/x.png", "fog", "fog/c0/x.png", "fog/0/c0/x.png", "fog/6/c0/x.png", "snow/fog/x.png"]
+)
+def test_a_sample_of_no_corruption_is_named(odd):
+    answers, _ = made(count=6, layout="imagenet-c")
+    whole = [*(f"weather/fog/{severity}/c0/x.png" for severity in "12345"), "snow/snow/1/c0/x.png"]
+    numbers = score(replace(answers, samples=whole))
+    hits = answers.top[:5, 0] == answers.labels[:5]
+    assert numbers["top1_fog"] == pytest.approx(100 * hits.mean())
+    with pytest.raises(UserError, match=f"^imagenet-c: {odd}: names no corruption and severity"):
+        score(replace(answers, samples=[*whole[:5], odd]))
+
+
+def told(labels, answers, classes="abc", **parts):
+    """Answers to pictures of classes, both as strings with a letter a picture."""
+    place = {name: number for number, name in enumerate(classes)}
+    top = np.array([[place[name]] for name in answers], np.int32)
+    return Answers(
+        benchmark="made", classes=tuple(classes), samples=[str(n) for n in range(len(labels))],
+        labels=np.array([place[name] for name in labels], np.int32), top=top,
+        probabilities=np.ones_like(top, np.float32), losses=np.zeros(len(labels), np.float32),
+        **{"anywhere": None, "among": {}, **parts},
+    )  # fmt: skip
+
+
+def test_matched_clean_accuracy_by_hand():
+    # a: right 3 of 4, b: right 1 of 2, c is not in the benchmark, which has a once and b 4 times.
+    clean = told("aaaabbc", "aaabbcb")
+    shifted = told("babbb", "bbaaa", classes="cba")
+    assert matched_clean(clean, shifted) == pytest.approx(100 * (1 * 0.75 + 4 * 0.5) / 5)
+    assert score(shifted, clean)["matched_clean"] == matched_clean(clean, shifted)
+    # Of the same mix it is the plain accuracy.
+    assert matched_clean(clean, told("aaaabbc" * 2, "c" * 14)) == pytest.approx(100 * 4 / 7)
+
+
+def test_matched_clean_accuracy_is_among_the_benchmarks_own_classes():
+    # Among all classes the first two are wrong; among a and b, one of them is right.
+    clean = told("aabc", "ccbc", among={"part": np.array([0, 1, 1, -1], np.int32)})
+    shifted = told("aab", "bbb", classes="ab", layout="part")
+    assert matched_clean(clean, shifted) == pytest.approx(100 * (2 * 0.5 + 1 * 1) / 3)
+    assert matched_clean(clean, replace(shifted, layout="")) is None, "among other classes"
+
+
+def test_matched_clean_accuracy_needs_clean_pictures_of_each_class():
+    assert matched_clean(told("ab", "ab"), told("abc", "abc")) is None
+    assert "matched_clean" not in score(told("abc", "abc"), told("ab", "ab"))
+    assert matched_clean(told("ab", "ab"), told("", "")) is None

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import Forked
 
 from densevit import exam
 from densevit.checkpoint import load, newest_first
@@ -254,6 +257,10 @@ def start(folder, **options):
     )
 
 
+def forked(folder, *more):
+    return Forked(["train", "--run-dir", str(folder.path)], folder.path.with_name("said"), *more)
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -264,13 +271,13 @@ def wait_for(condition, seconds=60):
 def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
     settings = {**tiny, "epochs": 40, "cl_mode": "global", "log_every": 1}
     folder = folder_of(tmp_path, settings)
-    for number, code, state in (
-        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled"),
-        (signal.SIGINT, EXIT_CARRY_ON, "cancelled"),
-        (signal.SIGKILL, -signal.SIGKILL, "failed"),
+    for number, code, state, starting in (
+        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled", start),
+        (signal.SIGINT, EXIT_CARRY_ON, "cancelled", forked),
+        (signal.SIGKILL, -signal.SIGKILL, "failed", forked),
     ):
         length = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
-        process = start(folder)
+        process = starting(folder)
         wait_for(
             lambda length=length: (
                 folder.metrics_file.exists() and folder.metrics_file.stat().st_size > length + 800
@@ -282,7 +289,7 @@ def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
         assert process.wait(60) == code
         assert folder.status().state == state
         assert not folder.locked()
-    process = start(folder)
+    process = forked(folder)
     assert process.wait(120) == 0
     steps = [line["step"] for line in lines_of(folder) if "train/loss" in line]
     assert steps == list(range(1, 40 * 5 + 1)), "no line missing, none doubled"
@@ -290,40 +297,45 @@ def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
     assert len(list(folder.checkpoint_folder.iterdir())) == 2, "the last two, and nothing else"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(tmp_path, tiny, number):
+@pytest.mark.parametrize(
+    ("number", "starting"),
+    [
+        (signal.SIGTERM, partial(start, start_new_session=True)),
+        (signal.SIGINT, forked),  # in a session of its own as well
+        (signal.SIGUSR2, forked),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGUSR2"],
+)
+def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(tmp_path, tiny, number, starting):
     """As Slurm sends it, and a terminal: to those that load pictures too; and more than once."""
     settings = {**tiny, "epochs": 200, "cl_mode": "dense", "log_every": 1, "workers": 2}
     folder = folder_of(tmp_path, settings)
-    process = start(folder, start_new_session=True)
+    process = starting(folder)
     wait_for(lambda: folder.metrics_file.exists() and len(lines_of(folder)) > 12)
     os.killpg(process.pid, number)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    assert process.wait(60) == EXIT_CARRY_ON, process.stdout.read()
+    assert process.wait(60) == EXIT_CARRY_ON
     assert (folder.status().state, folder.status().message) == ("cancelled", number.name)
     reached = int(newest(folder).name.split("-")[1])
     assert max(line["step"] for line in lines_of(folder)) == reached
 
 
+def stuck_in_a_step(arguments):
+    from densevit import train
+
+    def stuck(*_):
+        print("stuck", flush=True)
+        time.sleep(100)
+
+    train.train_step = stuck
+    return execute(RunFolder(Path(arguments[-1])))
+
+
 def test_ctrl_c_twice_stops_at_once(tmp_path, tiny):
     folder = folder_of(tmp_path, {**tiny, "epochs": 200, "cl_mode": "none", "log_every": 1})
-    program = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from densevit import trainer, train\n"
-        "from densevit.lifecycle import execute\n"
-        "from densevit.rundir import RunFolder\n"
-        "def stuck(*_):\n"
-        "    print('stuck', flush=True)\n"
-        "    time.sleep(100)\n"
-        "train.train_step = stuck\n"
-        "sys.exit(execute(RunFolder(Path(sys.argv[1]))))\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(folder.path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "stuck\n"
+    process = forked(folder, stuck_in_a_step)
+    wait_for(lambda: process.output() == "stuck\n")
     process.send_signal(signal.SIGINT)
     time.sleep(1.0)  # a person's second thought
     assert process.poll() is None

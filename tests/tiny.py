@@ -1,5 +1,8 @@
 """The settings of a run that takes a second."""
 
+from pathlib import Path
+from typing import Any
+
 TINY = {
     "dataset": "blobs",
     "model_name": "vit_tiny_patch16_224",
@@ -18,3 +21,8 @@ TINY = {
     "log_every": 2,
     "device": "cpu",
 }  # fmt: skip
+
+
+def tiny_run(blobs: Path) -> dict[str, Any]:
+    """They, on the pictures of the fixture `blobs`."""
+    return {**TINY, "data_dir": str(blobs), "benchmarks": {"dark": str(blobs / "dark")}}

@@ -129,6 +129,8 @@ def open_images(path: Path, source: str) -> Images:
         return open_hugging_face(path, "val", source)
     if is_flat(path):
         return open_flat(path, source)
+    if path.is_file():
+        raise UserError(f"{source}: {path}: is a file and no folder and no .tar")
     return scan(path, source)
 
 
@@ -198,7 +200,8 @@ def _scan_corruptions(root: Path, wanted: tuple[str, ...], source: str) -> Folde
     """CORRUPTION/SEVERITY/WNID/picture, of some or all corruptions; also one folder deeper, as
     the archives `noise`, `blur`, `weather`, `digital` and `extra` may be unpacked."""
     if not root.is_dir():
-        raise UserError(f"{source}: {root}: no such folder")
+        told = "is a file and no folder" if root.exists() else "no such folder"
+        raise UserError(f"{source}: {root}: {told}")
     found = {}
     for folder in sorted([*root.glob("*"), *root.glob("*/*")]):
         if folder.name in imagenet.CORRUPTIONS and folder.is_dir():

@@ -266,17 +266,14 @@ def draw_folders(split: str, size: int, to: Path) -> Path:
     palette pictures, 0 beside the object and the class's label + 1 on it. Returns the former.
 
     What is there is left as it is. Errors: `ValueError` for a size that cannot be drawn, or if
-    pictures of another size are there.
+    pictures of another size or other files are there.
     """
     from PIL import Image
 
     from densevit.data import shapes
 
     done = to / "images" / split
-    if done.is_dir():
-        with Image.open(next(done.rglob("*.png"))) as there:
-            if there.size != (size, size):
-                raise ValueError(f"{done}: holds pictures of {there.width} pixels a side")
+    if _is_drawn(done, size):
         return done
     shapes.draw(split, 0, size)  # refuses a size before a folder is made
     hues = [colorsys.hsv_to_rgb(k / len(shapes.CLASSES), 1, 1) for k in range(len(shapes.CLASSES))]
@@ -297,3 +294,18 @@ def draw_folders(split: str, size: int, to: Path) -> Path:
         shutil.rmtree(to / kind / split, ignore_errors=True)
         folder.rename(to / kind / split)
     return done
+
+
+def _is_drawn(folder: Path, size: int) -> bool:
+    """Whether the pictures are there, and not an empty folder. Errors: as of `draw_folders`."""
+    from PIL import Image
+
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return False
+    first = next(folder.rglob("*.png"), None)
+    if first is None:
+        raise ValueError(f"{folder}: holds other files than drawn pictures; give another folder")
+    with Image.open(first) as there:
+        if there.size != (size, size):
+            raise ValueError(f"{folder}: holds pictures of {there.width} pixels a side")
+    return True

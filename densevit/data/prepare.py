@@ -136,7 +136,7 @@ def _targets(name: str, labels: Mapping[int, str]) -> Callable[[str], str | None
     corrupted = LAYOUTS[name].folders == "corruption"
 
     def target_of(path: str) -> str | None:
-        *above, file = [part for part in path.split("/") if part not in ("", ".")]
+        *above, file = [part for part in path.split("/") if part not in ("", ".")] or ["."]
         if file[0] == "." or Path(file).suffix.lower() not in SUFFIXES or "__MACOSX" in above:
             return ""
         number = picture_number(file)

@@ -68,8 +68,8 @@ def open_data(config: RunConfig, size: int) -> Data:
 
 def _check_looks(config: RunConfig, data: Data) -> None:
     for name in config.watched:
-        if name != "knn" and name not in data.benchmarks:
-            hint = nearest(name, ["knn", *data.benchmarks])
+        if name not in ("knn", "knn-patch") and name not in data.benchmarks:
+            hint = nearest(name, ["knn", "knn-patch", *data.benchmarks])
             raise UserError(f"watched: {name}: is none of the run's test sets; {hint}")
     if "dense-probe" in config.probes and config.dataset != "shapes" and not config.masks:
         raise UserError(
@@ -158,13 +158,18 @@ def _open_shapes(config: RunConfig, size: int) -> Data:
 
 
 def _open_folders(config: RunConfig) -> Data:
-    folder = data_folder(config)
-    source = f"{config.dataset}: data_dir"
+    train, val = open_splits(data_folder(config), f"{config.dataset}: data_dir")
+    return Data(train, val, {})
+
+
+def open_splits(folder: Path, source: str) -> tuple[Images, TestSet]:
+    """train and val of a folder that holds both; `source` begins the messages of errors."""
     if not folder.is_dir():
-        raise UserError(f"{source}: {folder}: no such folder (wanted: one with train/ and val/)")
+        what = "is a file and no folder" if folder.exists() else "no such folder"
+        raise UserError(f"{source}: {folder}: {what} (wanted: one with train/ and val/)")
     train, val = (_open(folder, split, source) for split in ("train", "val"))
     check_classes(val, train.classes, source)
-    return Data(train, plain_set("val", val), {})
+    return train, plain_set("val", val)
 
 
 def _open(folder: Path, split: str, source: str) -> Images:

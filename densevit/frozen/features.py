@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from densevit.data.loading import let_go
 from densevit.errors import RunError
-from densevit.model import DenseViT, Tokens
+from densevit.model import Tokens
 
-Which = Literal["cls", "patch", "patches"]
+Which = Literal["cls", "patch", "both", "patches"]
 
 
 class Features(NamedTuple):
-    """A row a picture, on the CPU: `values` (n, E) or (n, N, E) float16, `labels` (n,) int64."""
+    """A row a picture, on the CPU: `values` (n, E) or (n, ..., E) float16, `labels` (n,) int64."""
 
     values: Tensor
     labels: Tensor
 
 
 def extract(
-    model: DenseViT,
+    model: nn.Module,
     batches: DataLoader,
     device: torch.device,
     *,
     tokens: Which,
     boundary: Callable[[], None] = lambda: None,
+    room: Callable[[Sequence[int]], Tensor] | None = None,
 ) -> Features:
     """One pass over batches of (pictures (B, 3, S, S), labels (B,), indices (B,)).
 
@@ -39,8 +40,10 @@ def extract(
     ViT-S), times N for `patches`. `boundary` is called before each batch.
 
     Args:
-        tokens: `cls` is `Tokens.image`, `patch` the mean of the patch tokens, `patches` all of
-            them, row by row of the grid.
+        model: gives `Tokens` of pictures: a `DenseViT`, or a classifier as `model.TimmTokens`.
+        tokens: `cls` is `Tokens.image`, `patch` the mean of the patch tokens, `both` the two
+            (n, 2, E), `patches` all patch tokens, row by row of the grid.
+        room: makes the array for them, float16, from its shape; memory, if left out.
 
     Raises:
         RunError: a feature is not finite in float16.
@@ -49,7 +52,7 @@ def extract(
     was_training = model.training
     model.eval()
     try:
-        values, labels, indices = _collected(model, batches, device, tokens, boundary)
+        values, labels, indices = _collected(model, batches, device, tokens, boundary, room)
     finally:
         model.train(was_training)
     order = indices.argsort()
@@ -75,11 +78,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _collected(
-    model: DenseViT,
+    model: nn.Module,
     batches: DataLoader,
     device: torch.device,
     tokens: Which,
     boundary: Callable[[], None],
+    room: Callable[[Sequence[int]], Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, labels and indices in the order of the batches."""
     most, done = len(batches.sampler), 0  # type: ignore[arg-type]
@@ -99,7 +103,8 @@ def _collected(
             _check_finite(found, places)
             if values is None:
                 # Not under inference_mode: a probe's gradients may be taken through these later.
-                values = torch.empty(most, *found.shape[1:], dtype=torch.float16)
+                shape = (most, *found.shape[1:])
+                values = torch.empty(shape, dtype=torch.float16) if room is None else room(shape)
             rows = slice(done, done + len(found))
             values[rows], labels[rows], indices[rows] = found, of_batch, places
             done += len(found)
@@ -115,9 +120,11 @@ def _wanted(found: Tokens, tokens: Which) -> Tensor:
         return found.image
     if tokens == "patch":
         return found.patches.float().mean(dim=1)
+    if tokens == "both":
+        return torch.stack([found.image.float(), found.patches.float().mean(dim=1)], dim=1)
     if tokens == "patches":
         return found.patches
-    raise ValueError(f"tokens must be cls, patch or patches, got {tokens!r}")
+    raise ValueError(f"tokens must be cls, patch, both or patches, got {tokens!r}")
 
 
 def _check_finite(found: Tensor, places: Tensor) -> None:

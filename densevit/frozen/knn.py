@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ def knn(
     temperature: float = 0.07,
     block_bytes: int = 256 * 2**20,
     device: torch.device | None = None,
+    boundary: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Scores of the classes: each of the k nearest training pictures votes for its own.
 
@@ -42,6 +45,7 @@ def knn(
         k: clipped to M.
         block_bytes: of the similarities that are held at a time.
         device: where the blocks are compared; that of `train` if left out.
+        boundary: called before each block of test rows.
 
     Returns:
         (n, classes) float32 on the CPU: sums of the votes, 0 for a class without one.
@@ -58,6 +62,7 @@ def knn(
     scores = torch.empty(len(test), classes)
     with full_precision(device):
         for begin in range(0, len(test), height):
+            boundary()
             asked = _unit(test[begin : begin + height], device)  # (a, E)
             similarity, place = _nearest(asked, train, k, width)
             votes = (similarity / temperature).exp()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ def linear_probe(
     steps: int = 200,
     block_bytes: int = 256 * 2**20,
     device: torch.device | None = None,
+    boundary: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Logits of multinomial logistic regression on standardised features.
 
@@ -51,6 +52,8 @@ def linear_probe(
         l2: the strengths to choose from; a single one is just used.
         steps: the most iterations of L-BFGS for one strength.
         device: where it is fitted; that of `train` if left out.
+        boundary: called before each fit: the same number of times in all processes, whose steps
+            need not be equally many.
 
     Returns:
         (n, classes) float32 on the CPU.
@@ -65,7 +68,8 @@ def linear_probe(
     with torch.enable_grad(), full_precision(device):
         data = _standardised(train.to(device), train_labels.to(device), size)
         every = torch.arange(len(train), device=device)
-        best = l2[0] if len(l2) == 1 else _chosen(data, classes, l2, steps, size)
+        best = l2[0] if len(l2) == 1 else _chosen(data, classes, l2, steps, size, boundary)
+        boundary()
         model = _fitted(data, every, _zero(data, classes), best, steps, size)
         mean, scale = data.mean, data.scale
         logits = [
@@ -131,11 +135,19 @@ def _zero(data: _Data, classes: int) -> _Model:
     return _Model(data.mean.new_zeros(width, classes), data.mean.new_zeros(classes))
 
 
-def _chosen(data: _Data, classes: int, l2: Sequence[float], steps: int, size: int) -> float:
+def _chosen(
+    data: _Data,
+    classes: int,
+    l2: Sequence[float],
+    steps: int,
+    size: int,
+    boundary: Callable[[], None],
+) -> float:
     """The strength that does best on held-out rows; each fit starts from the stronger one's."""
     held, kept = _split(data.labels)
     model, found = _zero(data, classes), []
     for strength in sorted(l2, reverse=True):
+        boundary()
         model = _fitted(data, kept, model, strength, steps, size)
         right, loss = 0.0, 0.0
         with torch.no_grad():

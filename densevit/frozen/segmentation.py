@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densevit.data.views import Transform, plain_view
 from densevit.frozen.features import full_precision
 from densevit.frozen.masks import VOID
-from densevit.model import DenseViT
+from densevit.predictions import Areas
 from densevit.torchvision_guard import ensure_torchvision
 
 LONGEST = 512  # pixels of a mask's longer side at which it is scored as it is
@@ -25,35 +23,12 @@ LONGEST = 512  # pixels of a mask's longer side at which it is scored as it is
 class Masked(NamedTuple):
     """Patch tokens (n, N, E) of pictures, and the mask (H, W) uint8 of each by its place.
 
-    The tokens are those of whole pictures (`square_view`). A mask holds classes and `VOID`, at the
-    picture's own size: what `densevit.frozen.masks` gives.
+    The tokens are those of whole pictures (`probes.SQUEEZED`). A mask holds classes and `VOID`, at
+    the picture's own size: what `densevit.frozen.masks` gives.
     """
 
     patches: Tensor
     mask: Callable[[int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """How well masks were predicted, in percent, over all pixels of all `n` pictures but void ones.
-
-    `miou` is the mean of `per_class`, the intersection over union of each class; a class absent
-    from both truth and prediction is in neither. `pixel_accuracy` is the share of right pixels.
-    """
-
-    miou: float
-    per_class: dict[str, float]
-    n: int
-    pixel_accuracy: float
-
-
-def square_view(model: DenseViT) -> Transform:
-    """The view for `dense_probe`: the whole picture, squeezed to the model's square input.
-
-    Nothing is cropped, so each part of the mask lies under some patch.
-    """
-    whole = {**model.pictures(), "crop_pct": 1.0, "crop_mode": "squash"}
-    return plain_view(model.image_size, **whole)
 
 
 def dense_probe(
@@ -62,6 +37,7 @@ def dense_probe(
     classes: Sequence[str],
     grid: tuple[int, int],
     *,
+    samples: Sequence[str],
     size: int,
     steps: int = 500,
     batch_size: int = 16,
@@ -69,7 +45,8 @@ def dense_probe(
     weight_decay: float = 1e-4,
     seed: int = 0,
     device: torch.device | None = None,
-) -> Segmentation:
+    boundary: Callable[[], None] = lambda: None,
+) -> Areas:
     """Train a linear classifier of patch tokens on masks, and score it on others.
 
     The tokens are standardised by the training set's mean and standard deviation. The logits of a
@@ -85,8 +62,10 @@ def dense_probe(
     Args:
         classes: their names, in the order of the masks' values.
         grid: rows and columns of patches; N is their product.
+        samples: (n,) what the pictures of `test` are called.
         size: side of the model's input in pixels (`DenseViT.image_size`).
         device: where it is trained; that of the patches if left out.
+        boundary: called before each step.
 
     Raises:
         ValueError: patches that do not fit the grid, a mask's value that is no class, or no pixel
@@ -110,32 +89,38 @@ def dense_probe(
     with full_precision(device):
         with torch.enable_grad():
             for places in _draws(len(masks), batch_size, steps, seed):
+                boundary()
                 optimiser.zero_grad()
                 _loss(classifier, train.patches[places], masks[places].to(device)).backward()
                 optimiser.step()
                 schedule.step()
         with torch.no_grad():
-            return score_masks(_answers(test, classifier, len(classes)), classes)
+            return areas(_answers(test, classifier, len(classes)), classes, samples)
 
 
-def score_masks(answers: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str]) -> Segmentation:
-    """Scores of pairs of a predicted and a true mask, integers (H, W); `VOID` in the latter."""
+def areas(
+    answers: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], samples: Sequence[str]
+) -> Areas:
+    """Of a predicted and a true mask of each of the samples, integers (H, W); `VOID` in the latter
+    does not count."""
     ensure_torchvision()  # torchmetrics imports it where it is installed
-    from torchmetrics.classification import MulticlassConfusionMatrix
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    count, n = MulticlassConfusionMatrix(len(classes), ignore_index=VOID, validate_args=False), 0
-    for predicted, truth in answers:
-        count.to(predicted.device).update(predicted.flatten(), truth.flatten())
-        n += 1
-    table = count.compute().double().cpu()  # (C, C), a row a true class
-    if table.sum() == 0:
+    tables = [
+        multiclass_confusion_matrix(
+            predicted.flatten(), truth.flatten(), len(classes), ignore_index=VOID,
+            validate_args=False,
+        ).cpu()
+        for predicted, truth in answers
+    ]  # fmt: skip
+    table = torch.stack(tables).to(torch.int32).numpy()  # (n, C, C), a row a true class
+    if not table.any():
         raise ValueError("no pixel but void ones to score")
-    both, either = table.diag(), table.sum(dim=0) + table.sum(dim=1) - table.diag()
-    per_class = {
-        name: 100 * float(both[i] / either[i]) for i, name in enumerate(classes) if either[i] > 0
-    }
-    miou = sum(per_class.values()) / len(per_class)
-    return Segmentation(miou, per_class, n, 100 * float(both.sum() / table.sum()))
+    right = np.diagonal(table, axis1=1, axis2=2)
+    return Areas(
+        "dense-probe", tuple(classes), list(samples), right.copy(),
+        table.sum(axis=1, dtype=np.int32), table.sum(axis=2, dtype=np.int32),
+    )  # fmt: skip
 
 
 class _Classifier(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from densevit.config import SCHEMA_VERSION
+from densevit.data.names import CLEAN
 from densevit.errors import UserError
 from densevit.results.collect import gather
 from densevit.results.figures import save_accuracy
@@ -22,6 +23,7 @@ from densevit.sweep.state import WORDS
 
 LOG_LINES = 12
 MATCHES_SHOWN = 6
+LEAST_SHOWN = 0.05  # points: less would not be seen
 LOGS_SHOWN = 10  # a mistake in a large sweep fails every run in the same way
 
 
@@ -78,6 +80,7 @@ def _text(
         f"Marker: mean; bar: ± standard deviation; small dots: single seeds. The axis need not "
         f"start at zero. Also as [PDF]({report.figure_pdf.name}), the numbers as "
         f"[CSV]({report.table_csv.name}).",
+        _matched_clean(plan, frame),
         _probes(plan, frame),
         _robustness(plan, frame, models),
         _matches(plan, coverage),
@@ -104,6 +107,24 @@ def _coverage(plan: Plan, coverage: pd.DataFrame) -> str:
         if count
     ]
     return "\n".join([lines[0], *([""] if lines[1:] else []), *lines[1:]])
+
+
+def _matched_clean(plan: Plan, frame: pd.DataFrame) -> str:
+    """Clean accuracy to compare a benchmark with, where it has other classes or another mix."""
+    matched = frame[frame["metric"] == "matched_clean"]
+    if matched.empty:
+        return ""
+    chosen = frame[(frame["metric"] == "top1") & frame["benchmark"].isin(CLEAN)]
+    by_run = chosen.sort_values("benchmark").drop_duplicates("run").set_index("run")["value"]
+    other = (matched["value"] - matched["run"].map(by_run)).abs() >= LEAST_SHOWN
+    shown = matched[matched["benchmark"].isin(set(matched.loc[other, "benchmark"]))]
+    if shown.empty:  # the same classes in the same mix
+        return ""
+    return (
+        "## Clean accuracy to compare with\n\nOn clean pictures of each benchmark's own classes, "
+        "among these, and weighted to its mix of them: what the accuracy under shift is to be "
+        "compared with.\n\n" + to_markdown(cell_table(plan, shown, "matched_clean")).strip()
+    )
 
 
 def _probes(plan: Plan, frame: pd.DataFrame) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from densevit.data.names import CLEAN
 from densevit.errors import UserError
 
 SHIPPED = Path(__file__).parent.parent / "data" / "reference_models.csv"
-CLEAN = ("imagenet", "val")  # what clean accuracy is called, of runs and of reference models
 # Test sets of 200 of ImageNet's classes, chosen among these: the same must hold of their clean
 # accuracy, which is the metric `top1_NAME` of the clean test set. The pictures of -A are those that
 # a ResNet-50 gets wrong, which is why models follow its line less closely than the others'.
@@ -166,42 +166,6 @@ def read_references(path: Path | None = None) -> pd.DataFrame:
     if CLEAN[0] not in own:
         return own
     return pd.concat([models, own], ignore_index=True)
-
-
-class Matched(NamedTuple):
-    """Accuracies in percent, and shifted - clean in points."""
-
-    clean: float
-    shifted: float
-    difference: float
-
-
-def matched_clean(clean: pd.DataFrame, shifted: pd.DataFrame) -> Matched:
-    """Clean accuracy as it would be with the class frequencies of the shifted test set.
-
-    Of another mix of classes, a test set is easier or harder without any shift. So clean pictures
-    of classes that it lacks are left out, and the accuracy on each of its classes counts by the
-    class's share of its pictures.
-
-    Args:
-        clean: answers to clean pictures, a row each: label (of the same classes), hit (0 or 1).
-        shifted: likewise, of the benchmark.
-
-    Errors: `UserError` if the benchmark has no pictures, or a class of which none is clean.
-    """
-    if shifted.empty:
-        raise UserError("matched clean accuracy: the benchmark has no pictures")
-    counts = shifted["label"].value_counts()
-    by_class = clean.groupby("label")["hit"].mean().reindex(counts.index)
-    missing = sorted(by_class.index[by_class.isna()])
-    if missing:
-        raise UserError(
-            f"matched clean accuracy: {len(missing)} of the benchmark's {len(counts)} classes have "
-            f"no clean pictures, the first with label {missing[0]}"
-        )
-    matched = float(100 * (by_class * counts).sum() / counts.sum())
-    own = float(100 * shifted["hit"].mean())
-    return Matched(matched, own, own - matched)
 
 
 def _logit(percent: ArrayLike, pictures: int) -> NDArray[np.float64]:

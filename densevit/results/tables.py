@@ -21,6 +21,7 @@ METRICS = {
     "top5": ("top-5 accuracy (%)", 1),
     "nll": ("NLL", 3),
     "miou": ("mIoU (%)", 1),
+    "matched_clean": ("clean top-1 accuracy in the same mix of classes (%)", 1),
 }
 MISSING = "missing"
 

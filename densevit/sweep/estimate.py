@@ -41,7 +41,7 @@ _TIMELESS = {
     "epochs", "warmup_epochs", "learning_rate", "weight_decay", "grad_clip", "layer_decay",
     "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint",
     "temperature", "learnable_temp", "momentum", "seed",
-    "watched", "watch_every", "watch_samples", "probes", "probe_tokens", "masks",
+    "watched", "watch_every", "watch_samples", "probes", "masks",
     "experiment_name", "log_every", "health_every", "on_collapse", "checkpoint_minutes",
 }  # fmt: skip
 
@@ -279,7 +279,8 @@ def _looked_at(config: RunConfig, pictures: Mapping[str, int]) -> list[int]:
     passes = [name == "dense-probe" for name in config.probes]
     counted = both * (sum(passes) + (not all(passes)))
     for name in config.watched:
-        once = both if name == "knn" else [min(config.watch_samples, pictures.get(name, 0))]
+        own = [min(config.watch_samples, pictures.get(name, 0))]
+        once = both if name in ("knn", "knn-patch") else own
         counted += once * ((config.epochs - 1) // config.watch_every)
     return counted
 

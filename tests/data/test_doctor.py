@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 from densevit.commandline import Parser, run_command
-from densevit.data import doctor, imagenet
+from densevit.data import doctor, imagenet, reading
 from densevit.data.benchmarks import open_benchmark, plain_set
 from densevit.data.cli import add_data, compare, index_map
 from densevit.data.doctor import examine, known_problems, listed, quick_problems
 from densevit.data.folders import scan
 from densevit.data.sources import DrawnImages
+from densevit.errors import UserError
 
 A, ALL = imagenet.wnids("imagenet_a"), imagenet.wnids()
 
@@ -227,13 +228,13 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     images = scan(root, "x")
     line = f"{root}: a/torn.jpg: "
     with monkeypatch.context() as patch:
-        patch.setattr(doctor, "_stamp", lambda images: pytest.fail("a stat without a check"))
+        patch.setattr(reading, "_stamp", lambda images: pytest.fail("a stat without a check"))
         assert known_problems(images) == []
     assert [told.startswith(line) for told in quick_problems(images)] == [True]
     # The quick check compared no contents, so that they are read now, and not once more.
     assert not found_in("val", root).reading.cached
     with monkeypatch.context() as patch:
-        patch.setattr(doctor, "_look", lambda *_: pytest.fail("read again"))
+        patch.setattr(reading, "_look", lambda *_: pytest.fail("read again"))
         again = found_in("val", root)
         assert again.reading.cached
         assert len(list(again.reading.contents(images.ids))) == 2
@@ -263,7 +264,7 @@ def test_several_processes_find_the_same(tmp_path, v2, monkeypatch):
     root = tmp_path / "v2"
     shutil.copytree(v2, root)
     (root / "700" / "0.jpg").write_bytes(b"")
-    monkeypatch.setattr(doctor, "_CHUNK", 300)
+    monkeypatch.setattr(reading, "_CHUNK", 300)
     alone, together = (
         found_in("imagenet-v2", root, jobs=jobs, cache=tmp_path / str(jobs)) for jobs in (1, 2)
     )
@@ -321,3 +322,16 @@ def test_a_mistake_is_one_line(capsys, monkeypatch, words, told):
     assert shown.out == ""
     assert shown.err.count("\n") == 1
     assert told in shown.err
+
+
+@pytest.mark.parametrize("name", ["val", "imagenet-a", "imagenet-c"])
+def test_a_file_that_is_no_data_set_is_a_mistake(tmp_path, capsys, name):
+    file = tmp_path / "list.txt"
+    file.write_text("a/0.jpg\n")
+    assert run("check", f"{name}={file}") == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith(f"densevit: {name}: {file}: is a file and no folder")
+    with pytest.raises(UserError, match=r"^eval: .*list\.txt: is a file and no folder"):
+        open_benchmark(name, str(file), ALL, "eval")

@@ -208,6 +208,17 @@ def test_the_wrong_archive_and_a_torn_one(tmp_path, a_tar):
     )
 
 
+@pytest.mark.parametrize("member", ["./.", "."])
+def test_a_member_without_a_name_is_left_out(tmp_path, a_tar, member):
+    with tarfile.open(a_tar, "a") as tar:
+        entry = tarfile.TarInfo(member)  # a file, though it is called as a folder is
+        entry.size = 3
+        tar.addfile(entry, io.BytesIO(b"odd"))
+    done = prepare("imagenet-a", [a_tar], tmp_path / "to", QUIET)
+    assert done == (200, 0, ("imagenet-a/README.txt", member))
+    assert len(files(tmp_path / "to")) == 200
+
+
 PICTURES = [f"ILSVRC2012_val_{number:08}.JPEG" for number in range(1, 1001)]
 # The class of each picture, in an order of its own, and the development kit's numbers, in another.
 TRUTH = [ALL[(37 * number) % 1000] for number in range(1000)]
@@ -316,6 +327,24 @@ def test_the_drawn_set_as_files_to_look_at(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert run(*words, "--size", 48) == 2
     assert "holds pictures of 32 pixels a side" in capsys.readouterr().err
+
+
+def test_an_empty_folder_is_drawn_into_and_foreign_files_are_left_alone(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(shapes.COUNTS, "val", 20)
+    empty, full = (tmp_path / name / "images" / "val" for name in ("empty", "full"))
+    for folder in (empty, full):
+        folder.mkdir(parents=True)
+    (full / "mine.txt").write_text("mine")
+    words = ["shapes", "--as", "folders", "--split", "val", "--to"]
+    assert run(*words, tmp_path / "empty") == 0
+    assert len(list(empty.rglob("*.png"))) == 20
+    capsys.readouterr()
+    assert run(*words, tmp_path / "full") == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"densevit: {full}: holds other files than drawn pictures")
+    assert files(tmp_path / "full") == {"images/val/mine.txt": b"mine"}
 
 
 def test_the_drawn_set_where_runs_look_for_it(tmp_path, capsys, monkeypatch):

@@ -41,11 +41,13 @@ def expected(model, tokens):
     with torch.no_grad():
         found = model.eval()(Noise().images)
     wanted = {"cls": found.image, "patch": found.patches.mean(dim=1), "patches": found.patches}
+    wanted["both"] = torch.stack([wanted["cls"], wanted["patch"]], dim=1)
     return wanted[tokens]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "shape"), [("cls", (32,)), ("patch", (32,)), ("patches", (16, 32))]
+    ("tokens", "shape"),
+    [("cls", (32,)), ("patch", (32,)), ("both", (2, 32)), ("patches", (16, 32))],
 )
 def test_features_are_the_networks_tokens_in_float16(model, tokens, shape):
     found = extract(model, loader(), CPU, tokens=tokens)
@@ -105,7 +107,7 @@ def test_gradients_can_be_taken_through_what_is_extracted(model):
 def test_what_cannot_be_kept_is_refused(model):
     with pytest.raises(ValueError, match="comes twice"):
         extract(model, loader([1, 2, 3, 4, 5, 1]), CPU, tokens="cls")
-    with pytest.raises(ValueError, match="cls, patch or patches"):
+    with pytest.raises(ValueError, match="cls, patch, both or patches"):
         extract(model, loader(), CPU, tokens="all")
     with pytest.raises(ValueError, match="no batch"):
         extract(model, loader([]), CPU, tokens="cls")

@@ -8,9 +8,12 @@ from tiny import TINY
 from torch.nn import functional as F
 
 from densevit.config import RunConfig
+from densevit.data.views import plain_view
 from densevit.frozen import segmentation
-from densevit.frozen.segmentation import Masked, dense_probe, score_masks, square_view
+from densevit.frozen.segmentation import Masked, areas, dense_probe
 from densevit.model import DenseViT
+from densevit.probes import SQUEEZED
+from densevit.scores import score_areas
 from densevit.torchvision_guard import ensure_torchvision
 
 ensure_torchvision()
@@ -20,19 +23,31 @@ from torchmetrics.classification import MulticlassJaccardIndex  # noqa: E402
 GRID = (4, 4)
 
 
+def scored(answers, classes):
+    """The numbers of pairs of masks."""
+    answers = list(answers)
+    return score_areas(areas(answers, classes, [f"{i}.png" for i in range(len(answers))]))
+
+
+def probed(train, test, classes, **settings):
+    """The numbers of a dense probe."""
+    samples = [f"{i}.png" for i in range(len(test.patches))]
+    return score_areas(dense_probe(train, test, classes, GRID, samples=samples, **settings))
+
+
 def test_scores_are_those_by_hand():
     truth = torch.tensor([[0, 0, 1], [1, 255, 255]]), torch.tensor([[0, 1], [255, 0]])
     predicted = torch.tensor([[0, 1, 1], [1, 2, 0]]), torch.tensor([[0, 0], [3, 3]])
-    found = score_masks(zip(predicted, truth, strict=True), ["a", "b", "c", "d"])
+    found = scored(zip(predicted, truth, strict=True), list("abcd"))
     # Without void: truth 0 0 1 1 | 0 1 0, prediction 0 1 1 1 | 0 0 3. Class a: both 2, either 5;
     # b: both 2, either 4; c: only under void, so absent; d: both 0, either 1.
-    assert found.per_class == pytest.approx({"a": 40.0, "b": 50.0, "d": 0.0})
-    assert found.miou == pytest.approx(30.0)
-    assert found.pixel_accuracy == pytest.approx(100 * 4 / 7)
-    assert found.n == 2
-    assert {type(v) for v in (found.miou, found.pixel_accuracy, *found.per_class.values())} == {
-        float
-    }
+    own = {"iou_a": 40.0, "iou_b": 50.0, "iou_d": 0.0, "miou": 30.0, "pixel_accuracy": 400 / 7}
+    interval = {name: found.pop(name) for name in ("miou_low", "miou_high")}
+    assert found == pytest.approx({**own, "n": 2})
+    # Of two pictures a resample has both, or one of them twice: mIoU 30, or of the
+    # first (50 + 66.7) / 2, of the second (33.3 + 0 + 0) / 3.
+    assert interval == pytest.approx({"miou_low": 100 / 9, "miou_high": 175 / 3})
+    assert {type(v) for v in found.values()} == {float, int}
 
 
 def test_the_mean_is_torchmetrics_own():
@@ -42,14 +57,14 @@ def test_the_mean_is_torchmetrics_own():
     truth[torch.rand(6, 20, 20, generator=draws) < 0.2] = 255
     truth[truth == 3], predicted[predicted == 3] = 0, 0
     wanted = MulticlassJaccardIndex(5, ignore_index=255)(predicted, truth)
-    found = score_masks(zip(predicted, truth, strict=True), list("abcde"))
-    assert found.miou == pytest.approx(100 * float(wanted), rel=1e-5)
-    assert "d" not in found.per_class
+    found = scored(zip(predicted, truth, strict=True), list("abcde"))
+    assert found["miou"] == pytest.approx(100 * float(wanted), rel=1e-5)
+    assert "iou_d" not in found
 
 
 def test_nothing_but_void_has_no_score():
     with pytest.raises(ValueError, match="void"):
-        score_masks([(torch.zeros(2, 2), torch.full((2, 2), 255))], ["a", "b"])
+        scored([(torch.zeros(2, 2), torch.full((2, 2), 255))], ["a", "b"])
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 21), (4, 3), (3, 2)])
@@ -75,37 +90,37 @@ def told(count, seed, classes=3, shape=(32, 32), void=0.0):
 
 def test_what_patches_tell_is_found_and_void_teaches_nothing():
     train, test = told(40, 0, classes=2, void=0.3), told(20, 1, classes=2, void=0.3)
-    found = dense_probe(train, test, ["a", "b"], GRID, size=32, steps=150)
+    found = probed(train, test, ["a", "b"], size=32, steps=150)
     # As good as enlarging the true cells: corners of a chequered pattern are lost that way, too.
     cells = torch.stack([test.patches[..., c].view(20, *GRID) > 41.5 for c in (0, 1)], dim=1)
     best = F.interpolate(cells.float(), (32, 32), mode="bilinear").argmax(dim=1)
     truth = torch.stack([torch.from_numpy(test.mask(i)) for i in range(20)])
     ceiling = 100 * (best == truth)[truth != 255].float().mean()
     assert ceiling > 95
-    assert found.pixel_accuracy > ceiling - 1
-    assert found.miou > 90
-    assert found.n == 20
+    assert found["pixel_accuracy"] > ceiling - 1
+    assert found["miou"] > 90
+    assert found["n"] == 20
     # Tokens without a word about the mask: chance.
     mute = Masked(test.patches.flip(0), test.mask)
-    assert dense_probe(train, mute, ["a", "b"], GRID, size=32, steps=150).miou < 50
+    assert probed(train, mute, ["a", "b"], size=32, steps=150)["miou"] < 50
 
 
 def test_masks_are_scored_at_their_own_size_up_to_the_bound(monkeypatch):
     seen = []
-    own = segmentation.score_masks
+    own = segmentation.areas
 
-    def spy(answers, classes):
+    def spy(answers, *names):
         kept = list(answers)
         seen.extend((tuple(p.shape), tuple(t.shape)) for p, t in kept)
-        return own(kept, classes)
+        return own(kept, *names)
 
-    monkeypatch.setattr(segmentation, "score_masks", spy)
+    monkeypatch.setattr(segmentation, "areas", spy)
     train, test = told(20, 0), told(2, 1, shape=(40, 80))
-    found = dense_probe(train, test, ["a", "b", "c"], GRID, size=32, steps=100)
+    found = probed(train, test, ["a", "b", "c"], size=32, steps=100)
     assert seen == [((40, 80), (40, 80))] * 2
-    assert found.pixel_accuracy > 90
+    assert found["pixel_accuracy"] > 90
     monkeypatch.setattr(segmentation, "LONGEST", 20)
-    assert dense_probe(train, test, ["a", "b", "c"], GRID, size=32, steps=100).pixel_accuracy > 85
+    assert probed(train, test, ["a", "b", "c"], size=32, steps=100)["pixel_accuracy"] > 85
     assert seen[2:] == [((10, 20), (10, 20))] * 2
 
 
@@ -113,18 +128,18 @@ def test_equal_seeds_give_equal_scores():
     train, test = told(20, 0), told(5, 1)
     few = {"size": 32, "steps": 3, "batch_size": 4}
     torch.manual_seed(1)
-    one = dense_probe(train, test, ["a", "b", "c"], GRID, seed=5, **few)
+    one = probed(train, test, ["a", "b", "c"], seed=5, **few)
     torch.manual_seed(2)
-    assert dense_probe(train, test, ["a", "b", "c"], GRID, seed=5, **few) == one
-    assert dense_probe(train, test, ["a", "b", "c"], GRID, seed=6, **few) != one
+    assert probed(train, test, ["a", "b", "c"], seed=5, **few) == one
+    assert probed(train, test, ["a", "b", "c"], seed=6, **few) != one
 
 
 def test_a_step_of_nothing_but_void_does_no_harm():
     train = told(8, 0)
     masks = [np.full((32, 32), 255, np.uint8)] * 4 + [train.mask(i) for i in range(4, 8)]
     holes = Masked(train.patches, masks.__getitem__)
-    found = dense_probe(holes, train, ["a", "b", "c"], GRID, size=32, steps=100, batch_size=1)
-    assert found.pixel_accuracy > 75
+    found = probed(holes, train, ["a", "b", "c"], size=32, steps=100, batch_size=1)
+    assert found["pixel_accuracy"] > 75
 
 
 def test_mistakes_are_named():
@@ -138,16 +153,16 @@ def test_mistakes_are_named():
         ((empty, train), "abc", "no pixel but void"),
     ]:
         with pytest.raises(ValueError, match=said):
-            dense_probe(*pair, list(names), GRID, size=32, steps=1)
+            probed(*pair, list(names), size=32, steps=1)
 
 
 def test_the_view_shows_the_whole_picture():
     model = DenseViT(RunConfig(**TINY), classes=3, pretrained=False)
     picture = np.zeros((60, 100, 3), np.uint8)
     picture[:30, :25], picture[30:, 25:] = 255, 128
-    seen = square_view(model)(Image.fromarray(picture))
-    assert seen.shape == (3, 32, 32)
     look = model.pictures()
+    seen = plain_view(32, **{**look, **SQUEEZED})(Image.fromarray(picture))
+    assert seen.shape == (3, 32, 32)
     seen = seen[0] * look["std"][0] + look["mean"][0]
     for part, value in [
         (seen[:14, :6], 1), (seen[:14, 10:], 0), (seen[18:, :6], 0), (seen[18:, 10:], 128 / 255),

@@ -10,6 +10,7 @@ from densevit.results import report
 from densevit.results.collect import collect
 from densevit.results.figures import accuracy
 from densevit.results.tables import cell_table, to_csv, to_markdown
+from densevit.rundir import read_json, write_json
 from densevit.sweep.cli import main_sweep
 
 GRID = ["grid: {cl_mode: [none, global, dense], temperature: [0.1, 0.2]}", "seeds: 2"]
@@ -35,6 +36,22 @@ def test_every_part_is_written_and_linked(sweep, finish_all):
     assert all(run.id in text for run in plan.runs)
     assert f"densevit-sweep {plan.spec.file}" in text
     assert {path.parent for path in (made.report_md, made.figure_png)} == {plan.folder / "report"}
+
+
+def test_clean_accuracy_to_compare_with_where_it_is_another(sweep, finish_all):
+    plan = sweep("grid: {temperature: [0.1, 0.2]}")
+    numbers = finish_all(plan, ["val", "other", "alike"])
+    for run in plan.runs:
+        results = read_json(plan.run_folder(run).results_file)
+        results["benchmarks"]["other"]["matched_clean"] = 33.25
+        results["benchmarks"]["alike"]["matched_clean"] = numbers[run.id]["val"] + 0.01
+        write_json(plan.run_folder(run).results_file, results)
+    _, _, section = report.write(plan).report_md.read_text().partition("## Clean accuracy")
+    rows = section.partition("\n## ")[0].splitlines()
+    table = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row[:1] == "|"]
+    assert table[0] == ["temperature", "seeds", "other"]
+    assert [row[0] for row in table[2:]] == ["0.1", "0.2"]
+    assert {row[2].partition(" ")[0] for row in table[2:]} == {"33.2"}
 
 
 def test_twice_gives_the_same_bytes(sweep, finish_all):

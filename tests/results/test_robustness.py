@@ -16,7 +16,6 @@ from densevit.results.robustness import (
     effective,
     effective_robustness,
     fit_line,
-    matched_clean,
     read_references,
 )
 
@@ -278,33 +277,6 @@ def test_the_shipped_file_says_where_its_figures_are_from():
     text = " ".join(comments)
     assert "huggingface/pytorch-image-models" in text
     assert "0173a139a2c66db3a41ebfe1d8ac4fb02483642e" in text
-
-
-def test_matched_clean_by_hand():
-    # clean: class 0 right 3 of 4, class 1 right 1 of 2, class 2 is not in the benchmark
-    clean = pd.DataFrame({"label": [0, 0, 0, 0, 1, 1, 2], "hit": [1, 1, 1, 0, 1, 0, 0]})
-    # benchmark: class 0 once, class 1 four times; right 2 of 5
-    shifted = pd.DataFrame({"label": [1, 0, 1, 1, 1], "hit": [1, 1, 0, 0, 0]})
-    matched = matched_clean(clean, shifted)
-    assert matched.clean == pytest.approx(100 * (1 * 0.75 + 4 * 0.5) / 5)
-    assert matched.shifted == pytest.approx(40)
-    assert matched.difference == pytest.approx(40 - 55)
-
-
-def test_matched_clean_of_the_same_mix_is_the_plain_accuracy():
-    chance = np.random.default_rng(5)
-    labels = chance.integers(0, 6, 300)
-    clean = pd.DataFrame({"label": labels, "hit": chance.random(300) < 0.7})
-    shifted = pd.DataFrame({"label": np.tile(labels, 2), "hit": False})
-    assert matched_clean(clean, shifted).clean == pytest.approx(100 * clean["hit"].mean())
-
-
-def test_matched_clean_refuses_classes_without_clean_pictures():
-    clean = pd.DataFrame({"label": [0, 0], "hit": [1, 0]})
-    with pytest.raises(UserError, match=r"2 of the benchmark's 3 classes .* label 4"):
-        matched_clean(clean, pd.DataFrame({"label": [7, 0, 4], "hit": [1, 1, 1]}))
-    with pytest.raises(UserError, match="no pictures"):
-        matched_clean(clean, clean[:0])
 
 
 def test_other_numbers_of_classes_are_not_compared_with_published_ones():

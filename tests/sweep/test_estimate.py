@@ -109,14 +109,14 @@ OTHER_VALUES = {
     "correspondence_features": "dense", "dense_negatives": "pooled", "key_encoder": "momentum",
     "init_checkpoint": "x.pt", "data_dir": "/data", "benchmarks": {"a": "/a"}, "device": "cpu",
     "experiment_name": "other", "on_collapse": "stop", "lambda_weight": 0.25, "layer_decay": 0.5,
-    "watched": ["knn"], "probes": ["knn"], "probe_tokens": "patch", "masks": "shapes",
+    "watched": ["knn"], "probes": ["knn"], "masks": "shapes",
 }  # fmt: skip
 SAME_SPEED = {
     "epochs", "learning_rate", "warmup_epochs", "weight_decay", "grad_clip", "layer_decay",
     "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint", "lambda_weight",
     "contrastive_weight_adaptive", "temperature", "learnable_temp", "seed", "experiment_name",
     "log_every", "health_every", "on_collapse", "checkpoint_minutes",
-    "watched", "watch_every", "watch_samples", "probes", "probe_tokens", "masks",
+    "watched", "watch_every", "watch_samples", "probes", "masks",
     "joint_dense_weight", "momentum",  # which do not apply to the default
 }  # fmt: skip
 

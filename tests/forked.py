@@ -1,0 +1,94 @@
+"""The command `densevit` in processes forked from a server that has imported what it needs.
+
+A new process imports torch and timm for longer than a whole tiny run takes. A forked one has
+arguments, an environment, a session and an output of its own as well, and starts the processes that
+load its pictures as any other does. That the real command does the same has tests of its own.
+"""
+
+import multiprocessing
+import os
+import sys
+
+from torch.distributed import TCPStore
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["densevit.train", "densevit.lifecycle", "densevit.cli"])
+
+
+def be_oneself():
+    """What a process has of its own that no server has forked."""
+    os.setsid()  # who signals or kills the group means the processes that load pictures too
+    # Those are not to come from a server of their own, which would import everything once more.
+    multiprocessing.set_start_method(None, force=True)
+
+
+def _work(work, arguments, said, environment):
+    be_oneself()
+    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["densevit", *arguments]
+    sys.exit(work(arguments))
+
+
+def command(arguments):
+    from densevit.cli import main
+
+    return main(arguments)
+
+
+class Forked:
+    """A process that works on `arguments` and writes to the file `said`."""
+
+    def __init__(self, arguments, said, work=command, **environment):
+        self.said = said
+        everything = {**os.environ, **environment}
+        self.process = SERVER.Process(target=_work, args=(work, arguments, said, everything))
+        self.process.start()
+        self.pid = self.process.pid
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, seconds=240):
+        """Its exit code."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(self.output())
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def output(self):
+        return self.said.read_text() if self.said.exists() else ""
+
+
+class Ranks:
+    """Two processes of one run, with the environment and the meeting place that torchrun gives."""
+
+    def __init__(self, arguments, said, work=command):
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        meeting = {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": "2",
+            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        }  # fmt: skip
+        self.said = said
+        self.ranks = [
+            Forked(arguments, said, work, RANK=str(rank), LOCAL_RANK=str(rank), **meeting)
+            for rank in range(2)
+        ]
+
+    def poll(self):
+        codes = [rank.poll() for rank in self.ranks]
+        return None if None in codes else codes
+
+    def wait(self, seconds=240):
+        """Their exit codes."""
+        return [rank.wait(seconds) for rank in self.ranks]
+
+    def output(self):
+        return self.ranks[0].output()
