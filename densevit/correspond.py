@@ -1,7 +1,8 @@
-"""Which patches of two views of a picture a network takes for each other, to be looked at.
+"""Which patches of two views of a picture a network takes for each other, and which it attends to.
 
 The numbers behind pictures like figure 4 of Wang et al., "Dense Contrastive Learning for
-Self-Supervised Visual Pre-Training" (2021); `densevit.results.matches` draws them.
+Self-Supervised Visual Pre-Training" (2021), and figure 1 of Caron et al., "Emerging Properties in
+Self-Supervised Vision Transformers" (2021); `densevit.results.matches` draws them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densevit.contrast.matching import match, true_match
 from densevit.data.pictures import Picture
 from densevit.data.views import RECIPES, cut_views, draw_view
 from densevit.errors import UserError
-from densevit.model import DenseViT
+from densevit.model import DenseViT, has_class_token
 
 Features = Literal["backbone", "dense"]
 
@@ -124,6 +125,52 @@ def patch_similarity(
     return (unit @ unit[patch]).view(rows, columns).numpy()
 
 
+def depth(model: DenseViT) -> int:
+    """How many blocks a network has, as `attention` counts them."""
+    return len(getattr(model.backbone, "blocks", ()))
+
+
+def attention(model: DenseViT, pixels: NDArray[np.uint8], block: int) -> NDArray[np.float32]:
+    """How each head of a block spreads the picture's attention: (heads, rows, columns).
+
+    The CLS token's over the patches of a picture (S, S, 3) uint8. A network without that token
+    takes the mean of the patches for the picture; of it, the mean of theirs. A head's sum is below
+    1 by what goes to tokens that are no patches. `block` counts from 0.
+
+    Errors: `UserError` as in `attention_weights`.
+    """
+    weights = attention_weights(model, pixels, block)
+    prefix = model.backbone.num_prefix_tokens
+    queries = slice(0, 1) if has_class_token(model.backbone) else slice(prefix, None)
+    return weights[:, queries, prefix:].mean(axis=1).reshape(-1, *model.grid)
+
+
+def attention_weights(
+    model: DenseViT, pixels: NDArray[np.uint8], block: int
+) -> NDArray[np.float32]:
+    """What the T tokens of a picture (S, S, 3) uint8 attend to in a block: (heads, T, T).
+
+    Each row, of one query, sums to 1. The tokens are timm's `num_prefix_tokens` (CLS, registers)
+    and then the patches, row by row.
+
+    Errors: `UserError` if there is no such block, or if it attends in another way.
+    """
+    blocks = depth(model)
+    if blocks and not 0 <= block < blocks:
+        raise UserError(f"block: {block} must be from 0 to {blocks - 1}")
+    tokens = model.backbone.num_prefix_tokens + model.grid[0] * model.grid[1]
+    caught: list[Tensor] = []
+    for part in model.backbone.blocks[block].modules() if blocks else ():
+        if isinstance(getattr(part, "attn_drop", None), nn.Module):
+            with _unfused(part, caught):
+                _patches(model, pixels[None], "backbone")
+    # Several in a block, windows, channels, or no CLS token yet: nothing to lay over a picture.
+    if len(caught) != 1 or caught[0].shape[2:] != (tokens, tokens) or len(caught[0]) != 1:
+        kind = type(model.backbone).__name__
+        raise UserError(f"block: {block} of this {kind} has no attention of all tokens to all")
+    return caught[0][0].float().cpu().numpy()
+
+
 def _draws(seed: int, turn: int) -> random.Random:
     return random.Random(f"{seed} {turn}")
 
@@ -160,6 +207,21 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _unfused(part: nn.Module, caught: list[Tensor]) -> Iterator[None]:
+    """Catches what timm's attention drops out of, its weights, which a fused kernel never shows."""
+    fused = getattr(part, "fused_attn", None)
+    hook = part.attn_drop.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+    try:
+        if fused is not None:
+            part.fused_attn = False
+        yield
+    finally:
+        hook.remove()
+        if fused is not None:
+            part.fused_attn = fused
 
 
 def _right(partner: NDArray, truth: NDArray, columns: int) -> NDArray[np.bool_]:

@@ -149,7 +149,8 @@ def _backbone(config: RunConfig, classes: int, *, pretrained: bool = False) -> n
     except Exception as error:  # timm raises whatever its layers raise; the user gave the names
         raise UserError(_cannot_build(config, error, pretrained)) from None
     embed = getattr(backbone, "patch_embed", None)
-    if not hasattr(backbone, "num_prefix_tokens") or not hasattr(embed, "num_patches"):
+    # XCiT's have no grid.
+    if not hasattr(backbone, "num_prefix_tokens") or not hasattr(embed, "grid_size"):
         raise UserError(
             f"model_name: {config.model_name} is no Vision Transformer with patch tokens"
         )

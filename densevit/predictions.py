@@ -152,7 +152,9 @@ def read_answers(path: Path) -> Answers | Areas:
             layout=about["layout"],
         )
     except KeyError as error:
-        raise UserError(f"{path}: cannot be read as predictions: it lacks {error}; evaluate again") from None
+        raise UserError(
+            f"{path}: cannot be read as predictions: it lacks {error}; evaluate again"
+        ) from None
     except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: cannot be read as predictions: {reason}") from None

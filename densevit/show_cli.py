@@ -11,6 +11,10 @@ from densevit.errors import UserError
 from densevit.rundir import outputs_root
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from densevit.data.pictures import Picture
     from densevit.named import Named
 
 
@@ -24,23 +28,33 @@ def add_show(commands: Any) -> None:
     matches = kinds.add_parser("matches", help="two views of a picture, and which patches match")
     matches.set_defaults(call=_matches)
     _add_picture(matches)
+    _add_features(matches)
     matches.add_argument("--most", type=int, default=24, metavar="N", help="lines (default: 24)")
     matches.add_argument("--seed", type=int, default=0, metavar="N", help="of the two views")
     similarity = kinds.add_parser("similarity", help="how similar one patch is to all others")
     similarity.set_defaults(call=_similarity)
     _add_picture(similarity)
+    _add_features(similarity)
     similarity.add_argument("--patch", type=int, metavar="N", help="counted row by row (default: "
                             "the middle one)")  # fmt: skip
+    attention = kinds.add_parser("attention", help="what each head attends to")
+    attention.set_defaults(call=_attention)
+    _add_picture(attention)
+    attention.add_argument("--block", type=int, metavar="N", help="counted from 0 (default: the "
+                           "last one)")  # fmt: skip
 
 
 def _add_picture(parser: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="the id of a run, or its directory")
     parser.add_argument("image", metavar="IMAGE", help="a picture's file, or the number of one of "
                         "the run's val pictures")  # fmt: skip
-    parser.add_argument("--features", choices=["backbone", "dense"], default="backbone",
-                        help="what is compared (default: backbone)")  # fmt: skip
     parser.add_argument("--to", metavar="FILE", help="default: WHAT-RUN-IMAGE.png in this folder")
     add_outputs(parser)
+
+
+def _add_features(parser: Any) -> None:
+    parser.add_argument("--features", choices=["backbone", "dense"], default="backbone",
+                        help="what is compared (default: backbone)")  # fmt: skip
 
 
 def _opened(options: argparse.Namespace) -> tuple[Named, Any, Path]:
@@ -93,8 +107,6 @@ def _matches(options: argparse.Namespace) -> int:
 
 def _similarity(options: argparse.Namespace) -> int:
     named, picture, target = _opened(options)
-    import numpy as np
-
     from densevit.correspond import patch_similarity
     from densevit.results.matches import draw_similarity
 
@@ -102,11 +114,34 @@ def _similarity(options: argparse.Namespace) -> int:
     patch = rows // 2 * columns + columns // 2 if options.patch is None else options.patch
     if not 0 <= patch < rows * columns:
         raise UserError(f"--patch: {patch} must be from 0 to {rows * columns - 1}")
-    size = (named.image_size, named.image_size)
-    pixels = np.asarray(picture.decode().resize(size, 3))  # 3: bicubic
+    pixels = _whole(named, picture)
     draw_similarity(
         pixels, patch_similarity(named.model, pixels, patch, features=options.features), patch,
         target,
     )  # fmt: skip
     print(target)
     return 0
+
+
+def _attention(options: argparse.Namespace) -> int:
+    named, picture, target = _opened(options)
+    from densevit.correspond import attention, depth
+    from densevit.model import has_class_token
+    from densevit.results.matches import draw_attention
+
+    block = depth(named.model) - 1 if options.block is None else options.block
+    pixels = _whole(named, picture)
+    token = has_class_token(named.model.backbone)
+    whose = "attention of the CLS token" if token else "mean attention of all patches"
+    words = f"{whose} to each patch, block {block}"
+    draw_attention(pixels, attention(named.model, pixels, block), target, words=words)
+    print(target)
+    return 0
+
+
+def _whole(named: Named, picture: Picture) -> NDArray[np.uint8]:
+    """All of a picture, squeezed to what the network takes: (S, S, 3)."""
+    import numpy as np
+
+    size = (named.image_size, named.image_size)
+    return np.asarray(picture.decode().resize(size, 3))  # 3: bicubic

@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from densevit.config import RunConfig
 from densevit.contrast.matching import match_quality
-from densevit.correspond import Views, correspondences, patch_similarity, views_of
+from densevit.correspond import (
+    Views,
+    attention,
+    attention_weights,
+    correspondences,
+    depth,
+    patch_similarity,
+    views_of,
+)
 from densevit.data.pictures import Picture
 from densevit.errors import UserError
 from densevit.model import DenseViT
@@ -163,6 +171,105 @@ def test_patch_similarity_is_the_cosine_to_one_patch():
     assert seen.tolist() == [pytest.approx([half, half, 1]), pytest.approx([-half, -half, half])]
     with pytest.raises(ValueError, match="patch must be from 0 to 5, got 6"):
         patch_similarity(model, noise(), 6)
+
+
+def by_hand(model, pixels, block):
+    """Softmax of queries times keys, in double precision: (heads, tokens, tokens)."""
+    seen = []
+    layer = model.backbone.blocks[block]
+    hook = layer.attn.qkv.register_forward_hook(lambda _, given, got: seen.append((*given, got)))
+    normal = (pixels[None] / 255 - model.pictures()["mean"]) / model.pictures()["std"]
+    with torch.no_grad():
+        model.eval()(torch.tensor(normal, dtype=torch.float32).permute(0, 3, 1, 2))
+    hook.remove()
+    entering, _ = seen[0]
+    x, weight, bias = (
+        each.detach().double().numpy()
+        for each in (entering[0], layer.attn.qkv.weight, layer.attn.qkv.bias)
+    )
+    width, heads = x.shape[1], layer.attn.num_heads
+    each = width // heads
+    found = []
+    for head in range(heads):
+        rows = slice(head * each, (head + 1) * each)
+        query = x @ weight[:width][rows].T + bias[:width][rows]
+        key = x @ weight[width : 2 * width][rows].T + bias[width : 2 * width][rows]
+        powers = np.exp(query @ key.T / math.sqrt(each))
+        found.append(powers / powers.sum(axis=1, keepdims=True))
+    return np.stack(found)
+
+
+def attending(seed=0, **kwargs):
+    """A network whose attention is far from even, as that of new weights is not."""
+    model = vit(model_kwargs={**TINY["model_kwargs"], **kwargs})
+    generator = torch.Generator().manual_seed(seed)
+    for block in model.backbone.blocks:
+        nn.init.normal_(block.attn.qkv.weight, std=0.5, generator=generator)
+        nn.init.normal_(block.attn.qkv.bias, std=0.5, generator=generator)
+    return model
+
+
+WITHOUT = {"class_token": False, "global_pool": "avg"}
+
+
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize(
+    ("kwargs", "prefix"),
+    [({}, 1), ({"reg_tokens": 2}, 3), (WITHOUT, 0), ({**WITHOUT, "reg_tokens": 2}, 2)],
+)
+def test_attention_is_the_softmax_of_queries_and_keys(kwargs, prefix, block):
+    model = attending(**kwargs)
+    weights = attention_weights(model, noise(), block)
+    wanted = by_hand(model, noise(), block)
+    assert wanted.shape == (2, 16 + prefix, 16 + prefix)
+    assert wanted.max() > 0.3
+    assert weights == pytest.approx(wanted, abs=1e-5)
+    assert weights.sum(axis=2) == pytest.approx(np.ones((2, 16 + prefix)), abs=1e-5)
+    # The picture stands in the first token, or in the mean of its patches where there is no CLS.
+    queries = [0] if "class_token" not in kwargs else range(prefix, prefix + 16)
+    of_picture = np.mean([wanted[:, query, prefix:] for query in queries], axis=0)
+    seen = attention(model, noise(), block)
+    assert seen == pytest.approx(of_picture.reshape(2, 4, 4), abs=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_network_that_was_asked_for_its_attention_is_as_before(fused, monkeypatch):
+    model = attending(reg_tokens=2).train()
+    parts = [block.attn for block in model.backbone.blocks]
+    for part in parts:
+        part.fused_attn = fused
+
+    def unchanged():
+        hooks = [len(part.attn_drop._forward_pre_hooks) for part in parts]
+        return hooks == [0, 0] and all(part.fused_attn is fused for part in parts)
+
+    first, again = (attention(model, noise(), 1) for _ in range(2))
+    assert (first == again).all()
+    assert unchanged()
+    assert all(module.training for module in model.modules())
+
+    def broken(features):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(model.backbone, "forward_head", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        attention(model, noise(), 1)
+    assert unchanged()
+
+
+@pytest.mark.parametrize("block", [-1, 2])
+def test_a_block_that_a_network_does_not_have(block):
+    assert depth(vit()) == 2
+    with pytest.raises(UserError, match=f"^block: {block} must be from 0 to 1$"):
+        attention(vit(), noise(), block)
+
+
+# Both add their CLS token after the first blocks.
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "convit_tiny"])
+def test_what_attends_in_another_way_is_named(name):
+    model = vit(model_name=name, model_kwargs={"img_size": 32})
+    with pytest.raises(UserError, match=r"^block: 0 of this \w+ has no attention of all tokens"):
+        attention(model, noise(), 0)
 
 
 def test_views_repeat_and_share_a_third_of_the_picture():

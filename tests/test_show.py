@@ -1,9 +1,12 @@
-"""What `densevit show` refuses, before it loads a network."""
+"""What `densevit show` refuses, before it loads a network; and attention, drawn."""
 
 import pytest
+from PIL import Image
+from tiny import tiny_run
 
 from densevit.cli import main
 from densevit.config import RunConfig
+from densevit.lifecycle import execute
 from densevit.rundir import RunFolder
 
 
@@ -18,7 +21,7 @@ def run(tmp_path, tiny, monkeypatch):
     return folder.path
 
 
-@pytest.mark.parametrize("kind", ["matches", "similarity"])
+@pytest.mark.parametrize("kind", ["matches", "similarity", "attention"])
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -45,3 +48,49 @@ def test_the_place_that_a_picture_is_given_may_be_a_folder(run, capsys):
     (run.parent / "matches-some-run-3.png").mkdir()
     assert main(["show", "matches", str(run), "3"]) == 2
     assert "matches-some-run-3.png: is a folder (wanted a file to" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, blobs):
+    """A finished run; do not change it."""
+    folder = RunFolder(tmp_path_factory.mktemp("outputs") / "abc")
+    folder.create(RunConfig(**{**tiny_run(blobs), "cl_mode": "none", "epochs": 1}))
+    assert execute(folder) == 0
+    return folder.path
+
+
+def test_attention_is_drawn_of_a_block(trained, blobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = next((blobs / "val").rglob("*.*"))
+    called = ["3"], ["3", "--block", "1"], ["3", "--block", "0"], [str(file)]
+    drawn = []
+    for number, words in enumerate(called):
+        target = tmp_path / f"{number}.png"
+        assert main(["show", "attention", str(trained), *words, "--to", str(target)]) == 0
+        assert capsys.readouterr().out == f"{target}\n"
+        with Image.open(target) as image:
+            assert image.format == "PNG"
+            assert image.width > 1000
+        drawn.append(target.read_bytes())
+    assert drawn[0] == drawn[1]  # the last of two blocks
+    assert drawn[0] != drawn[2]
+    assert main(["show", "attention", str(trained), "3"]) == 0
+    assert (tmp_path / "attention-abc-3.png").read_bytes() == drawn[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["3", "--block", "2"], "block: 2 must be from 0 to 1"),
+        (["3", "--block", "-1"], "block: -1 must be from 0 to 1"),
+        (["99"], "99: val has 15 pictures, from 0 on"),
+    ],
+)
+def test_mistakes_about_attention_are_told_in_a_line(trained, tmp_path, capsys, words, told):
+    to = ["--to", str(tmp_path / "a.png")]
+    assert main(["show", "attention", str(trained), *words, *to]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert told in shown.err
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,8 @@
 """Pictures of correspondences: two views with lines between the patches that a network matched.
 
 As figure 4 of Wang et al., "Dense Contrastive Learning for Self-Supervised Visual Pre-Training"
-(2021), with one difference: wrong matches are drawn too, and counted.
+(2021), with one difference: wrong matches are drawn too, and counted. And, of one picture, what is
+similar to a patch and what the network attends to.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _GAP = 0.12  # between the views, in sides of a view
 _DROP = 0.3  # of view 2 below view 1, likewise: level, the lines of a row would hide each other
 # Inches: beside a pair, below it for words, above the first, below the last.
 _EDGE, _BELOW, _HEAD, _FOOT = 0.2, 0.34, 0.22, 0.68
+# Maps of attention side by side, at most; inches around the maps of a row, and below them all.
+_ACROSS, _AROUND, _UNDER = 5, 0.32, 0.3
 # How a match is drawn: width and dashes of the line, the ends and their size.
 _KINDS = {
     "right": (1.3, "-", "o", 3.2),
@@ -79,6 +82,18 @@ def draw_similarity(
                 axes.add_patch(frame).set_clip_on(False)
         figure.colorbar(shown, ax=right, label="cosine similarity", shrink=0.9)
         _save(figure, png)
+
+
+def draw_attention(
+    picture: NDArray[np.uint8], weights: NDArray[np.float32], png: Path, *, words: str
+) -> None:
+    """Write a PNG of a picture (S, S, 3), and of what each head attends to and all on average.
+
+    `weights`: (heads, rows, columns), as `densevit.correspond.attention` gives them; `words`: whose
+    they are. Each map has a scale of its own, whose end stands below it: heads differ too much.
+    """
+    with _style():
+        _save(_attention(picture, weights, words), png)
 
 
 def chosen(found: Correspondences, most: int) -> NDArray[np.int64]:
@@ -145,6 +160,28 @@ def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
         handles = [_lines(kind, FAINT) for kind in _KINDS]
         figure.legend(handles, _WORDS, loc="lower center", ncols=3, frameon=False)
         return figure
+
+
+def _attention(picture: NDArray[np.uint8], weights: NDArray[np.float32], words: str) -> Figure:
+    weights = np.nan_to_num(weights)  # of a network that diverged
+    maps = {"mean": weights.mean(axis=0)}
+    maps |= {f"head {number}": head for number, head in enumerate(weights)}
+    rows = math.ceil((len(maps) + 1) / _ACROSS)
+    across = math.ceil((len(maps) + 1) / rows)
+    figure = _figure(COLUMN, rows * (COLUMN / across + _AROUND) + _UNDER)
+    places = figure.subplots(rows, across, squeeze=False).flat
+    for axes in places:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    places[0].imshow(picture, interpolation="nearest")
+    places[0].set_title("picture", pad=2)
+    for axes, (title, shown) in zip(places[1:], maps.items(), strict=False):
+        top = float(shown.max())
+        axes.imshow(shown, _COLOURS, vmin=0, vmax=top or 1, interpolation="nearest")
+        axes.set_title(title, pad=2)
+        axes.set_xlabel(f"{100 * top:.1f} %", labelpad=2)
+    figure.supxlabel(f"{words}\nfrom 0 (dark) to the share below each (light)", fontsize=7)
+    return figure
 
 
 def _draw_pair(axes: Axes, found: Correspondences, most: int, colours: ScalarMappable) -> None:

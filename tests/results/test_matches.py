@@ -9,8 +9,10 @@ from PIL import Image
 
 from densevit.correspond import Correspondences, Views
 from densevit.results.matches import (
+    _attention,
     chosen,
     count_words,
+    draw_attention,
     draw_before_after,
     draw_matches,
     draw_similarity,
@@ -183,3 +185,41 @@ def test_no_text_is_cut_off(rows, sides, most):
         box = text.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text
         assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text
+
+
+def heads(count, grid=(4, 4), seed=0):
+    weights = np.random.default_rng(seed).random((count, *grid), dtype=np.float32)
+    return weights / (weights.sum(axis=(1, 2), keepdims=True) * 1.25)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 12, 16])
+def test_each_head_and_their_mean_is_drawn_and_its_highest_share_told(count):
+    weights = heads(count)
+    picture = record().views.pixels[0]
+    figure = _attention(picture, weights, "attention of the CLS token, block 11")
+    drawn = [axes for axes in figure.axes if axes.get_images()]
+    titles = [axes.get_title() for axes in drawn]
+    assert titles == ["picture", "mean", *(f"head {i}" for i in range(count))]
+    assert (drawn[0].get_images()[0].get_array() == picture).all()
+    for axes, shown in zip(drawn[1:], [weights.mean(axis=0), *weights], strict=True):
+        (image,) = axes.get_images()
+        assert (image.get_array() == shown).all()
+        assert image.get_clim() == (0, pytest.approx(shown.max()))
+        assert axes.get_xlabel() == f"{100 * shown.max():.1f} %"
+    figure.draw_without_rendering()
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = [text.get_window_extent() for text in texts]
+    for text, box in zip(texts, boxes, strict=True):
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text
+        assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_attention_twice_gives_the_same_bytes_and_of_a_diverged_network_a_picture(tmp_path):
+    pixels, paths = record().views.pixels[0], [tmp_path / f"{i}.png" for i in range(3)]
+    nothing = np.full((3, 4, 4), np.nan, np.float32)
+    for path, weights in zip(paths, (heads(3), heads(3), nothing), strict=True):
+        draw_attention(pixels, weights, path, words="attention")
+    one, two, three = (path.read_bytes() for path in paths)
+    assert one == two != three
+    assert Image.open(paths[0]).width == pytest.approx(1050, abs=2)
