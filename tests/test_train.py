@@ -368,7 +368,7 @@ def test_a_benchmark_that_is_added_leaves_its_lines_once_whenever_it_is_killed(
     assert execute(folder) == 0
     after = lines_of(folder)
     assert after[:-1] == before
-    numbers = {"top1", "top1_low", "top1_high", "top5", "nll", "ece"}
+    numbers = {"top1", "top1_low", "top1_high", "top5", "nll", "ece", "matched_clean"}
     assert set(after[-1]) == {"step", "epoch", *(f"again/{name}" for name in numbers)}
 
 

@@ -254,7 +254,7 @@ def test_labels_name_only_what_applies(tmp_path):
     ("name", "cells", "runs"),
     [
         ("quickstart", 3, 6),
-        ("pacs", 3, 6),
+        ("pacs", 3, 9),
         ("ablation_sampling", 13, 39),
         ("ablation_queue", 12, 36),
         ("ablation_temperature", 17, 51),

@@ -125,11 +125,11 @@ def wait_for(condition, seconds=90):
         time.sleep(0.05)
 
 
-LONG = 24 * 21  # steps: epochs of 42 pictures, two at a time
+LONG = 40 * 21  # steps: epochs of 42 pictures, two at a time
 
 
 def long_sweep(tmp_path, tiny):
-    settings = {**tiny, "epochs": 24, "batch_size": 2, "log_every": 1}
+    settings = {**tiny, "epochs": 40, "batch_size": 2, "log_every": 1}
     return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
 
 
