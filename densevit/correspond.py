@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,52 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densevit.contrast.matching import match, true_match
-from densevit.data.pictures import Picture
+from densevit.data.pictures import Images, Picture
 from densevit.data.views import RECIPES, cut_views, draw_view
 from densevit.errors import UserError
+from densevit.matchfile import Correspondences, Views, write_matches
 from densevit.model import DenseViT, has_class_token
 
 Features = Literal["backbone", "dense"]
 
+KEPT = 3  # pictures of which a run keeps matches
+GOLDEN = (5**0.5 - 1) / 2
+
 _SHARED = 1 / 3  # of what both crops cover together, the least that both must show
 _TRIES = 100  # for two square pictures in three, one is enough
-
-
-class Views(NamedTuple):
-    """Two crops of a picture as one looks at them.
-
-    pixels: (2, S, S, 3) uint8, not normalised: each network has its own mean and std.
-    places: (2, 4) float32, what each shows of the picture (see `data.views.Crop.place`).
-    """
-
-    pixels: NDArray[np.uint8]
-    places: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Correspondences:
-    """Each of the N patches of view 1, row by row, and its match in view 2.
-
-    views: the pictures. grid: rows and columns of patches; N is their product.
-    partner: (N,) int64, the patch of view 2 that is most similar.
-    similarity: (N,) float32, the cosine of the two.
-    truth: (N,) int64, the patch of view 2 that covers the same place; -1 where it shows no such.
-    right: (N,) bool, whether the partner is the true one or one of the up to eight around it;
-        False where there is none. The rule of `contrast.matching.match_quality`.
-    """
-
-    views: Views
-    grid: tuple[int, int]
-    partner: NDArray[np.int64]
-    similarity: NDArray[np.float32]
-    truth: NDArray[np.int64]
-    right: NDArray[np.bool_]
-
-    @property
-    def precision(self) -> float:
-        """Share of right matches among the patches that have a true one; NaN where none has."""
-        exist = int((self.truth >= 0).sum())
-        return int(self.right.sum()) / exist if exist else float("nan")
 
 
 def views_of(picture: Picture, size: int, seed: int = 0) -> Views:
@@ -84,6 +51,23 @@ def views_of(picture: Picture, size: int, seed: int = 0) -> Views:
         np.stack([crop.pixels for crop in crops]),
         np.array([crop.place for crop in crops], dtype=np.float32),
     )
+
+
+def keep_matches(path: Path, model: DenseViT, images: Images) -> None:
+    """Write the matches of `KEPT` pictures, spread over a set, unless they are there.
+
+    By the backbone's features: those that every arm of an ablation has.
+    """
+    if path.exists():
+        return
+    count = min(KEPT, len(images))
+    # Not evenly spaced: with a period of the classes they would all be of one.
+    pictures = [images.picture(int((i + 1) * GOLDEN % 1 * len(images))) for i in range(count)]
+    found = [
+        correspondences(model, views_of(picture, model.image_size, seed), features="backbone")
+        for seed, picture in enumerate(pictures)
+    ]
+    write_matches(path, found)
 
 
 def correspondences(model: DenseViT, views: Views, *, features: Features) -> Correspondences:

@@ -160,7 +160,11 @@ class RunFolder:
         The operating system lets go of the lock when the process ends, however it ends.
         """
         with self.lock_file.open("a") as file:
-            yield _flock(file)
+            _HELD.add(file)
+            try:
+                yield _flock(file)
+            finally:
+                _HELD.discard(file)
 
     def locked(self) -> bool:
         """Whether a process holds the run now."""
@@ -284,6 +288,20 @@ def put(temporary: Path, path: Path) -> None:
     temporary.chmod(0o666 & ~UMASK)  # mkstemp is private; results are for the group
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+_HELD: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """A forked process, as one that loads pictures, has the file too: were it left open there, the
+    run would stay locked for as long as that one outlives a main process that was killed."""
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _flock(file: IO[str], patience: float = 1.0) -> bool:

@@ -18,6 +18,7 @@ import torch
 from densevit import checkpoint
 from densevit.checkup import measure
 from densevit.config import RunConfig
+from densevit.correspond import keep_matches
 from densevit.data.doctor import known_problems, quick_problems
 from densevit.data.loading import let_go, on_device
 from densevit.data.sources import Data, check_fingerprint, open_data
@@ -26,7 +27,6 @@ from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
 from densevit.exam import evaluate_missing, validate
 from densevit.frozen.masks import MaskedImages, check_masks
 from densevit.initial import begun_with
-from densevit.matchfile import keep_matches
 from densevit.meter import peak_memory_mib
 from densevit.model import check_model, has_class_token
 from densevit.objective import contrastive_weight

@@ -382,6 +382,32 @@ def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):
     assert not folder.status_file.exists()
 
 
+_HOLDING = """
+import os, signal, sys
+from pathlib import Path
+from densevit.rundir import RunFolder
+
+with RunFolder(Path(sys.argv[1])).lock() as mine:
+    if os.fork() == 0:
+        print(mine, os.getpid(), flush=True)
+    signal.pause()
+"""
+
+
+def test_a_run_is_free_when_its_process_was_killed_and_a_forked_one_lives_on(tmp_path, tiny):
+    folder = folder_of(tmp_path, tiny)
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDING, str(folder.path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        mine, child = holder.stdout.readline().split()
+        assert (mine, folder.locked()) == ("True", True)
+        holder.kill()
+        holder.wait()
+        os.kill(int(child), 0)  # it is there
+        assert not folder.locked()
+        os.kill(int(child), signal.SIGKILL)
+
+
 def test_a_lost_checkpoint_or_lost_metrics_are_told_and_nothing_is_trained_over_them(
     tmp_path, tiny, blobs
 ):

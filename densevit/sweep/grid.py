@@ -74,6 +74,9 @@ def expand(spec: SweepSpec) -> Grid:
     return Grid(tuple(_runs(spec, cells)), axes, size.merged, size.excluded)
 
 
+NULL = "null"  # as a person writes it
+
+
 def count(spec: SweepSpec) -> Count:
     """The size of a sweep, however large: combinations are looked at one by one and not kept.
 
@@ -87,8 +90,13 @@ def count(spec: SweepSpec) -> Count:
 
 
 def cell_values(config: RunConfig, axes: tuple[str, ...]) -> dict[str, Any]:
-    """A cell's value on each axis; None where the axis does not apply to it."""
-    return {name: getattr(config, name) if applies(name, config) else None for name in axes}
+    """A cell's value on each axis; None where the axis does not apply to it, and `NULL` for a value
+    of None, which is one like any other: `init_checkpoint: [null, w.pt]`."""
+    found: dict[str, Any] = {}
+    for name in axes:
+        value = getattr(config, name)
+        found[name] = (NULL if value is None else value) if applies(name, config) else None
+    return found
 
 
 def cell_label(config: RunConfig, axes: tuple[str, ...]) -> str:
