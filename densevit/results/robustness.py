@@ -85,7 +85,8 @@ def effective(frame: pd.DataFrame, references: pd.DataFrame | None = None) -> pd
 
     `clean` is the accuracy that the line starts from: on `imagenet` or else on `val`; for -A and -R
     that among the same 200 classes. `extrapolated`: it lies outside those of the reference models.
-    There is no row where a run lacks the benchmark or its clean counterpart, or where no reference
+    A run of which one of the two is no number has NaN. There is no row where a run lacks the
+    benchmark or its clean counterpart, or where no reference
     model has both: accuracy among other classes would give a number, but a wrong one.
 
     Errors: `UserError` where only one or two reference models have both, or all are equally
@@ -112,6 +113,11 @@ def effective(frame: pd.DataFrame, references: pd.DataFrame | None = None) -> pd
             extrapolated=~measured["clean"].between(known["clean"].min(), known["clean"].max()),
         )
         parts.append(part[EFFECTIVE])
+        lost = _diverged(frame, benchmark, names)
+        if len(lost):
+            none = dict.fromkeys(("effective", "predicted", "clean"), math.nan)
+            rows = pd.DataFrame({"run": lost, "benchmark": benchmark, "extrapolated": False})
+            parts.append(rows.assign(**none)[EFFECTIVE])
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
@@ -181,6 +187,14 @@ def _pairs(models: pd.DataFrame, benchmark: str, names: Sequence[str]) -> pd.Dat
     pairs = pd.DataFrame({"model": models["model"], "clean": _first(models, names)})
     pairs["shifted"] = _first(models, [benchmark])
     return pairs.dropna()
+
+
+def _diverged(frame: pd.DataFrame, benchmark: str, clean: Sequence[str]) -> list[str]:
+    """The runs that have both accuracies, of which one is no number."""
+    chosen = frame[(frame["metric"] == "top1") & frame["benchmark"].isin([benchmark, *clean])]
+    shifted = chosen["benchmark"] == benchmark
+    both = set(chosen.loc[shifted, "run"]) & set(chosen.loc[~shifted, "run"])
+    return list(chosen.loc[chosen["value"].isna() & chosen["run"].isin(both), "run"].unique())
 
 
 def _first(table: pd.DataFrame, names: Sequence[str]) -> pd.Series:

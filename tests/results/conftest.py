@@ -6,19 +6,27 @@ import random
 
 import pytest
 
+from densevit.config import SCHEMA_VERSION
 from densevit.rundir import write_json
 from densevit.sweep.plan import make_plan
 
-FIXED = "{dataset: shapes, model_kwargs: {img_size: 32, patch_size: 4}, epochs: 10}"
+FIXED = "dataset: shapes, model_kwargs: {img_size: 32, patch_size: 4}, epochs: 10"
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Reports without figures, which have tests of their own and take most of a report's time."""
+    monkeypatch.setattr("densevit.results.drawings.draw_all", lambda *_: {})
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A function that writes a sweep file with the given lines and plans it."""
+    """A function that writes a sweep file with the given lines and plans it; `fixed` is text that
+    follows what is fixed anyhow."""
 
-    def make(*lines, name="made_up"):
+    def make(*lines, name="made_up", fixed=""):
         file = tmp_path / f"{name}.yaml"
-        file.write_text("\n".join([f"name: {name}", f"fixed: {FIXED}", *lines]) + "\n")
+        file.write_text("\n".join([f"name: {name}", f"fixed: {{{FIXED}{fixed}}}", *lines]) + "\n")
         return make_plan(file, tmp_path / "outputs")
 
     return make
@@ -41,7 +49,12 @@ def finish():
             }
             for name, value in top1.items()
         }
-        results = {"run": ids.run, "cell": ids.cell, "seed": run.seed, "schema_version": 1}
+        results = {
+            "run": ids.run,
+            "cell": ids.cell,
+            "seed": run.seed,
+            "schema_version": SCHEMA_VERSION,
+        }
         results |= {"epochs": 10, "train_seconds": 1.5, "benchmarks": benchmarks}
         write_json(folder.results_file, results)
         folder.write_status("finished", epoch=10, epochs=10)

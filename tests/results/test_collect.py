@@ -1,5 +1,18 @@
-from densevit.results.collect import collect, coverage, gather
-from densevit.rundir import write_atomic, write_json
+import json
+import math
+import os
+import random
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from densevit.config import SCHEMA_VERSION
+from densevit.results import collect as module
+from densevit.results import kept
+from densevit.results.collect import COVERED, MEASURED, collect, costs, coverage, curves, gather
+from densevit.rundir import read_json, write_atomic, write_json
 
 GRID = "grid: {cl_mode: [none, global, dense]}"
 
@@ -62,3 +75,306 @@ def test_nothing_there_at_all(sweep):
     plan = sweep(GRID)
     assert collect(plan).empty
     assert list(coverage(plan)["state"]) == ["pending"] * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schema_version": SCHEMA_VERSION - 1}, "is of schema version 1, and not 2"),
+        ({"cell": "0123456789ab"}, "holds cell '0123456789ab'"),
+        ({"seed": 7}, "holds seed 7 and not 0"),
+        ({"benchmarks": {"val": {"top1": "50", "n": 5}}}, "'50' is no number"),
+        ({"benchmarks": {"val": {"top1": 50.0}}}, "not as it should be: KeyError('n')"),
+    ],
+)
+def test_numbers_of_something_else_are_told_and_not_mixed_in(sweep, finish_all, changes, told):
+    plan = sweep(GRID)
+    finish_all(plan)
+    collect(plan)
+    other, *good = plan.runs
+    file = plan.run_folder(other).results_file
+    write_json(file, read_json(file) | changes)
+    for _ in range(2):
+        frame, covered = gather(plan)
+        assert set(frame["run"]) == {run.id for run in good}
+        states = covered[["state", "measured"]].to_numpy().tolist()
+        # What is wanted is not there, or it is and is wrong.
+        assert states[0] in (["finished", False], ["pending", False])
+        assert states[1:] == [["finished", True]] * 2
+        assert told in covered["message"][0]
+
+
+def test_what_is_lacking_is_told_beside_the_numbers(sweep, finish):
+    plan = sweep(GRID)
+    for run in plan.runs:
+        finish(plan, run, {"val": 50.0, "shapes-a": 40.0})
+    frame, covered = gather(plan)
+    assert frame["run"].nunique() == 3
+    assert set(covered["state"]) == {"finished"}
+    assert covered["measured"].all()
+    lacking = "shapes-r, shapes-v2, shapes-stylized, shapes-sketch"
+    assert all(message.endswith(lacking) for message in covered["message"])
+
+
+ALL = ("val", "shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch")
+
+
+def age(plan):
+    """Make what is there look old, so that it is settled."""
+    for file in (plan.outputs / "runs").rglob("*"):
+        os.utime(file, (1e9, 1e9))
+
+
+def reads(monkeypatch):
+    """The files whose results are read from now on."""
+    found = []
+
+    def noting(path):
+        found.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr(module, "read_json", noting)
+    return found
+
+
+def test_only_what_has_changed_is_read_again(sweep, finish, finish_all, monkeypatch):
+    plan = sweep(GRID, "seeds: 3")
+    finish_all(plan, ALL)
+    age(plan)
+    first = gather(plan)
+    read = reads(monkeypatch)
+    assert_same(gather(plan), first)
+    assert read == []
+    changed = plan.runs[4]
+    finish(plan, changed, dict.fromkeys(ALL, 12.5))
+    frame, _ = gather(plan)
+    assert read == [plan.run_folder(changed).results_file]
+    mine = frame[(frame["run"] == changed.id) & (frame["metric"] == "top1")]
+    assert set(mine["value"]) == {12.5}
+    others = first[0][first[0]["run"] != changed.id].reset_index(drop=True)
+    assert_same([frame[frame["run"] != changed.id].reset_index(drop=True)], [others])
+
+
+def test_what_has_just_changed_is_not_relied_on(sweep, finish_all, monkeypatch):
+    plan = sweep(GRID)
+    finish_all(plan, ALL)
+    gather(plan)
+    read = reads(monkeypatch)
+    gather(plan)
+    assert len(read) == 3
+
+
+def test_a_run_that_has_not_said_that_it_ended_is_looked_at_again(sweep, finish_all):
+    plan = sweep(GRID)
+    finish_all(plan, ALL)
+    folder = plan.run_folder(plan.runs[0])
+    folder.write_status("running")  # it was killed after it had written its results
+    age(plan)
+    assert list(coverage(plan)["state"]) == ["finished"] * 3
+    with folder.lock():
+        frame, covered = gather(plan)
+    assert list(covered["state"]) == ["running", "finished", "finished"]
+    assert frame["run"].nunique() == 2
+
+
+def assert_same(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_the_tables_are_the_same_with_and_without_what_was_kept(sweep, finish, monkeypatch):
+    """Hundreds of random changes, each of which is looked at with the kept file and without it."""
+    monkeypatch.setattr(kept, "SETTLED_SECONDS", -1.0)  # the changes differ in length or in inode
+    plan = sweep(GRID, "seeds: 3")
+    file = plan.folder / "cache" / "collected"
+    chance, used = random.Random(0), 0
+    for _ in range(150):
+        for _ in range(chance.choice([0, 1, 1, 2, 5])):
+            change(plan, chance.choice(plan.runs), finish, chance)
+        if chance.random() < 0.2 and file.exists():
+            damage(file, chance)
+        held = kept.read(file, str(plan.folder), module._SCHEMA)
+        used += len(held.entries)
+        found = gather(plan)
+        content = file.read_bytes() if file.exists() else None
+        file.unlink(missing_ok=True)
+        assert_same(found, gather(plan))
+        if content is not None:
+            file.write_bytes(content)
+        assert list(found[0].columns) == MEASURED
+        assert list(found[1].columns) == COVERED
+    assert used > 100
+
+
+def change(plan, run, finish, chance):
+    """Something that may become of a run."""
+    folder = plan.run_folder(run)
+    folder.create(run.config)
+    kind = chance.randrange(8)
+    if kind <= 2:
+        names = ALL if chance.random() < 0.7 else ALL[:3]
+        finish(plan, run, {name: chance.uniform(0, 100) for name in names})
+    elif kind == 3:
+        state = chance.choice(["failed", "cancelled", "running", "finished"])
+        folder.write_status(state, message=f"word {chance.random()}")
+    elif kind == 4:
+        shutil.rmtree(folder.path)
+    elif kind == 5:
+        write_atomic(folder.results_file, '{"run": "')
+    elif kind == 6:
+        write_json(folder.results_file, {"run": run.id, "schema_version": 1, "benchmarks": {}})
+    else:
+        folder.results_file.unlink(missing_ok=True)
+
+
+def damage(file, chance):
+    data = bytearray(file.read_bytes())
+    if chance.random() < 0.5:
+        file.write_bytes(data[: chance.randrange(len(data))])
+    else:
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        file.write_bytes(data)
+
+
+def test_what_was_kept_by_another_version_or_for_another_sweep_is_not_used(
+    sweep, finish_all, monkeypatch
+):
+    plan, other = sweep(GRID, name="one"), sweep("grid: {cl_mode: [none, global]}", name="two")
+    finish_all(plan, ALL)
+    age(plan)
+    wanted = gather(plan)
+    file = plan.folder / "cache" / "collected"
+    foreign = other.folder / "cache" / "collected"
+    foreign.parent.mkdir(parents=True)
+    shutil.copy(file, foreign)
+    read = reads(monkeypatch)
+    gather(other)
+    assert len(read) == 2
+    monkeypatch.setattr(kept, "VERSION", kept.VERSION + 1)
+    assert_same(gather(plan), wanted)
+    assert len(read) == 2 + 3
+
+
+def test_a_benchmark_that_is_added_is_missed_in_what_was_kept(sweep, finish_all):
+    plan = sweep(GRID)
+    finish_all(plan, ALL)
+    age(plan)
+    collect(plan)
+    plan = sweep(GRID, fixed=", benchmarks: {mine: null}")
+    frame, covered = gather(plan)
+    assert frame["run"].nunique() == 3
+    assert all(message.endswith(": mine") for message in covered["message"])
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(sweep, finish_all):
+    plan = sweep(GRID)
+    finish_all(plan, ALL)
+    age(plan)
+    write_atomic(plan.folder / "cache", "a file where the folder should be")
+    assert collect(plan)["run"].nunique() == 3
+
+
+def log(plan, run, lines, end=""):
+    folder = plan.run_folder(run)
+    folder.create(run.config)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    folder.metrics_file.write_text(text + end)
+
+
+def line(step, **numbers):
+    named = {name.replace("__", "/"): value for name, value in numbers.items()}
+    return {"step": step, "epoch": step / 10, "time": 1e9 + step, **named}
+
+
+def test_curves_are_the_logged_points(sweep):
+    plan = sweep(GRID, "seeds: 2")
+    first, second, *_ = plan.runs
+    broken = '{"step": 30, "epoch": 3.0, "val/top1": 9'
+    lines = [
+        line(0, health__patch_rank=5.0), line(10, train__loss=2.0, val__top1=20),
+        line(20, train__loss=1.0), line(20, val__top1=30.5), line(20, val__top1=31.5, val__nll=1.0),
+    ]  # fmt: skip
+    log(plan, first, lines, broken)
+    log(plan, second, [line(10, val__top1=1.0)], "no JSON, val/top1\n")
+    for _ in range(2):
+        frame = curves(plan, ["val/top1", "health/patch_rank", "unknown"])
+        assert list(frame.columns) == ["run", "cell", "seed", "step", "epoch", "name", "value"]
+        rows = list(frame.itertuples(index=False, name=None))
+        head = (first.id, first.cell, 0)
+        assert rows == [
+            (*head, 0, 0.0, "health/patch_rank", 5.0), (*head, 10, 1.0, "val/top1", 20.0),
+            (*head, 20, 2.0, "val/top1", 31.5),
+            (second.id, second.cell, 0, 10, 1.0, "val/top1", 1.0),
+        ]  # fmt: skip
+        age(plan)
+    assert set(curves(plan, ["val/top1"], [second.cell])["run"]) == {second.id}
+    log(plan, second, [line(10, val__top1=2.0)])
+    assert curves(plan, ["val/top1"], [second.cell])["value"].tolist() == [2.0]
+    assert curves(plan, ["val/top1"])["value"].tolist() == [20.0, 31.5, 2.0]
+    assert curves(plan, []).empty
+
+
+def test_costs_are_medians_of_what_was_logged(sweep):
+    plan = sweep(GRID, "seeds: 2", "resources: {gpus: 2, nodes: 3, pack: 4}")
+    done, running, silent, *_ = plan.runs
+    speeds, waits = [10.0, 200.0, 256.0, 128.5], [900.0, 5.5, 6.0, 1e-05]
+    lines = [
+        line(s, train__images_per_second=v, train__peak_memory_mib=100.0 + s, time__data_ms=w)
+        for s, v, w in zip(range(4), speeds, waits, strict=True)
+    ]
+    log(plan, done, [*lines, line(4, val__top1=50.0)], json.dumps(line(5, time__data_ms=1e9)))
+    log(plan, running, [line(1, train__images_per_second=100, time__contrastive_ms=3.5)])
+    log(plan, silent, [line(0, health__patch_rank=5.0)])
+    plan.run_folder(done).write_status("finished", spent=7200.0)
+    write_json(plan.run_folder(done).results_file, {"train_seconds": 1800.5})
+    for _ in range(2):
+        table = costs(plan)
+        assert list(table["run"]) == [done.id, running.id]
+        assert list(table["seed"]) == [0, 0]
+        one, other = table.iloc[0], table.iloc[1]
+        assert one["gpu_hours"] == 2.0 * 2 * 3 / 4
+        assert one["train_seconds"] == 1800.5
+        assert one["images_per_second"] == np.median(speeds)
+        assert one["step_ms"] == 1000 * done.config.batch_size / np.median(speeds)
+        assert one["data_ms"] == np.median(waits)
+        assert one["peak_memory_mib"] == 103.0
+        assert other["contrastive_ms"] == 3.5
+        unknown = ["gpu_hours", "train_seconds", "peak_memory_mib", "data_ms"]
+        assert other[unknown].isna().all()
+        age(plan)
+    assert list(table.columns)[:4] == ["run", "cell", "seed", "gpu_hours"]
+    assert list(table.columns)[-2:] == ["data_ms", "contrastive_ms"]
+
+
+def test_an_hour_without_a_gpu_counts_one(sweep):
+    lines = [line(1, train__images_per_second=100.0)]
+    for gpus, fixed in ((2, ", device: cpu"), (0, "")):
+        plan = sweep(f"resources: {{gpus: {gpus}, nodes: 2, pack: 4}}", fixed=fixed)
+        for run in plan.runs:
+            log(plan, run, lines)
+            plan.run_folder(run).write_status("cancelled", spent=1800.0)
+        assert set(costs(plan)["gpu_hours"]) == {0.5}
+
+
+def test_no_costs_and_curves_where_nothing_was_trained(sweep):
+    plan = sweep(GRID)
+    assert costs(plan).empty
+    assert "gpu_hours" in costs(plan)
+    assert curves(plan, ["val/top1"]).empty
+
+
+def test_infinite_is_not_a_number_and_true_is_none(sweep, finish_all):
+    plan = sweep("seeds: 3")
+    finish_all(plan)
+    for run, value in zip(plan.runs, (1e999, True, {"n": 1e999}), strict=True):
+        results = read_json(plan.run_folder(run).results_file)
+        numbers = results["benchmarks"]["val"]
+        numbers |= value if isinstance(value, dict) else {"top1": value}
+        write_json(plan.run_folder(run).results_file, results)
+    frame, coverage = gather(plan)
+    (found,) = frame.loc[(frame["benchmark"] == "val") & (frame["metric"] == "top1"), "value"]
+    assert math.isnan(found)
+    told = list(coverage["message"])
+    assert ["not as it should be" in text for text in told] == [False, True, True]
+    assert "True is no number" in told[1]
+    assert "infinity" in told[2]

@@ -1,0 +1,97 @@
+"""A sweep's numbers from an MLflow store, as its runs were mirrored there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from densevit.errors import UserError, nearest
+from densevit.mlflow_store import database_file, open_store, without_password
+from densevit.results.collect import MEASURED
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+_PAGE = 1000
+_OURS = "densevit.run"
+# What a run logs beside the numbers of its benchmarks.
+_LOGGED = ("train", "time", "health", "watch")
+
+
+def from_mlflow(uri: str, sweep: str) -> pd.DataFrame:
+    """Every number of a sweep's finished runs, as `collect` gives them (`MEASURED`).
+
+    `uri` is a tracking URI, such as sqlite:////outputs/mlflow.db or http://host:5000. The rows are
+    in the order of seeds, cells, benchmarks and metrics. What the mirror does not send is not
+    there: `n` is NaN, and there is no metric `ways`.
+    Errors: `UserError` for a store that is not there or does not answer, and for a sweep that it
+    does not know or that was deleted in it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not uri.strip():
+        raise UserError("--tracking-uri: wanted the URI of an MLflow store, found none")
+    told = without_password(uri)
+    database = database_file(uri)
+    if database is not None and not database.exists():  # to open it would make it
+        raise UserError(f"{told}: there is no MLflow store")
+    try:
+        client = open_store(uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = [run for run in _search(client, experiments, _OURS) if sweep in _sweeps(run)]
+        if not runs:
+            raise UserError(f"{told}: {_why_none(client, experiments, sweep)}")
+    except MlflowException as error:
+        reason = without_password(" ".join(str(error).split()))[:200]
+        raise UserError(f"{told}: MLflow does not answer: {reason}") from None
+    return _frame(runs)
+
+
+def _frame(runs: Sequence[MlflowRun]) -> pd.DataFrame:
+    rows = [row for run in runs if run.info.status == "FINISHED" for row in _rows(run)]
+    kinds = {"seed": "int64", "value": "float64", "n": "float64"}
+    frame = pd.DataFrame(rows, columns=MEASURED)
+    frame = frame.astype({name: kinds.get(name, "str") for name in MEASURED})
+    return frame.sort_values(["seed", "cell", "benchmark", "metric"], ignore_index=True)
+
+
+def _rows(run: MlflowRun) -> Iterator[tuple[Any, ...]]:
+    tags = run.data.tags
+    about = tags[_OURS], tags.get("densevit.cell", ""), int(run.data.params["seed"]), "finished"
+    for key, value in run.data.metrics.items():
+        benchmark, _, metric = key.partition("/")
+        if metric and benchmark not in _LOGGED:
+            yield *about, benchmark, metric, float(value), float("nan")
+
+
+def _search(
+    client: MlflowClient, experiments: Sequence[str], tag: str, deleted: bool = False
+) -> Iterator[MlflowRun]:
+    """All runs that have a tag."""
+    from mlflow.entities import ViewType
+
+    view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
+    token = None
+    while experiments:
+        page = client.search_runs(
+            list(experiments), f"tags.`{tag}` LIKE '%'", view, _PAGE, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _sweeps(run: MlflowRun) -> list[str]:
+    return run.data.tags.get("densevit.sweeps", "").split(",")
+
+
+def _why_none(client: MlflowClient, experiments: Sequence[str], sweep: str) -> str:
+    deleted = _search(client, experiments, _OURS, deleted=True)
+    if any(sweep in _sweeps(run) for run in deleted):
+        return f"the runs of sweep {sweep!r} were deleted there; `mlflow gc` has not removed them"
+    names = {name for run in _search(client, experiments, _OURS) for name in _sweeps(run) if name}
+    return f"no runs of a sweep {sweep!r}; {nearest(sweep, names)}"

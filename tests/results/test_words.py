@@ -1,0 +1,242 @@
+import math
+
+import pandas as pd
+import pytest
+
+from densevit.results import words
+from densevit.results.baseline import baselines, cells_frame
+
+NAN = math.nan
+COLUMNS = ["cell", "baseline", "benchmark", "metric", "n", "difference", "std", "low", "high",
+           "effect", "p", "p_holm", "verdict", "seeds_needed"]  # fmt: skip
+
+
+def row(verdict="open", difference=0.5, low=-0.4, high=1.4, **given):
+    """A row of `stats.differences`."""
+    values = {
+        "cell": "c", "baseline": "b", "benchmark": "shapes-sketch", "metric": "top1", "n": 5,
+        "difference": difference, "std": 0.7, "low": low, "high": high, "effect": 0.7, "p": 0.2,
+        "p_holm": 0.4, "verdict": verdict, "seeds_needed": 9,
+    }  # fmt: skip
+    return {**values, **given}
+
+
+def frame(*rows):
+    return pd.DataFrame(list(rows), columns=COLUMNS)
+
+
+def said(*rows, names=None, wanted=1.0, pictures=None):
+    names = {"c": "dense − none"} if names is None else names
+    return [s.text for s in words.sentences(frame(*rows), names, wanted, pictures)]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            row("different", 1.8, 0.9, 2.7, p_holm=0.004),
+            "dense − none on shapes-sketch: +1.8 points, 95 % CI [0.9, 2.7], 5 seeds, paired: "
+            "decided (Holm-corrected p = 0.004).",
+        ),
+        (
+            row("open", 0.5, -0.4, 1.4),
+            "dense − none on shapes-sketch: +0.5 points, 95 % CI [−0.4, 1.4], 5 seeds, paired: "
+            "not decided: needs 4 more seeds to see a difference of 1.0 points at 80 % power.",
+        ),
+        (
+            row("alike", 0.1, -0.1, 0.27),
+            "dense − none on shapes-sketch: +0.1 points, 95 % CI [−0.1, 0.3], 5 seeds, paired: "
+            "cannot be told apart: 95 % sure that the difference is under 0.3 points.",
+        ),
+        (
+            row("single", 0.8, NAN, NAN, n=1, std=NAN, p_holm=NAN, seeds_needed=NAN),
+            "dense − none on shapes-sketch: +0.8 points; one seed only: nothing is said about "
+            "seeds.",
+        ),
+        (
+            row("single", NAN, NAN, NAN, n=0, std=NAN),
+            "dense − none on shapes-sketch: no seed is finished in both yet.",
+        ),
+    ],
+)
+def test_a_row_in_words(given, text):
+    assert said(given) == [text]
+
+
+def test_one_seed_has_pictures_to_speak_of():
+    pictures = {("c", "shapes-sketch"): (0.8, -0.6, 2.2)}
+    alone = row("single", 0.8, NAN, NAN, n=1, std=NAN)
+    assert said(alone, pictures=pictures)[0].endswith("over pictures alone [−0.6, 2.2].")
+
+
+@pytest.mark.parametrize("high", [0.301, 0.349, 0.2999])
+def test_a_bound_is_never_smaller_than_the_interval(high):
+    text = said(row("alike", 0.1, -0.1, high))[0]
+    bound = float(text.rpartition("under ")[2].removesuffix(" points."))
+    assert high <= bound < high + 0.1 + 1e-9
+
+
+def test_a_bound_counts_both_ends_of_the_interval():
+    assert said(row("alike", -0.1, -0.72, 0.2))[0].endswith("under 0.8 points.")
+
+
+def test_many_comparisons_are_not_forgotten():
+    """Zero outside the row's own interval, and still no decision."""
+    for verdict in ("open", "alike"):
+        text = said(row(verdict, 0.5, 0.1, 0.9))[0]
+        assert "decided (" not in text
+        assert "once all comparisons are counted" in text
+        assert "ruled out" not in text
+        assert "more seed" not in text
+        assert "cannot be told apart" not in text
+
+
+def test_seeds_enough_and_still_open():
+    text = said(row("open", 0.8, -0.1, 1.7, seeds_needed=4))[0]
+    assert "more seed" not in text
+    assert "neither zero nor a difference of 1.0 points is ruled out" in text
+    assert "1 more seed " in said(row("open", seeds_needed=6))[0]
+    assert said(row("open", seeds_needed=NAN))[0].endswith("paired: not decided.")
+    assert "vary too much" in said(row("open", seeds_needed=10_000))[0]
+
+
+def test_numbers_that_are_none_and_numbers_that_are_equal():
+    assert "not a number in at least one of 5" in said(row("undefined", NAN, NAN, NAN))[0]
+    assert "1 not a number" in words.headline(frame(row("undefined", NAN, NAN, NAN)), 1.0, "none")
+    equal = row("alike", 0.0, 0.0, 0.0, std=0.0, p_holm=1.0)
+    assert said(equal)[0].endswith("equal in every seed.")
+
+
+def test_small_ends_are_not_rounded_to_zero():
+    """A decided difference whose interval reads [0.0, ...] would look undecided."""
+    text = said(row("different", 0.4, 0.03, 0.77, p_holm=0.03))[0]
+    assert "+0.40 points, 95 % CI [0.03, 0.77]" in text
+
+
+def test_the_order_is_what_is_worth_telling():
+    rows = [
+        row("open", 5.0, benchmark="a"), row("different", -0.9, -1, -0.8, benchmark="b"),
+        row("single", NAN, NAN, NAN, n=0, benchmark="c"), row("alike", 0.0, benchmark="d"),
+        row("different", 2.0, 1, 3, benchmark="e"),
+    ]  # fmt: skip
+    told = words.sentences(frame(*rows), {})
+    assert [s.benchmark for s in told] == ["e", "b", "d", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "p < 0.001"), (0.0009, "p < 0.001"), (0.0042, "p = 0.004"), (0.0504, "p = 0.050"),
+     (0.25, "p = 0.25"), (1.0, "p = 1.00"), (NAN, "p unknown")],
+)  # fmt: skip
+def test_p_in_words(p, text):
+    assert words.p_word(p) == text
+
+
+def test_names_of_comparisons(sweep):
+    plan = sweep(
+        "grid: {cl_mode: [none, dense], temperature: [0.1, 0.2], epochs: [10, 20]}",
+        "baseline: {cl_mode: none}",
+    )
+    names = words.contrasts(cells_frame(plan), baselines(plan), plan.axes)
+    assert sorted(names.values()) == sorted(
+        f"dense − none (temperature {t}, epochs {e})" for t in (0.1, 0.2) for e in (10, 20)
+    )
+
+
+def test_the_head_counts_every_verdict():
+    rows = [row("different"), row("open"), row("open"), row("alike"), row("single")]
+    text = words.headline(frame(*rows), 1.0, "none")
+    assert text.startswith(
+        "5 comparisons with the baseline none: 1 decided; 1 cannot be told apart"
+    )
+    assert "2 open" in text
+    assert "1 with one seed only" in text
+    assert "No comparison" in words.headline(frame(), 1.0, "none")
+
+
+def test_what_is_decided_and_what_is_not():
+    names = {"c": "dense − none", "d": "global − none"}
+    rows = frame(
+        row("different", 1.8, 0.9, 2.7), row("different", -0.8, -1.2, -0.4, cell="d"),
+        row("open", 0.5, benchmark="val"), row("open", 0.2, benchmark="val", cell="d",
+                                                seeds_needed=30),
+    )  # fmt: skip
+    higher, lower = words.decided(rows, names)
+    assert higher == "Higher than the baseline: dense − none on shapes-sketch (+1.8 [0.9, 2.7])."
+    assert lower == "Lower than the baseline: global − none on shapes-sketch (−0.8 [−1.2, −0.4])."
+    text = words.undecided(rows, names, 1.0)
+    assert text.endswith("they need 4 to 25 more seeds each.")
+    assert words.undecided(rows.iloc[:2], names, 1.0) == ""
+
+
+def test_effects_of_axes_averaged_over_the_others():
+    rows = [("cl_mode", "dense", "none", "a", 2.0, 1.0, 3.0, 0.01),
+            ("cl_mode", "dense", "none", "b", -3.0, -4.0, -2.0, 0.01),
+            ("cl_mode", "global", "none", "a", 0.5, -1.0, 2.0, 0.6),
+            ("temperature", 0.2, 0.1, "a", 0.1, -1.0, 1.2, 1.0)]  # fmt: skip
+    columns = ["axis", "level", "reference", "benchmark", "difference", "low", "high", "p_holm"]
+    assert words.averaged(pd.DataFrame(rows, columns=columns)) == [
+        "cl_mode, averaged over all else: dense − none on b (−3.0 [−4.0, −2.0]), a (+2.0 [1.0, 3.0]).",
+        "temperature, averaged over all else: no level is decided.",
+    ]
+    assert words.averaged(pd.DataFrame()) == []
+
+
+def test_many_test_sets_of_a_cell_are_counted():
+    rows = frame(*(row("different", 2.0, 1.0, 3.0, benchmark=name) for name in "abcde"))
+    (line,) = words.decided(rows, {"c": "dense − none"})
+    assert line.endswith("c (+2.0 [1.0, 3.0]) and 2 other sets.")
+
+
+def test_what_is_missing():
+    coverage = pd.DataFrame(
+        [("1", "x", "dense", 0, "finished", True, ""), ("2", "x", "dense", 1, "failed", False, ""),
+         ("3", "y", "none", 0, "pending", False, "")],
+        columns=["run", "cell", "label", "seed", "state", "measured", "message"],
+    )  # fmt: skip
+    assert words.missing(coverage) == [
+        "1 of 3 planned runs have numbers; 1 failed, 1 pending.",
+        "No numbers at all yet: none.",
+        "Fewer seeds than planned: dense (1 of 2).",
+    ]
+    assert words.missing(coverage.iloc[:1]) == [
+        "Every planned run (1) is finished and has numbers."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("beyond", "text"),
+    [
+        (row("different", 1.2, 0.6, 1.8), "More than clean accuracy brings with it"),
+        (
+            row("open", 0.3, -0.5, 1.1),
+            "Not shown, all comparisons counted, to be more than a change",
+        ),
+        (row("different", -1.0, -1.5, -0.5), "Less than the change in clean accuracy lets expect"),
+    ],
+)
+def test_whether_a_gain_is_only_clean_accuracy(beyond, text):
+    gain = row("different", 1.8, 0.9, 2.7)
+    (line,) = words.beyond_clean(frame(gain), frame(beyond), {"c": "dense − none"}, True)
+    assert line.startswith(text)
+    assert "dense − none on shapes-sketch (+1.8 [0.9, 2.7], of which " in line
+    assert "beyond what clean accuracy predicts" in line
+
+
+def test_nothing_is_said_beyond_clean_of_one_seed():
+    gain = row("different", 1.8, 0.9, 2.7)
+    one = row("single", 1.0, NAN, NAN, n=1)
+    assert words.beyond_clean(frame(gain), frame(one), {}, False) == []
+
+
+def test_collapse_is_told_by_cell():
+    last = pd.DataFrame({"cell": ["c", "c", "d"], "seed": [0, 3, 0], "value": [0.0, 1.0, 0.0]})
+    (line,) = words.collapsed(last, {"c": "dense · 0.1"})
+    assert line.startswith(
+        "The contrastive features of dense · 0.1 have collapsed in 1 of 2 seeds (3)"
+    )
+
+
+def test_long_lists_are_counted():
+    assert words.listed(["a", "b", "c"], most=2) == "a; b; and 1 more"
+    assert words.listed(["a", "b"], most=2) == "a; b"
