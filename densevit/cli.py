@@ -14,6 +14,7 @@ from typing import Any
 
 from densevit import __version__, yamlfile
 from densevit.commandline import Parser, add_outputs, existing_run, run_command
+from densevit.compare_cli import add_compare
 from densevit.config import FIELDS, RunConfig, identity
 from densevit.data.cli import add_data
 from densevit.errors import UserError
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_data(commands)
     add_eval(commands)
     add_show(commands)
+    add_compare(commands)
     _add_export(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
     return run_command("densevit", parser, given)

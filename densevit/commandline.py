@@ -76,6 +76,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def points(text: str) -> float:
+    """A difference in points of a percentage."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of points above 0, below 100")
+    return value
+
+
 def run_command(program: str, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     """Parse, call what the command set as `call`, and turn its errors into one line and a code."""
     options = parser.parse_args(arguments)

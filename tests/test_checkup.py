@@ -44,19 +44,19 @@ def series(folder, name):
 
 
 def test_a_short_dense_training_gets_better_at_matching_and_does_not_collapse(tmp_path):
-    code, folder = run(tmp_path, {**SHAPES, "epochs": 5, "log_every": 75})
+    code, folder = run(tmp_path, {**SHAPES, "epochs": 3, "log_every": 45})
     assert code == 0
     untrained, *_, trained = series(folder, "health/match_precision")
     assert trained > untrained + 0.02
     rank = series(folder, "health/dense_effective_rank")
     assert rank[-1] > 0.25 * 128
-    assert series(folder, "health/collapsed") == [0.0] * 6
+    assert series(folder, "health/collapsed") == [0.0] * 4
     # It first rises, since random vectors are easier to tell apart than what is learned.
     losses = series(folder, "train/contrastive_loss")
     assert losses[-1] < min(losses[1:-1]) < series(folder, "train/chance_loss")[0]
     assert series(folder, "train/chance_loss")[0] == pytest.approx(math.log(4097))
     overlap = series(folder, "health/overlap_share")
-    assert overlap == [overlap[0]] * 6  # it belongs to the views, not to the network
+    assert overlap == [overlap[0]] * 4  # it belongs to the views, not to the network
 
 
 def learner_and_probe(settings):

@@ -21,8 +21,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
-from densevit.correspond import Correspondences
-from densevit.results.figures import COLUMN, FAINT, INK, _figure, _style
+from densevit.matchfile import Correspondences
+from densevit.results.figures.style import COLUMN, FAINT, INK, new_figure, styled
 from densevit.rundir import replacing
 
 Found = Correspondences | Sequence[Correspondences]
@@ -68,8 +68,8 @@ def draw_similarity(
     `similarity`: (rows, columns), as `densevit.correspond.patch_similarity` gives it.
     """
     rows, columns = similarity.shape
-    with _style():
-        figure = _figure(COLUMN, 1.75)
+    with styled():
+        figure = new_figure(COLUMN, 1.75)
         left, right = figure.subplots(1, 2)
         left.imshow(picture, extent=(0, columns, rows, 0), interpolation="nearest")
         shown = right.imshow(similarity, _COLOURS, _scale(similarity), interpolation="nearest")
@@ -92,7 +92,7 @@ def draw_attention(
     `weights`: (heads, rows, columns), as `densevit.correspond.attention` gives them; `words`: whose
     they are. Each map has a scale of its own, whose end stands below it: heads differ too much.
     """
-    with _style():
+    with styled():
         _save(_attention(picture, weights, words), png)
 
 
@@ -138,12 +138,12 @@ def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
     rows = len(columns[0])
     if rows == 0 or any(len(column) != rows for column in columns):
         raise ValueError(f"wanted as many pictures in each, got {[len(c) for c in columns]}")
-    with _style():
+    with styled():
         values = [one.similarity[chosen(one, most)] for column in columns for one in column]
         colours = ScalarMappable(_scale(np.concatenate(values)), _COLOURS)
         wide, tall = COLUMN - 2 * _EDGE, (COLUMN - 2 * _EDGE) * (1 + _DROP) / (2 + _GAP)
         size = COLUMN * len(sides), _HEAD + rows * (tall + _BELOW) + _FOOT
-        figure = _figure(*size)
+        figure = new_figure(*size)
         # Laid out by hand: matplotlib's own layout cuts titles off above axes of a fixed aspect.
         figure.set_layout_engine("none")
         for i, (title, _) in enumerate(sides):
@@ -168,7 +168,7 @@ def _attention(picture: NDArray[np.uint8], weights: NDArray[np.float32], words: 
     maps |= {f"head {number}": head for number, head in enumerate(weights)}
     rows = math.ceil((len(maps) + 1) / _ACROSS)
     across = math.ceil((len(maps) + 1) / rows)
-    figure = _figure(COLUMN, rows * (COLUMN / across + _AROUND) + _UNDER)
+    figure = new_figure(COLUMN, rows * (COLUMN / across + _AROUND) + _UNDER)
     places = figure.subplots(rows, across, squeeze=False).flat
     for axes in places:
         axes.set(xticks=[], yticks=[])
@@ -231,5 +231,5 @@ def _scale(values: NDArray[np.float32]) -> Normalize:
 
 
 def _save(figure: Figure, png: Path) -> None:
-    with _style(), replacing(png) as temporary:
+    with styled(), replacing(png) as temporary:
         figure.savefig(temporary, format="png")

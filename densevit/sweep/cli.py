@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from densevit.commandline import Parser, add_outputs, positive, run_command
+from densevit.commandline import Parser, add_outputs, points, positive, run_command
 from densevit.errors import UserError
 from densevit.rundir import CAUSES, outputs_root
 
@@ -73,11 +73,42 @@ def _add_commands(commands: Any) -> None:
     cancel = _command(commands, "cancel", _cancel, "stop jobs that wait or run", runs="*")
     cancel.add_argument("--yes", action="store_true", help="without asking")
     _command(commands, "explain", _explain, "say why a run is where it is", runs="RUN")
-    report = _command(
-        commands, "report", _report, "write and print the table, with what is there so far"
+    _add_report(
+        _command(commands, "report", _report, "write the report and print the answer so far")
     )
-    report.add_argument("--references", metavar="CSV", help="models of your own for the lines of "
-                        "effective robustness (docs/benchmarks.md)")  # fmt: skip
+
+
+def _add_report(report: Any) -> None:
+    for flag, text in (
+        ("--rows", "a table with a row for each value of these, instead of the cells' table"),
+        ("--cols", "and a column for each value of these"),
+    ):
+        report.add_argument(flag, type=_names, default=(), metavar="AXIS[,AXIS]", help=text)
+    report.add_argument("--metric", help="what the table shows (top1)")
+    report.add_argument(
+        "--format", choices=["md", "csv", "tex", "html"],
+        help="print that table alone; html: write the page with it, and print where it is",
+    )  # fmt: skip
+    report.add_argument("--freeze", metavar="NAME", help="keep these numbers, to see what moves")
+    report.add_argument(
+        "--tracking-uri", metavar="URI",
+        help="print that table alone, of the runs in an MLflow store instead of their directories",
+    )  # fmt: skip
+    report.add_argument(
+        "--references", metavar="CSV",
+        help="models of your own for the lines of effective robustness (docs/benchmarks.md)",
+    )  # fmt: skip
+    report.add_argument(
+        "--difference", type=points, metavar="POINTS",
+        help="the smallest difference that matters to you (1.0)",
+    )  # fmt: skip
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError("wanted names of axes, found none")
+    return names
 
 
 def _command(
@@ -239,11 +270,40 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from densevit.sweep.outcome import report_sweep
+    from densevit.sweep import outcome
 
-    references = Path(options.references) if options.references else None
-    report_sweep(_made(options), references)
+    _refuse_unused(options)
+    plan = _made(options)
+    references = None if options.references is None else Path(options.references)
+    metric = "top1" if options.metric is None else options.metric
+    view = outcome.View(options.rows, options.cols, metric)
+    wanted = outcome.WANTED if options.difference is None else options.difference
+    if options.freeze is not None:
+        outcome.freeze_sweep(plan, options.freeze)
+    asked = view if view != outcome.View() else None
+    if options.format == "html":
+        outcome.print_page(plan, references, wanted, asked)
+    elif options.format or options.tracking_uri is not None:
+        outcome.print_table(plan, view, options.format, options.tracking_uri)
+    else:
+        outcome.report_sweep(plan, references, wanted, asked)
     return 0
+
+
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """What a table alone, or the page alone, would not heed."""
+    to = f"--format {options.format}" if options.format else "--tracking-uri"
+    if options.format == "html":
+        unused, why = ("tracking_uri",), "a store has not all that is in a page"
+    elif options.format or options.tracking_uri is not None:
+        unused, why = ("references", "difference"), "it prints the table alone"
+    else:
+        return
+    unused += ("freeze",) if options.tracking_uri is not None else ()
+    for name in unused:
+        if getattr(options, name) not in (None, ()):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: means nothing to {to}: {why}")
 
 
 def _made(options: argparse.Namespace) -> Any:

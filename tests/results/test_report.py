@@ -1,3 +1,4 @@
+import random
 import re
 import subprocess
 import sys
@@ -5,14 +6,17 @@ import sys
 import matplotlib as mpl
 import pytest
 from PIL import Image
+from webpage import check
 
-from densevit.results import report
+from densevit.results import report, reproduce, sheet
+from densevit.results.best import best_marks
 from densevit.results.collect import collect
-from densevit.results.figures import accuracy
-from densevit.results.tables import cell_table, to_csv, to_markdown
+from densevit.results.figures.accuracy import accuracy
+from densevit.results.tables import cell_sheet, cell_table
 from densevit.rundir import read_json, write_json
 from densevit.sweep.cli import main_sweep
 
+BASELINE = "baseline: {cl_mode: none}"
 GRID = ["grid: {cl_mode: [none, global, dense], temperature: [0.1, 0.2]}", "seeds: 2"]
 
 
@@ -20,16 +24,18 @@ def test_every_part_is_written_and_linked(sweep, finish_all):
     plan = sweep(*GRID, "description: Does dense help?")
     finish_all(plan)
     made = report.write(plan)
-    table = cell_table(plan, collect(plan))
-    assert made.table_md.read_text() == to_markdown(table)
-    assert made.table_csv.read_text() == to_csv(table)
+    frame = collect(plan)
+    table = cell_table(plan, frame)
+    marked = sheet.to_markdown(cell_sheet(table, best_marks(frame)))
+    assert made.table_md.read_text() == marked
+    assert made.table_csv.read_text() == sheet.to_csv(cell_sheet(table))
     with Image.open(made.figure_png) as image:
         image.verify()
         assert image.format == "PNG"
     assert made.figure_pdf.read_bytes().startswith(b"%PDF")
     text = made.report_md.read_text()
     assert "Does dense help?" in text
-    assert to_markdown(table).strip() in text
+    assert marked.strip() in text
     assert "10 runs planned (5 cells, 2 seeds each): 10 finished." in text
     for link in re.findall(r"\]\(([^)]+)\)", text):
         assert (made.report_md.parent / link).is_file()
@@ -38,6 +44,79 @@ def test_every_part_is_written_and_linked(sweep, finish_all):
     assert {path.parent for path in (made.report_md, made.figure_png)} == {plan.folder / "report"}
 
 
+def test_the_page_holds_what_the_short_form_does_and_more(sweep, finish_all):
+    plan = sweep("grid: {cl_mode: [none, global, dense]}", "seeds: 4", BASELINE)
+    plan.spec.file.write_text(
+        "# Question: does dense\n# help?\n# Size: 1\n" + plan.spec.file.read_text()
+    )
+    finish_all(plan)
+    made = report.write(plan)
+    text = made.report_html.read_text()
+    read = check(text)
+    shown = read.all("body")[0]["text"]
+    assert "Does dense help?" in shown
+    assert "Size: 1" not in shown
+    titles = [e["text"] for e in read.all("h2")]
+    assert titles[0] == "The answer"
+    for title in re.findall(r"^## (.*)$", made.report_md.read_text(), re.MULTILINE):
+        assert title in titles
+    assert "8 comparisons with the baseline" not in shown  # 2 cells on 3 test sets
+    assert "6 comparisons with the baseline cl_mode: none" in shown
+    for sentence in made.answers:
+        assert sentence in shown.replace("\xa0", " ")
+    commands = [e["text"] for e in read.all("code")]
+    assert reproduce.train_command(plan.runs[0].config) in commands
+    assert any(c.startswith(f"densevit-sweep {plan.spec.file}") for c in commands)
+    assert len(read.all("img")) >= 2
+    assert len(text) < 5e6
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_the_answer_says_follows_the_numbers(sweep, finish):
+    """Planted: dense is 3 points better under shift and not on val; global differs by nothing."""
+    plan = sweep("grid: {cl_mode: [none, global, dense]}", "seeds: 6", BASELINE)
+    noise = random.Random(1)
+    for run in plan.runs:
+        mode, base = run.config.cl_mode, 50 + 2 * random.Random(run.seed).random()
+        gain = {"none": 0.0, "global": 0.0, "dense": 3.0}[mode]
+        finish(plan, run, {"val": base + noise.gauss(0, 0.05),
+                           "sketch": base - 20 + gain + noise.gauss(0, 0.05)})  # fmt: skip
+    answers = report.write(plan).answers
+    assert "1 decided" in answers[0]
+    assert "3 cannot be told apart (under 1.0 points)" in answers[0]
+    assert answers[1].startswith("Higher than the baseline: dense − none on sketch (+3.0 [")
+    assert any(
+        line.startswith("More than clean accuracy") and ", of which +3.0 [" in line
+        for line in answers
+    )
+    text = " ".join(report.write(plan, wanted=0.01).answers)
+    assert "cannot be told apart" not in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_gain_that_is_clean_accuracy_is_called_so(sweep, finish):
+    plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 6", BASELINE)
+    noise = random.Random(2)
+    for run in plan.runs:
+        gain = 3.0 if run.config.cl_mode == "dense" else 0.0
+        numbers = {"val": 50 + gain, "sketch": 30 + gain}
+        finish(plan, run, {k: v + noise.gauss(0, 0.2) for k, v in numbers.items()})
+    answers = " ".join(report.write(plan).answers)
+    assert "dense − none on sketch (+" in answers
+    assert "Not shown, all comparisons counted, to be more than a change" in answers
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_without_a_baseline_no_differences_are_told(sweep, finish_all):
+    plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 3")
+    finish_all(plan)
+    made = report.write(plan)
+    assert "names no baseline" in made.answers[0]
+    assert "comparison" not in " ".join(made.answers)
+    check(made.report_html.read_text())
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_clean_accuracy_to_compare_with_where_it_is_another(sweep, finish_all):
     plan = sweep("grid: {temperature: [0.1, 0.2]}")
     numbers = finish_all(plan, ["val", "other", "alike"])
@@ -73,7 +152,10 @@ def test_while_the_sweep_runs(sweep, finish):
     folder.create(failed.config)
     folder.write_status("failed", message="out of memory")
     folder.log_file.write_text("start\n10%\r\x1b[31m90%\n\nboom | ```\n")
-    text = report.write(plan).report_md.read_text()
+    made = report.write(plan)
+    text = made.report_md.read_text()
+    page = check(made.report_html.read_text())
+    assert "boom | ```" in page.all("pre")[0]["text"]
     assert "1 finished, 1 failed" in text
     assert "6 pending" in text
     assert f"**{failed.id}** (global · 0.1, seed 0): out of memory" in text
@@ -84,6 +166,7 @@ def test_while_the_sweep_runs(sweep, finish):
 def test_with_nothing_finished(sweep):
     made = report.write(sweep(*GRID))
     text = made.report_md.read_text()
+    check(made.report_html.read_text())
     assert "10 pending" in text
     assert text.count("missing") == 5
     with Image.open(made.figure_png) as image:
@@ -139,19 +222,20 @@ def test_the_users_matplotlib_stays_as_it_was(sweep, finish_all):
 ON_LINE = 100 * (1.5 * 3 / 7) / (1 + 1.5 * 3 / 7)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_robustness_beyond_clean_accuracy(sweep, finish, tmp_path, capsys):
     plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 2")
     for run in plan.runs:
         dense = run.config.cl_mode == "dense"
         finish(plan, run, {"val": 60.0, "imagenet-v2": 50.0, "mine": ON_LINE + 5 * dense})
     # There are published models for V2; for `mine` only those of one's own.
-    assert "| cell | imagenet-v2 |" in report.write(plan).report_md.read_text()
+    assert re.search(r"\| cell +\| imagenet-v2 +\|", report.write(plan).report_md.read_text())
     own = tmp_path / "own.csv"
     own.write_text(f"model,val,mine\na,50,30\nb,60,{ON_LINE}\nc,70,50\n")
     capsys.readouterr()
     assert main_sweep(["report", str(plan.spec.file), "--outputs", str(plan.outputs), "--references", str(own)]) == 0  # fmt: skip
     text = (plan.folder / "report" / "report.md").read_text()
-    rows = dict(re.findall(r"^\| (none|dense) \| ([+-][\d.]+) \|$", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (none|dense) *\| *([+-][\d.]+) \[", text, re.MULTILINE))
     assert float(rows["dense"]) - float(rows["none"]) == pytest.approx(5.0)
     assert float(rows["none"]) == 0
     assert main_sweep(["report", str(plan.spec.file), "--references", str(tmp_path / "no.csv")]) == 2  # fmt: skip

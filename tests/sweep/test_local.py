@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -125,11 +126,11 @@ def wait_for(condition, seconds=90):
         time.sleep(0.05)
 
 
-LONG = 40 * 21  # steps: epochs of 42 pictures, two at a time
+LONG = 12 * 21  # steps: epochs of 42 pictures, two at a time
 
 
 def long_sweep(tmp_path, tiny):
-    settings = {**tiny, "epochs": 40, "batch_size": 2, "log_every": 1}
+    settings = {**tiny, "epochs": 12, "batch_size": 2, "log_every": 1}
     return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
 
 
@@ -142,19 +143,40 @@ def start(file, outputs):
     return subprocess.Popen(
         [*command, str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=heeding,
     )  # fmt: skip
 
 
-def running(plan):
-    return sum(s.state == "running" and s.step > 0 for s in plan.statuses().values())
+def heeding():
+    """Ctrl-C, which a shell lets its background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def held(plan):
+    """Every run stands still in the middle of its training: none ends before something is done."""
+    pids = {}
+
+    def all_stand():
+        for name, status in plan.statuses().items():
+            if name not in pids and status.state == "running" and status.step > 0:
+                os.kill(status.pid, signal.SIGSTOP)
+                pids[name] = status.pid
+        return len(pids) == len(plan.runs)
+
+    wait_for(all_stand)
+    yield
+    for pid in pids.values():
+        with suppress(ProcessLookupError):  # killed meanwhile
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(tmp_path, tiny):
     file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
     plan = make_plan(file, outputs)
     sweep = start(file, outputs)
-    wait_for(lambda: running(plan) == 2)
-    sweep.send_signal(signal.SIGINT)
+    with held(plan):
+        sweep.send_signal(signal.SIGINT)
     assert sweep.wait(90) == EXIT_CARRY_ON
     assert "the same command carries on" in sweep.stdout.read()
     assert [s.state for s in plan.statuses().values()] == ["cancelled", "cancelled"]
@@ -167,9 +189,9 @@ def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(tmp_path, tin
     file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
     plan = make_plan(file, outputs)
     sweep = start(file, outputs)
-    wait_for(lambda: running(plan) == 2)
-    sweep.kill()
-    sweep.wait()
+    with held(plan):
+        sweep.kill()
+        sweep.wait()
     assert run(file, "--jobs", 2, "--outputs", outputs, "--no-tracking").returncode == 0
     check_whole(plan)
     for item in plan.runs:
@@ -181,9 +203,8 @@ def test_a_killed_run_is_failed_and_a_repeat_carries_on(tmp_path, tiny):
     file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
     plan = make_plan(file, outputs)
     sweep = start(file, outputs)
-    wait_for(lambda: running(plan) == 2)
-    victim = plan.run_folder(plan.runs[0])
-    os.kill(victim.status().pid, signal.SIGKILL)
+    with held(plan):
+        os.kill(plan.run_folder(plan.runs[0]).status().pid, signal.SIGKILL)
     assert sweep.wait(180) == 1
     assert "signal SIGKILL" in sweep.stdout.read()
     assert [s.state for s in plan.statuses().values()] == ["failed", "finished"]
