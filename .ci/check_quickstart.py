@@ -10,6 +10,7 @@ from pathlib import Path
 
 BENCHMARKS = ("val", "shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch", "knn")
 SEEDS = 2
+FIGURES = [f"{name}.{kind}" for name in ("accuracy", "differences") for kind in ("png", "pdf")]
 CHANCE = 10.0  # percent; ten classes of equal size
 
 
@@ -23,11 +24,16 @@ def main(outputs: Path) -> None:
             assert float(row[f"{benchmark}_mean"]) > 0, (row, benchmark)
             assert int(float(row[f"{benchmark}_n"])) == SEEDS, (row, benchmark)
         assert float(row["val_mean"]) > 3 * CHANCE, f"{row['cl_mode']} has not learned: {row}"
-    for name in ("table.md", "report.md", "accuracy.png", "accuracy.pdf"):
+    for name in ("table.md", "report.md", "differences.csv", *FIGURES):
         assert (report / name).stat().st_size > 0, name
+    page = (report / "report.html").read_text(encoding="utf-8")
+    loading = [mark for mark in ('src="http', "url(http", "<script", "<link") if mark in page]
+    assert not loading, f"the page asks the network: {loading}"
+    sections = [f'id="{name}"' for name in ("answer", "coverage", "differences", "reproduce")]
+    assert all(section in page for section in sections), "the page is not whole"
     text = (report / "report.md").read_text()
     assert "## Dense probe" in text, "the dense probe is missing in the report"
-    assert len(list(report.glob("matches-*.png"))) == text.count("![Matches]") == len(rows)
+    assert len(list(report.glob("matches-*.png"))) == text.count("![Matched patches") == len(rows)
     store = sqlite3.connect(f"file:{outputs / 'mlflow.db'}?mode=ro", uri=True)
     finished = store.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0]
     assert finished == 1 + len(rows) * SEEDS, f"MLflow shows {finished} finished runs"
