@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 
 from densevit.data.benchmarks import TestSet
 from densevit.data.names import CLEAN
+from densevit.data.reading import files_stamp
 from densevit.distributed import World, agreed
 from densevit.predictions import (
     Answers,
@@ -37,16 +36,17 @@ def answered(
 
     Errors: `RunError` where the network gave no numbers.
     """
-    digest = blake2b(json.dumps(asked.fingerprint()).encode(), digest_size=8).hexdigest()
-    parts, files = [], []
+    long, parts, files = len(asked) > PART, [], []
+    # Of the files and not of their names alone: another folder may have the same names.
+    source_of_part = f"{source}, {files_stamp(asked.images)}" if long else source
     for begin in range(0, len(asked), PART):
         file = path.parent / "parts" / f"{path.stem}-{begin}.parquet"
-        part = recalled(file, f"{source}, {digest}", world)
+        part = recalled(file, source_of_part, world) if long else None
         if part is None:
             part = ask(range(begin, min(begin + PART, len(asked))))
             check_finite(part)
-            if world.writes and len(asked) > PART:
-                write_answers(part, file, f"{source}, {digest}")
+            if world.writes and long:
+                write_answers(part, file, source_of_part)
         parts.append(part)
         files.append(file)
     whole = joined(parts)

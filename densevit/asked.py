@@ -43,7 +43,8 @@ def asked_for(
     config, own = None, None
     if run is not None:
         config = run.config()
-        own = _own_data(run, config, named) if not words or _unplaced_probes(words) else None
+        mine = {*benchmark_names(config), *PROBES}
+        own = _own_data(run, config, named) if not words or mine & set(words) else None
         if not words:
             probes = [name for name in benchmark_names(config) if name in PROBES]
             return _checked([own.val, *own.benchmarks.values()], probes, config, own, {}, named)
@@ -68,16 +69,14 @@ def asked_for(
                 raise UserError(f"{word}: on other pictures than the run's own: give --to DIR")
         if name in PROBES:
             places[name] = path or None
+        elif not path and own is not None and name in (own.val.name, *own.benchmarks):
+            sets.append(own.val if name == own.val.name else own.benchmarks[name])
         else:
             how = classes if name not in LAYOUTS else None
             record = {"path": path or None, "classes": how}
             sets.append(open_benchmark(name, record, named.classes, name))
     sets.sort(key=lambda each: each.name not in CLEAN)
     return _checked(sets, list(places), config, own, places, named)
-
-
-def _unplaced_probes(words: Sequence[str]) -> bool:
-    return any(word in PROBES for word in words)
 
 
 def _own_data(run: RunFolder, config: RunConfig, named: Named) -> Data:

@@ -198,7 +198,7 @@ def recompute(folder: RunFolder) -> dict[str, dict[str, Any]]:
     Errors: `UserError` if there are none, or one cannot be read.
     """
     from densevit.answering import clean_answers
-    from densevit.predictions import read_answers
+    from densevit.predictions import read_answers, source_of
     from densevit.scores import score
 
     files = sorted((folder.path / "predictions").glob("*.parquet"))
@@ -209,7 +209,7 @@ def recompute(folder: RunFolder) -> dict[str, dict[str, Any]]:
         file.stem: score(read_answers(file), None if file.stem in (*CLEAN, *PROBES) else clean)
         for file in files
     }
-    _merge(folder, found, folder.path.name)
+    _merge(folder, found, source_of(files[0]) or folder.path.name)
     return found
 
 

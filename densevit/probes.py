@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from densevit.config import RunConfig
 from densevit.data.benchmarks import TestSet, resolved
 from densevit.data.pictures import Images
+from densevit.data.reading import files_stamp
 from densevit.data.sources import data_folder
 from densevit.data.views import plain_view
 from densevit.errors import UserError
@@ -125,7 +126,9 @@ def _features(probing: Probing, split: str, images: Images, tokens: Which) -> Te
         look = {**probing.pictures, **(SQUEEZED if tokens == "patches" else {})}
         file = None
         if probing.kept is not None:
-            of = [probing.source, images.fingerprint(), probing.image_size, look]
+            # By its files and not by its names alone: another folder may have the same names.
+            seen = files_stamp(images.pictures if isinstance(images, MaskedImages) else images)
+            of = [probing.source, seen, probing.image_size, look]
             digest = blake2b(json.dumps(of).encode(), digest_size=8).hexdigest()
             file = probing.kept / f"{split}-{tokens}-{digest}.npy"
         view = plain_view(probing.image_size, **look)

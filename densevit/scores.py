@@ -87,7 +87,9 @@ def score_areas(areas: Areas) -> Numbers:
     iou = _iou(rows.sum(axis=1))
     count = len(areas.samples)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), MASK_RESAMPLES)
-    spread = np.nanmean(_iou(np.einsum("rn,knc->krc", drawn, rows, optimize=True)), axis=1)
+    resampled = _iou(np.einsum("rn,knc->krc", drawn, rows, optimize=True))
+    told = ~np.isnan(resampled).all(axis=1)  # not of pictures of void pixels alone
+    spread = np.nanmean(resampled[told], axis=1)
     low, high = np.percentile(spread, [2.5, 97.5])
     right, _, labelled = rows.sum(axis=(1, 2))
     return {

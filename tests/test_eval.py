@@ -238,3 +238,40 @@ def test_an_error_in_a_loading_process_ends_the_command(trained, tmp_path, blobs
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert broken.name in done.stderr
+
+
+def test_other_pictures_of_the_same_names_are_other_pictures(networks, blobs, tmp_path):
+    """Features that an earlier evaluation has left are found again by their pictures."""
+    other = shutil.copytree(blobs, tmp_path / "other")
+    rng = np.random.default_rng(0)
+    for file in other.rglob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    name = "vit_tiny_patch16_224"
+
+    def neighbours(pictures, to):
+        words = [networks[name], f"knn={pictures}", "--model-name", name, "--workers", "0"]
+        assert main(["eval", *map(str, words), "--to", str(tmp_path / to), "--keep-features"]) == 0
+        return numbers_of(RunFolder(tmp_path / to))["knn"]
+
+    first, wanted = neighbours(blobs, "one"), neighbours(other, "two")
+    assert first != wanted
+    assert neighbours(other, "one") == wanted
+    assert neighbours(blobs, "one") == first
+
+
+def test_a_name_of_the_runs_own_means_its_own_pictures(run, blobs, tmp_path, monkeypatch):
+    folder, call = run
+    before = numbers_of(folder)["val"]
+    shutil.copytree(blobs / "dark", tmp_path / "data" / "val")
+    monkeypatch.setenv("DENSEVIT_DATA", str(tmp_path / "data"))
+    assert call("abc", "val") == 0
+    assert numbers_of(folder)["val"] == pytest.approx(before, rel=1e-5)
+
+
+def test_numbers_from_predictions_alone_stay_the_networks(run, blobs, tmp_path):
+    _, call = run
+    assert call("abc", f"dark={blobs / 'dark'}", "--to", tmp_path / "to") == 0
+    (tmp_path / "to" / "results.json").unlink()
+    assert call(tmp_path / "to", "--from-predictions") == 0
+    assert call("abc", f"night={blobs / 'dark'}", "--to", tmp_path / "to") == 0
+    assert numbers_of(RunFolder(tmp_path / "to")).keys() == {"dark", "night"}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,14 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from densevit.errors import UserError
-from densevit.predictions import Answers, read_answers, write_answers
-from densevit.scores import bootstrap_interval, calibration_error, matched_clean, score
+from densevit.predictions import Answers, Areas, read_answers, write_answers
+from densevit.scores import (
+    bootstrap_interval,
+    calibration_error,
+    matched_clean,
+    score,
+    score_areas,
+)
 
 
 def made(count=500, classes=12, seed=0, **parts):
@@ -131,3 +138,12 @@ def test_matched_clean_accuracy_needs_clean_pictures_of_each_class():
     assert matched_clean(told("ab", "ab"), told("abc", "abc")) is None
     assert "matched_clean" not in score(told("abc", "abc"), told("ab", "ab"))
     assert matched_clean(told("ab", "ab"), told("", "")) is None
+
+
+def test_a_picture_of_void_pixels_alone_leaves_the_interval_a_number():
+    right = np.array([[90, 5], [0, 0]], np.int32)
+    whole = np.array([[95, 5], [0, 0]], np.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = score_areas(Areas("dense-probe", ("a", "b"), ["x", "void"], right, whole, whole))
+    assert 0 < found["miou_low"] <= found["miou"] <= found["miou_high"] <= 100

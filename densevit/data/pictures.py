@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from densevit.errors import UserError
 
 _ORIENTATION = 0x0112  # the EXIF tag
+DEEP = ("F", "I")  # modes that `check_depth` looks into
 _TURNED = (5, 6, 7, 8)  # its values that exchange width and height
 
 
@@ -33,19 +34,31 @@ class Picture:
         A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size (`reduction`), for a fraction of the
         time; other formats, and smaller sizes than 1, come whole. Call it once.
 
-        Errors: `UserError` naming the file if it is truncated.
+        Errors: `UserError` naming the file if it is truncated, or has values of another range than
+        8 or 16 bits.
         """
         image = self.encoded
         with _naming(self.name):
             if reduction > 1:
                 image.draft(None, (image.width // reduction, image.height // reduction))
             image.load()
+            check_depth(image)
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
                 image = image.convert("RGBA")
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                 image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
             return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def check_depth(image: Image.Image) -> None:
+    """Errors: `ValueError` for values that nobody can say the brightness of."""
+    if image.mode == "F":
+        raise ValueError("holds floating-point values, wanted 8 or 16 bits")
+    if image.mode == "I":  # 32 bits, as which 16 may be read
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:
+            raise ValueError(f"holds values of 32 bits, {low} to {high}, wanted 8 or 16 bits")
 
 
 class Images(Protocol):

@@ -23,12 +23,12 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from densevit.data.folders import FolderImages
-from densevit.data.pictures import Images
+from densevit.data.pictures import DEEP, Images, check_depth
 from densevit.errors import UserError
 from densevit.rundir import read_json, write_json
 
 DIGEST_BYTES = 12  # of the hash of a picture's content
-_VERSION = 1  # of the cache
+_VERSION = 2  # of the cache
 _CHUNK = 500  # pictures a process is given at once; up to two such are read by this one
 _JPEG = (b"\xff\xda", b"\xff\xd9")  # with which pixels begin and end
 _MARKS = {"JPEG": _JPEG, "MPO": _JPEG, "PNG": (b"IDAT", b"IEND\xaeB`\x82")}
@@ -67,7 +67,7 @@ def read_files(images: Images, hashing: bool, jobs: int | None, cache: Path | No
         read = kept(images, hashing, cache)
         if read is not None:
             return read
-    stamp = _stamp(images)  # before they are read: a file that changes meanwhile voids it
+    stamp = files_stamp(images)  # before they are read: a file that changes meanwhile voids it
     looks = list(_looks(images, hashing, jobs or len(os.sched_getaffinity(0))))
     read = _summed(images.ids, looks, hashing)
     digests = base64.b64encode(read.digests).decode()
@@ -86,7 +86,7 @@ def kept(images: Images, hashing: bool, cache: Path | None) -> Reading | None:
         record = read_json(_entry(images, cache))
         if record is None or record["version"] != _VERSION or hashing > record["hashed"]:
             return None
-        if record["files"] != _stamp(images):  # last, for what it costs
+        if record["files"] != files_stamp(images):  # last, for what it costs
             return None
         held = {name: record[name] for name in Reading._fields}
         return Reading(**{**held, "digests": base64.b64decode(held["digests"]), "cached": True})
@@ -107,9 +107,13 @@ def _entry(images: Images, cache: Path | None) -> Path:
     return (cache or cache_folder()) / f"{root.name}-{blake2b(key, digest_size=8).hexdigest()}.json"
 
 
-def _stamp(images: Images) -> str:
-    """A digest of the names, sizes and modification times of a set's files."""
+def files_stamp(images: Images) -> str:
+    """A digest of where a set lies, and of the names, sizes and modification times of its files; of
+    a set without files of its own (a drawn one) of what it says of itself."""
     seen = blake2b(json.dumps(images.fingerprint()).encode(), digest_size=16)
+    if not hasattr(images, "root"):
+        return seen.hexdigest()
+    seen.update(str(Path(images.root).resolve()).encode("utf-8", "surrogateescape"))
     paths: Iterable[str] = (f"{images.root}/{each}" for each in images.ids)
     if not isinstance(images, FolderImages):
         paths = [str(path) for path in (images.root, *sorted(images.root.rglob("*")))]
@@ -182,7 +186,13 @@ def _look(file: BinaryIO, hashing: bool) -> _Look:
     if "exif" in image.info:
         image.getexif()  # as a run does for the orientation
     kind = _kind(image)
-    begun, ended = _MARKS.get(image.format or "", (b"", b""))
+    if image.mode in DEEP:
+        image.load()
+        check_depth(image)
+    if image.format not in _MARKS:  # only decoding tells whether it is whole
+        image.load()
+        return _Look("", False, kind, image.size, digest)
+    begun, ended = _MARKS[image.format]
     odd = not end.endswith(ended)
     if odd:  # bytes after the end do no harm, but it must be there: zeros decode as grey
         file.seek(0)

@@ -5,7 +5,7 @@ Three layouts are known:
 - a folder with `images/` and `masks/`, or with train/ and val/ that each hold these. A mask is a
   PNG of its picture's name whose palette index or grey value is the class. `classes.txt`, beside
   `images/` or above train/ and val/, names the classes, one a line, from 0 on; without it they are
-  the numbers up to the highest in any mask, all of which are then read.
+  the numbers up to the highest in any mask, all of which are then read and must occur.
 - Pascal VOC: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/SPLIT.txt.
 - `shapes`, the drawn set: the background and the ten classes.
 """
@@ -107,10 +107,14 @@ def open_masks(
 def check_masks(images: MaskedImages) -> None:
     """Read every mask once, so that a bad one is told before long work begins.
 
-    Errors: `UserError` of the first one that cannot be used.
+    Errors: `UserError` of the first one that cannot be used, and if all pixels are void.
     """
+    counted = False
     for index in range(len(images)):
-        images.mask(index)
+        counted |= bool((images.mask(index) != VOID).any())
+    if not counted:
+        where = getattr(images.pictures, "root", "shapes")
+        raise UserError(f"{where}: the masks of all {len(images)} pictures are void everywhere")
 
 
 def _open_drawn(split: str | None, size: int, drawn: Path | None, source: str) -> MaskedImages:
@@ -183,13 +187,21 @@ def _classes(root: Path, source: str, void: int) -> tuple[str, ...]:
             if "" in names or len(set(names)) < len(names):
                 raise UserError(f"{source}: {file}: wanted a name a line, each only once")
             return tuple(names)
-    highest = -1
+    found: dict[int, Path] = {0: root}  # each value and the first file that has it
     for folder in dict.fromkeys([root, home / "train", home / "val"]):
         if (folder / "masks").is_dir():
             for file in _files(folder / "masks", frozenset({".png"})):
-                values = _read(file, source)
-                highest = max(highest, int(values[values != void].max(initial=0)))
-    return tuple(str(number) for number in range(highest + 1))
+                for value in np.unique(_read(file, source)).tolist():
+                    found.setdefault(value, file)
+    found.pop(void, None)
+    absent = next((n for n in range(max(found)) if n not in found), None)
+    if absent is not None:  # one stray pixel would make a class of its own, and more between
+        last = max(found)
+        raise UserError(
+            f"{source}: {found[last]}: holds the value {last}, but no mask holds {absent}: name "
+            f"the classes in {home / 'classes.txt'}, one a line, from 0 on"
+        )
+    return tuple(str(number) for number in range(max(found) + 1))
 
 
 def _mask(

@@ -240,7 +240,7 @@ def leading_axes(found: Findings) -> tuple[str, str]:
 
 
 def _robustness(found: Findings, frame: pd.DataFrame, cells: pd.DataFrame) -> Iterator[Drawing]:
-    benchmarks = found.shifted[:MOST_SHIFTED]
+    benchmarks, more = found.shifted[:MOST_SHIFTED], found.shifted[MOST_SHIFTED:]
     if not benchmarks:
         return
     yield Drawing(
@@ -248,7 +248,8 @@ def _robustness(found: Findings, frame: pd.DataFrame, cells: pd.DataFrame) -> It
         "with reference models.",
         "Accuracy under shift against clean accuracy, on logit scales. Marker: mean of a cell; "
         "small dots: single seeds; grey crosses: reference models, and the line through them; "
-        "where there are none, the line of equal accuracy.",
+        "where there are none, the line of equal accuracy."
+        + (f" The first {MOST_SHIFTED} of {len(found.shifted)} test sets." if more else ""),
         shift, (frame, cells, benchmarks, found.references),
     )  # fmt: skip
 

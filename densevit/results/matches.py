@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,7 +23,17 @@ from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import NDArray
 
 from densevit.matchfile import Correspondences
-from densevit.results.figures.style import COLUMN, FAINT, INK, new_figure, styled
+from densevit.results.figures.style import (
+    COLUMN,
+    FAINT,
+    INK,
+    LINE,
+    SMALL,
+    lines_in,
+    new_figure,
+    save,
+    styled,
+)
 from densevit.rundir import replacing
 
 Found = Correspondences | Sequence[Correspondences]
@@ -30,8 +41,7 @@ Found = Correspondences | Sequence[Correspondences]
 _COLOURS = "viridis"  # grows lighter evenly, for the colour-blind and in grey print too
 _GAP = 0.12  # between the views, in sides of a view
 _DROP = 0.3  # of view 2 below view 1, likewise: level, the lines of a row would hide each other
-# Inches: beside a pair, below it for words, above the first, below the last.
-_EDGE, _BELOW, _HEAD, _FOOT = 0.2, 0.34, 0.22, 0.68
+_EDGE, _HEAD, _FOOT = 0.2, 0.22, 0.68  # inches beside a pair, above the first, below the last
 # Maps of attention side by side, at most; inches around the maps of a row, and below them all.
 _ACROSS, _AROUND, _UNDER = 5, 0.32, 0.3
 # How a match is drawn: width and dashes of the line, the ends and their size.
@@ -40,6 +50,17 @@ _KINDS = {
     "wrong": (0.7, (0, (4, 2)), "X", 3.2),
     "none": (0.6, ":", "s", 1.8),
 }
+
+
+class _Size(NamedTuple):
+    """Of a pair: the points of its words, whether these are broken, the thickness of its lines."""
+
+    font: float
+    narrow: bool
+    thick: float
+
+
+_SIZES = (_Size(7.0, False, 1.0), _Size(SMALL, True, 0.7))  # alone, and two side by side
 _WORDS = ("right, ± 1 patch", "wrong", "place not in view 2")
 
 
@@ -52,12 +73,13 @@ def draw_matches(found: Found, png: Path, *, most: int = 24, title: str = "") ->
     _save(matches([(title, found)], most), png)
 
 
-def draw_before_after(before: Found, after: Found, png: Path, *, most: int = 24) -> None:
-    """The same twice, side by side: the same pictures before and after training, two columns wide.
+def draw_before_after(before: Found, after: Found, png: Path, pdf: Path, *, most: int = 16) -> None:
+    """The same pictures before (left) and after training (right), in a column's width, as PNG and
+    PDF.
 
     Errors: `ValueError` if the two do not hold as many pictures.
     """
-    _save(matches([("before training", before), ("after training", after)], most), png)
+    save(matches([("before training", before), ("after training", after)], most), png, pdf)
 
 
 def draw_similarity(
@@ -130,7 +152,8 @@ def count_words(found: Correspondences, drawn: NDArray[np.int64]) -> str:
 
 
 def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
-    """A figure with a column for each (title, pictures), a row a picture, and one colour scale.
+    """A figure as wide as a column, in it a column for each (title, pictures), a row a picture, and
+    one colour scale.
 
     Errors: `ValueError` if they are not equally long, or empty.
     """
@@ -141,20 +164,23 @@ def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
     with styled():
         values = [one.similarity[chosen(one, most)] for column in columns for one in column]
         colours = ScalarMappable(_scale(np.concatenate(values)), _COLOURS)
-        wide, tall = COLUMN - 2 * _EDGE, (COLUMN - 2 * _EDGE) * (1 + _DROP) / (2 + _GAP)
-        size = COLUMN * len(sides), _HEAD + rows * (tall + _BELOW) + _FOOT
-        figure = new_figure(*size)
+        each = COLUMN / len(sides)
+        size = _SIZES[min(len(sides), 2) - 1]
+        wide, tall = each - 2 * _EDGE, (each - 2 * _EDGE) * (1 + _DROP) / (2 + _GAP)
+        words = [_words_below(one, most, size) for column in columns for one in column]
+        below = 0.12 + LINE * lines_in(words)
+        figure = new_figure(COLUMN, _HEAD + rows * (tall + below) + _FOOT)
         # Laid out by hand: matplotlib's own layout cuts titles off above axes of a fixed aspect.
         figure.set_layout_engine("none")
+        inches = tuple(figure.get_size_inches()) * 2
         for i, (title, _) in enumerate(sides):
             for j in range(rows):
-                bottom = _FOOT + (rows - 1 - j) * (tall + _BELOW) + _BELOW
-                place = COLUMN * i + _EDGE, bottom, wide, tall
-                axes = figure.add_axes(np.divide(place, size * 2))
-                _draw_pair(axes, columns[i][j], most, colours)
+                bottom = _FOOT + (rows - 1 - j) * (tall + below) + below
+                axes = figure.add_axes(np.divide((each * i + _EDGE, bottom, wide, tall), inches))
+                _draw_pair(axes, columns[i][j], most, colours, size)
                 if j == 0:
                     axes.set_title(title.replace("$", r"\$"), fontweight="bold", y=1.0, pad=4)
-        bar = figure.add_axes(np.divide((size[0] / 2 - 1, 0.54, 2, 0.08), size * 2))
+        bar = figure.add_axes(np.divide((COLUMN / 2 - 1, 0.54, 2, 0.08), inches))
         figure.colorbar(colours, cax=bar, orientation="horizontal", label="cosine similarity")
         bar.tick_params(length=2)
         handles = [_lines(kind, FAINT) for kind in _KINDS]
@@ -184,7 +210,16 @@ def _attention(picture: NDArray[np.uint8], weights: NDArray[np.float32], words: 
     return figure
 
 
-def _draw_pair(axes: Axes, found: Correspondences, most: int, colours: ScalarMappable) -> None:
+def _words_below(found: Correspondences, most: int, size: _Size) -> str:
+    words = count_words(found, chosen(found, most))
+    if not size.narrow:
+        return words
+    return "\n".join(",\n".join(line.rsplit(", ", 1)) for line in words.split("\n"))
+
+
+def _draw_pair(
+    axes: Axes, found: Correspondences, most: int, colours: ScalarMappable, size: _Size
+) -> None:
     drawn = chosen(found, most)
     (rows, columns), truth, similarity = found.grid, found.truth, found.similarity
     corners = ((0, 0), (1 + _GAP, _DROP))
@@ -192,9 +227,11 @@ def _draw_pair(axes: Axes, found: Correspondences, most: int, colours: ScalarMap
         axes.imshow(pixels, extent=(x, x + 1, y + 1, y), interpolation="nearest")
         # At the outer edges, where no line passes.
         edge, side = (x - 0.02, "right") if number == 1 else (x + 1.02, "left")
-        axes.text(edge, y + 0.5, f"view {number}", rotation=90, ha=side, va="center")
+        axes.text(
+            edge, y + 0.5, f"view {number}", rotation=90, ha=side, va="center", fontsize=size.font
+        )
     axes.set(xlim=(0, 2 + _GAP), ylim=(1 + _DROP, 0), xticks=[], yticks=[])
-    axes.set_xlabel(count_words(found, drawn))
+    axes.set_xlabel(_words_below(found, most, size), fontsize=size.font)
     axes.spines[:].set_visible(False)
     # The right ones come last, on top; within a kind the most similar one does.
     for patch in sorted(drawn, key=lambda i: (truth[i] >= 0, found.right[i], similarity[i])):
@@ -204,19 +241,20 @@ def _draw_pair(axes: Axes, found: Correspondences, most: int, colours: ScalarMap
         ]
         kind = "none" if truth[patch] < 0 else "right" if found.right[patch] else "wrong"
         colour = FAINT if kind == "none" else colours.to_rgba(similarity[patch])
-        for line in _lines(kind, colour, *zip(*ends, strict=True)):
+        for line in _lines(kind, colour, *zip(*ends, strict=True), thick=size.thick):
             axes.add_line(line)
 
 
 def _lines(
-    kind: str, colour: object, x: Sequence[float] = (), y: Sequence[float] = ()
+    kind: str, colour: object, x: Sequence[float] = (), y: Sequence[float] = (), *, thick: float = 1
 ) -> tuple[Line2D, Line2D]:
     """A line and its two ends."""
     width, style, marker, size = _KINDS[kind]
+    width, size = width * thick, size * thick
     line = Line2D(x, y, color=colour, linestyle=style, linewidth=width)
     # A rim sets it off from light and dark pictures.
     rim = "white" if kind == "none" else "black"
-    line.set_path_effects([Stroke(linewidth=width + 0.7, foreground=rim), Normal()])
+    line.set_path_effects([Stroke(linewidth=width + 0.7 * thick, foreground=rim), Normal()])
     ends = Line2D(x, y, color=colour, linestyle="", marker=marker, markersize=size)
     ends.set(markeredgecolor=rim, markeredgewidth=0.35)
     return line, ends

@@ -159,15 +159,19 @@ def _matches(found: Findings, folder: Path) -> list[tuple[str, Picture]]:
         )
         alt = f"Matched patches of two views of val pictures, {row.label}, seed {row.seed}"
         image = page.embedded(target, photo=True)
-        parts.append((f"{row.label}, seed {row.seed}", Picture(target.name, *image, alt, caption)))
+        also = target.with_suffix(".pdf").name
+        picture = Picture(target.name, *image, alt, caption, also)
+        parts.append((f"{row.label}, seed {row.seed}", picture))
     return parts
 
 
 def _draw_matches(files: list[Path], target: Path) -> None:
-    """Drawn once: what a run keeps does not change."""
-    if target.exists() and all(target.stat().st_mtime >= f.stat().st_mtime for f in files):
+    """As PNG and PDF, drawn once: what a run keeps does not change."""
+    targets = (target, target.with_suffix(".pdf"))
+    newest = max(file.stat().st_mtime for file in files)
+    if all(there.exists() and there.stat().st_mtime >= newest for there in targets):
         return
     from densevit.matchfile import read_matches
     from densevit.results.matches import draw_before_after
 
-    draw_before_after(*(read_matches(file) for file in files), target)
+    draw_before_after(*(read_matches(file) for file in files), *targets)

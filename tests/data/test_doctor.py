@@ -228,7 +228,7 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
     images = scan(root, "x")
     line = f"{root}: a/torn.jpg: "
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_stamp", lambda images: pytest.fail("a stat without a check"))
+        patch.setattr(reading, "files_stamp", lambda images: pytest.fail("a stat without a check"))
         assert known_problems(images) == []
     assert [told.startswith(line) for told in quick_problems(images)] == [True]
     # The quick check compared no contents, so that they are read now, and not once more.
@@ -335,3 +335,35 @@ def test_a_file_that_is_no_data_set_is_a_mistake(tmp_path, capsys, name):
     assert shown.err.startswith(f"densevit: {name}: {file}: is a file and no folder")
     with pytest.raises(UserError, match=r"^eval: .*list\.txt: is a file and no folder"):
         open_benchmark(name, str(file), ALL, "eval")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "bmp", "tif", "ppm"])
+def test_what_has_no_mark_at_its_end_is_decoded(tmp_path, suffix):
+    root = lay(tmp_path / "val", ["a"])
+    file = root / "a" / f"cut.{suffix}"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (60, 60, 3), dtype=np.uint8)).save(file)
+    assert found_in("val", root).problems == ()
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    found = found_in("val", root, hashing=False)
+    assert [name for name, _ in found.reading.unreadable] == [f"a/cut.{suffix}"]
+    with pytest.raises(UserError, match="cut"):
+        scan(root, "x").picture(1).decode()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.linspace(0, 1, 81, dtype=np.float32), "floating-point values, wanted 8 or 16 bits"),
+        (np.arange(81, dtype=np.int32) * 1_000_000, "values of 32 bits, 0 to 80000000, wanted"),
+    ],
+)
+def test_values_of_unknown_brightness_are_refused(tmp_path, values, told):
+    root = lay(tmp_path / "val", ["a"])
+    Image.fromarray(values.reshape(9, 9)).save(root / "a" / "deep.tif")
+    ((name, why),) = found_in("val", root).reading.unreadable
+    assert name == "a/deep.tif"
+    assert told in why
+    with pytest.raises(UserError, match="deep"):
+        scan(root, "x").picture(1).decode()

@@ -77,8 +77,8 @@ def test_a_folder_of_pictures_and_masks(tmp_path, mode):
 
 
 def test_without_names_the_classes_are_the_numbers_of_all_splits(tmp_path):
-    masked(tmp_path / "train", values=[0, 1, 255])
-    masked(tmp_path / "val", values=[0, 5])
+    masked(tmp_path / "train", values=[0, 1, 2, 4, 255])
+    masked(tmp_path / "val", values=[0, 3, 5])
     for found in (
         open_masks(tmp_path, "train", source="dense"),
         open_masks(tmp_path / "train", source="dense"),
@@ -87,6 +87,29 @@ def test_without_names_the_classes_are_the_numbers_of_all_splits(tmp_path):
         assert found.classes == ("0", "1", "2", "3", "4", "5")
     (tmp_path / "classes.txt").write_text("abcdefgh".replace("", "\n").strip())
     assert open_masks(tmp_path / "val", source="dense").classes == tuple("abcdefgh")
+
+
+def test_a_stray_value_makes_no_classes(tmp_path):
+    masked(tmp_path / "train", values=[0, 1, 255])
+    masked(tmp_path / "val", values=[0, 1, 77])
+    told = refused(tmp_path / "val")
+    assert "holds the value 77, but no mask holds 3: name the classes in " in told
+    assert "val/masks/0.png" in told
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    found = open_masks(tmp_path, "val", source="dense")
+    with pytest.raises(UserError, match="77, beyond the 2 classes"):
+        check_masks(found)
+
+
+def test_masks_without_any_pixel_to_learn_from_or_to_score(tmp_path):
+    masked(tmp_path, values=[255])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    photo(tmp_path / "images" / "last.jpg")
+    save(tmp_path / "masks" / "last.png", np.full((4, 6), 255, np.uint8), "L")
+    for file in (tmp_path / "masks").glob("*.png"):
+        save(file, np.full((4, 6), 255, np.uint8), "L")
+    with pytest.raises(UserError, match="void everywhere"):
+        check_masks(open_masks(tmp_path, source="dense"))
 
 
 def test_another_value_can_be_void(tmp_path):
@@ -176,6 +199,7 @@ def test_values_of_few_bits_are_the_classes_that_were_written(tmp_path, colour, 
     photo(tmp_path / "images" / "a.jpg", size=(4, 1))
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").write_bytes(png(depth, colour, row, 4))
+    (tmp_path / "classes.txt").write_text("\n".join(map(str, range(16))))
     assert open_masks(tmp_path, source="dense").mask(0).tolist() == [values]
 
 

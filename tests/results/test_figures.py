@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
 
 import matplotlib as mpl
 import numpy as np
@@ -26,6 +27,7 @@ from figureframes import (
 from matplotlib.text import Text
 
 from densevit.errors import UserError
+from densevit.results.figures import style
 from densevit.results.figures.accuracy import accuracy
 from densevit.results.figures.cost import cost
 from densevit.results.figures.curves import learning_curves
@@ -34,7 +36,7 @@ from densevit.results.figures.health import HEALTH, health
 from densevit.results.figures.heat import heat, text_color
 from densevit.results.figures.marginal import marginal
 from densevit.results.figures.shift import shift, ticks_between
-from densevit.results.figures.style import LOOKS, SMALL, save
+from densevit.results.figures.style import LOOKS, REST, SMALL, save, styled, wrapped
 from densevit.results.robustness import fit_line, read_references
 
 
@@ -74,13 +76,14 @@ def drawn_texts(figure, monkeypatch):
 # Readable.
 
 
-@pytest.mark.parametrize(("count", "labels"), [(13, ()), (2, ["_hidden", LONG]), (1, [LONG])])
+@pytest.mark.parametrize(
+    ("count", "labels"), [(13, ()), (8, [LONG]), (2, ["_hidden", LONG]), (1, [LONG])]
+)
 def test_no_letters_overlap_are_cut_off_or_too_small(count, labels, monkeypatch):
     for name, figure in every_figure(make_cells(count, labels)).items():
         if figure is None:
             continue
-        if name != "accuracy":
-            assert figure.get_size_inches()[0] == 3.5
+        assert figure.get_size_inches()[0] == 3.5
         texts = drawn_texts(figure, monkeypatch)
         assert texts
         width, height = figure.bbox.width, figure.bbox.height
@@ -91,6 +94,75 @@ def test_no_letters_overlap_are_cut_off_or_too_small(count, labels, monkeypatch)
         for (one, a), (other, b) in itertools.combinations(texts, 2):
             apart = min(a.x1, b.x1) - max(a.x0, b.x0) < 1 or min(a.y1, b.y1) - max(a.y0, b.y0) < 1
             assert apart, (name, one.get_text(), other.get_text())
+
+
+@pytest.mark.parametrize(("count", "columns"), [(7, 2), (10, 2), (20, 3), (40, 4)])
+def test_accuracy_of_many_cells_fits_a_page_s_column_and_is_readable(count, columns, monkeypatch):
+    cells = make_cells(count)
+    frame = make_frame(cells)
+    figure = accuracy(make_table(cells, frame), frame)
+    width, height = figure.get_size_inches()
+    assert width == 3.5
+    assert height <= 9.01
+    texts = drawn_texts(figure, monkeypatch)
+    for text, _ in texts:
+        assert text.get_fontsize() >= SMALL
+    for (one, a), (other, b) in itertools.combinations(texts, 2):
+        apart = min(a.x1, b.x1) - max(a.x0, b.x0) < 1 or min(a.y1, b.y1) - max(a.y0, b.y0) < 1
+        assert apart, (one.get_text(), other.get_text())
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    boxes = [axes.get_position() for axes in panels]
+    assert len(panels) == len(BENCHMARKS)
+    assert len({round(box.x0, 4) for box in boxes}) == columns
+    # A point of accuracy is as long in each of them.
+    points = [box.width / np.ptp(a.get_xlim()) for a, box in zip(panels, boxes, strict=True)]
+    assert points == pytest.approx([points[0]] * len(panels), rel=1e-3)
+    # Each cell's dot is at its label.
+    for axes in panels:
+        dots = [line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() == "o"]
+        assert dots == pytest.approx(axes.get_yticks())
+        assert len(dots) == count
+
+
+def test_a_row_is_as_high_as_its_own_label_needs():
+    cells = make_cells(8, [LONG])
+    frame = make_frame(cells, benchmarks=("val",))
+    axes = accuracy(make_table(cells, frame, ("val",)), frame).axes[0]
+    first, second, *_, last = np.diff(axes.get_yticks())
+    assert first > 2 * second
+    assert second == last == 1
+
+
+def test_lines_break_where_words_do():
+    assert wrapped("vit_small_patch16_224", 20) == "vit_small_patch16_\n224"
+    assert wrapped("stylized-imagenet", 12) == "stylized-\nimagenet"
+    assert wrapped("val at -0.5 and 1e-05", 8) == "val at\n-0.5 and\n1e-05"
+    assert wrapped("dense · vit_small_patch16_224 · 0.1", 24) == (
+        "dense ·\nvit_small_patch16_224 ·\n0.1"
+    )
+    assert wrapped("x" * 50, 20).split("\n") == ["x" * 20, "x" * 20, "x" * 10]
+    assert wrapped("对比学习" * 4, 20) == "对比学习对比学习对比\n学习对比学习"  # two letters wide
+    assert wrapped("a  b\tc", 20) == "a b c"
+    assert wrapped("", 20) == ""
+    rows = make_marginals().assign(level="vit_small_patch16_224")
+    labels = [text.get_text() for text in marginal(rows).axes[0].get_yticklabels()]
+    assert labels == ["vit_small_patch16_\n224"]
+
+
+def test_letters_that_no_font_has_are_drawn_without_a_word(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(style, "FONTS", ("DejaVu Sans", "No Such Font"))
+    style.families.cache_clear()
+    cells = make_cells(8, ["对比 🙂"])
+    frame = make_frame(cells)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure = accuracy(make_table(cells, frame), frame)
+        save(figure, tmp_path / "a.png", tmp_path / "a.pdf")
+        with styled():
+            warnings.warn("another", UserWarning, stacklevel=1)
+    style.families.cache_clear()
+    assert [str(warning.message) for warning in told] == ["another"]
+    assert not caplog.records
 
 
 def test_a_label_shows_dollars_and_underscores_as_they_are(monkeypatch):
@@ -213,6 +285,30 @@ def test_shift_leaves_out_what_is_no_number_and_says_so():
     figure = shift(frame, cells, "mine")
     figure.canvas.draw()
     assert np.isfinite(figure.axes[0].get_xlim()).all()
+
+
+def test_shift_names_the_measured_test_sets_that_it_does_not_draw():
+    cells = make_cells(2)
+    frame = make_frame(cells)
+    asked = ("imagenet-v2", "imagenet-a", "imagenet-sketch", "imagenet-r", "mine")
+    assert "Not drawn" not in notes(shift(frame, cells, asked))  # `mine` was not measured
+    hundred = (frame["metric"] == "ways") & frame["benchmark"].isin(["imagenet-a"])
+    other = frame.assign(value=frame["value"].mask(hundred, 100.0))
+    unknown = (other["metric"] == "ways") & (other["benchmark"] == "imagenet-sketch")
+    other = other[~unknown & (other["metric"] != "top1_imagenet-r")]
+    figure = shift(other, cells, asked, read_references())
+    assert len([axes for axes in figure.axes if axes.get_visible()]) == 1
+    said = notes(figure)
+    assert "Not drawn: imagenet-a (other classes than published)." in said
+    assert "Not drawn: imagenet-sketch (not known among how many classes)." in said
+    assert "Not drawn: imagenet-r (no clean accuracy among its 200 classes)." in said
+    assert "mine" not in said
+    nothing = (frame["metric"] == "top1") & frame["benchmark"].isin(["imagenet-a", "imagenet-r"])
+    figure = shift(frame.assign(value=frame["value"].mask(nothing)), cells, asked)
+    assert "Not drawn: imagenet-a, imagenet-r (no number)." in notes(figure)
+    figure.canvas.draw()
+    box = figure._supxlabel.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_ticks_of_a_logit_axis_are_round_and_apart():
@@ -369,6 +465,31 @@ def test_marginal_has_a_panel_an_axis_and_a_row_a_level():
     assert "6 of 7 benchmarks" in notes(several)
     marginals.loc[0, ["difference", "low", "high", "p_holm"]] = math.nan
     assert [t.get_text() for t in marginal(marginals).axes[0].texts] == ["no number"]
+
+
+# Health.
+
+
+def test_health_shows_the_best_of_each_kind_of_loss():
+    """Dense cells have the most precise matches, but the panels of global pairs lack them."""
+    cells = make_cells(41)  # none, twenty global, twenty dense
+    curves = make_curves(cells, seeds=1, epochs=3, names=tuple(HEALTH))
+    for one in ("global", "dense"):
+        mode = curves["cell"].map(cells.set_index("cell")["cl_mode"])
+        curves = curves[~(curves["name"].str.startswith(f"health/{one}_") & (mode != one))]
+    place = curves["cell"].str[1:].astype(int)
+    precise = curves["name"] == "health/match_precision"
+    curves = curves.assign(value=curves["value"].mask(precise, place.astype(float)))
+    figure = health(curves, cells)
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    best = ["c0", "c19", "c20", "c38", "c39", "c40"]
+    assert shown == list(cells.set_index("cell").loc[best, "label"])
+    for axes in figure.axes:
+        if axes.get_visible():
+            assert {line.get_color() for line in axes.get_lines()} - {REST}
+    assert "35 other cells, not among the best of their kind" in notes(figure)
+    named = health(curves, cells, shown=["c1", "c2"])
+    assert len(named.legends[0].get_texts()) == 2
 
 
 # Cost.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 from PIL import Image
 
 from densevit.correspond import Correspondences, Views
+from densevit.matchfile import write_matches
+from densevit.results import report
+from densevit.results.figures.style import SMALL
 from densevit.results.matches import (
     _attention,
     chosen,
@@ -18,6 +24,7 @@ from densevit.results.matches import (
     draw_similarity,
     matches,
 )
+from densevit.rundir import run_folder
 
 
 def record(grid=(6, 6), seed=0):
@@ -147,7 +154,7 @@ def test_twice_gives_the_same_bytes_and_other_numbers_others(tmp_path):
     for path in paths[:2]:
         draw_matches(found, path, title="a picture")
     for path in paths[2:4]:
-        draw_before_after(found, other, path)
+        draw_before_after(found, other, path, path.with_suffix(".pdf"))
     for path in paths[4:]:
         draw_similarity(found.views.pixels[0], similarity, 8, path)
     one, two, three, four, five, six = (path.read_bytes() for path in paths)
@@ -155,7 +162,11 @@ def test_twice_gives_the_same_bytes_and_other_numbers_others(tmp_path):
     draw_matches(other, paths[0], title="a picture")
     assert paths[0].read_bytes() != one
     widths = [Image.open(path).width for path in paths[::2]]
-    assert widths == pytest.approx([1050, 2100, 1050], abs=2)
+    assert widths == pytest.approx([1050, 1050, 1050], abs=2)
+    pdfs = [path.with_suffix(".pdf") for path in paths]
+    assert [pdf.exists() for pdf in pdfs] == [False, False, True, True, False, False]
+    assert pdfs[2].read_bytes()[:5] == b"%PDF-"
+    assert pdfs[2].read_bytes() == pdfs[3].read_bytes()
 
 
 def test_a_diverged_network_is_drawn(tmp_path):
@@ -167,7 +178,7 @@ def test_a_diverged_network_is_drawn(tmp_path):
 
 def test_before_and_after_hold_as_many_pictures(tmp_path):
     with pytest.raises(ValueError, match=r"as many pictures in each, got \[2, 1\]"):
-        draw_before_after([record(), record()], record(), tmp_path / "x.png")
+        draw_before_after([record()] * 2, record(), tmp_path / "x.png", tmp_path / "x.pdf")
     with pytest.raises(ValueError, match=r"got \[0\]"):
         draw_matches([], tmp_path / "x.png")
     assert not list(tmp_path.iterdir())
@@ -177,7 +188,8 @@ def test_before_and_after_hold_as_many_pictures(tmp_path):
 @pytest.mark.parametrize("sides", [1, 2])
 @pytest.mark.parametrize("most", [9, 36])  # words of two lines and of one
 def test_no_text_is_cut_off(rows, sides, most):
-    figure = matches([("before training", [record()] * rows)] * sides, most)
+    figure = matches([("before training", [record((14, 14))] * rows)] * sides, most)
+    assert figure.get_size_inches()[0] == 3.5
     figure.draw_without_rendering()
     shown = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     assert {"before training", "view 1", "wrong"} <= {text.get_text() for text in shown}
@@ -185,6 +197,44 @@ def test_no_text_is_cut_off(rows, sides, most):
         box = text.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= figure.bbox.width, text
         assert 0 <= box.y0 < box.y1 <= figure.bbox.height, text
+        assert text.get_fontsize() >= SMALL
+    boxes = [text.get_window_extent() for text in shown]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_before_is_on_the_left_and_after_on_the_right():
+    before, after = record(seed=1), record(seed=2)
+    figure = matches([("before", before), ("after", after)], 36)
+    left, right = figure.axes[:2]
+    assert [left.get_title(), right.get_title()] == ["before", "after"]
+    assert left.get_position().x1 < right.get_position().x0
+    for axes, found in ((left, before), (right, after)):
+        words = " ".join(axes.get_xlabel().split())
+        assert words == " ".join(count_words(found, chosen(found, 36)).split())
+
+
+def test_a_report_has_them_as_png_and_pdf_and_draws_them_once(tmp_path):
+    rows = [{"run": "r1", "cell": "c", "seed": 3, "state": "finished", "label": "dense"}]
+    plan = SimpleNamespace(outputs=tmp_path)
+    found = SimpleNamespace(plan=plan, coverage=pd.DataFrame(rows))
+    for when in ("before", "after"):
+        file = run_folder(tmp_path, "r1").matches_file(when)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_matches(file, [record()])
+    png, pdf = (tmp_path / f"matches-r1.{kind}" for kind in ("png", "pdf"))
+
+    def drawn():
+        ((title, picture),) = report._matches(found, tmp_path)
+        assert (title, picture.file, picture.also) == ("dense, seed 3", png.name, pdf.name)
+        assert "before (left) and after training (right)" in picture.caption
+        assert picture.width == pytest.approx(1050, abs=2)
+        return png.stat().st_mtime_ns, pdf.stat().st_mtime_ns
+
+    first = drawn()
+    assert drawn() == first
+    pdf.unlink()
+    assert drawn() != first  # as a report of an earlier version, which had no PDF
+    assert pdf.read_bytes()[:5] == b"%PDF-"
 
 
 def heads(count, grid=(4, 4), seed=0):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, product
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,13 +15,18 @@ from matplotlib.ticker import MaxNLocator
 from densevit.results.figures.style import (
     COLUMN,
     INK,
+    LETTER,
+    LINE,
     LOOKS,
     MOST_LOOKS,
     ROW,
+    SMALL,
     Legend,
     Look,
     bare,
     handle,
+    letters,
+    lines_in,
     new_figure,
     said,
     styled,
@@ -29,6 +36,11 @@ from densevit.results.figures.style import (
 from densevit.results.tables import CellTable, metric_title
 
 MOST_PANELS = 4  # side by side
+LABEL = 24  # letters of a cell's label on a line
+TALLEST = 9.0  # inches, a page
+TITLE_LETTER = 0.062  # inches
+ROWS = (ROW, 0.14, 0.125, LINE)  # inches, what a row may be high
+LEAST_ROW = 0.096  # likewise, of the smallest letters
 
 _Seeds = dict[tuple[str, str], list[float]]
 
@@ -39,7 +51,8 @@ def accuracy(table: CellTable, frame: pd.DataFrame) -> Figure:
     In place of ± std stands the 95 % interval of the mean where the table has it (`intervals`).
     A few cells are colours in one panel; more are rows, with a panel a benchmark. The axis need
     not start at zero, since dots show positions and not lengths; in panels side by side a point
-    of accuracy has the same length everywhere. Beside many panels the figure grows to two columns.
+    of accuracy has the same length everywhere. The figure is a column wide, and up to a page high
+    (higher for more than forty cells, or many benchmarks or long labels beside that).
     """
     with styled():
         if len(table.data) <= MOST_LOOKS:
@@ -84,21 +97,20 @@ def _few_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
 
 
 def _many_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
-    """A panel a benchmark, a row a cell."""
+    """A panel a benchmark, a row a cell; the labels stand once a line of panels."""
     cells, panels = len(table.data), len(table.benchmarks)
     seeds = _seeds(table, frame)
-    columns = min(panels, MOST_PANELS)
-    lines = math.ceil(panels / columns)
-    labels = [wrapped(label, 44) for label in table.data["label"]]
-    spread = max(label.count("\n") + 1 for label in labels)
-    label_width = 0.055 * max(len(line) for label in labels for line in label.split("\n"))
-    figure = new_figure(
-        max(COLUMN, label_width + 1.35 * columns),
-        lines * (ROW * cells * max(1, 0.65 * spread) + 0.35) + 0.35,
+    labels = [wrapped(label, LABEL) for label in table.data["label"]]
+    shape = _shape(table.benchmarks, labels)
+    grown = _grown(labels, shape.row)
+    figure = new_figure(COLUMN, shape.height)
+    grid = figure.subplots(
+        math.ceil(panels / shape.columns), shape.columns, sharey=True, squeeze=False
     )
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    ends = list(accumulate(grown))
+    places = [end - own / 2 - 0.5 for end, own in zip(ends, grown, strict=True)]
     drawn = [
-        [_dots(table, seeds, cell, name, cell, 0) for cell in range(cells)]
+        [_dots(table, seeds, cell, name, places[cell], 0) for cell in range(cells)]
         for name in table.benchmarks
     ]
     span = max(_span(table.metric, dots) for dots in drawn)
@@ -106,13 +118,45 @@ def _many_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
         if number >= panels:
             axes.set_visible(False)
             continue
-        _draw(axes, drawn[number], *_limits(table.metric, drawn[number], span))
-        axes.set_title(wrapped(table.benchmarks[number], 24), loc="left")
-        axes.set_yticks(range(cells), labels)
-        axes.set_ylim(cells - 0.4, -0.6)
+        limits = _limits(table.metric, drawn[number], span)
+        size = 4.4 if shape.columns < 3 else 3.4
+        _draw(axes, drawn[number], *limits, ticks=max(3, 6 - shape.columns), size=size)
+        axes.set_title(shape.titles[number], loc="left", pad=3)
+        axes.set_yticks(places, labels, fontsize=SMALL if shape.row < LINE else None)
+        axes.set_ylim(ends[-1] - 0.4, -0.6)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.5)
     figure.supxlabel(_label(table), fontsize=7)
     return figure
+
+
+class _Shape(NamedTuple):
+    """How many panels stand side by side, the titles, and inches: of a row, and of the figure."""
+
+    columns: int
+    titles: list[str]
+    row: float
+    height: float
+
+
+def _shape(names: Sequence[str], labels: Sequence[str]) -> _Shape:
+    """Two panels side by side, or, where these would make a figure taller than a page, lower rows,
+    and then more panels."""
+    beside = LETTER * max(letters(line) for label in labels for line in label.split("\n"))
+    most = min(len(names), MOST_PANELS)
+    for columns, row in [*product(range(min(2, most), most + 1), ROWS), (most, LEAST_ROW)]:
+        width = (COLUMN - beside) / columns
+        titles = [wrapped(name, max(9, int((width - 0.1) / TITLE_LETTER))) for name in names]
+        rows = row * sum(_grown(labels, row))
+        each = rows + 0.28 + LINE * lines_in(titles)
+        height = math.ceil(len(names) / columns) * each + 0.25
+        if height <= TALLEST:
+            break
+    return _Shape(columns, titles, row, height)
+
+
+def _grown(labels: Sequence[str], row: float) -> list[float]:
+    """How high each cell's row is for its label, in rows."""
+    return [max(1.0, LINE * lines_in([label]) / row if "\n" in label else 1.0) for label in labels]
 
 
 def _seeds(table: CellTable, frame: pd.DataFrame) -> _Seeds:
@@ -167,9 +211,11 @@ def _limits(metric: str, dots: list[_Dots], span: float) -> tuple[float, float]:
     return start, start + span
 
 
-def _draw(axes: Axes, dots: list[_Dots], low: float, high: float) -> None:
+def _draw(
+    axes: Axes, dots: list[_Dots], low: float, high: float, ticks: int = 5, size: float = 4.4
+) -> None:
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.5)
     bare(axes, "left")
     axes.tick_params(axis="y", length=0)
@@ -184,6 +230,6 @@ def _draw(axes: Axes, dots: list[_Dots], low: float, high: float) -> None:
                 markerfacecolor=INK, markeredgewidth=0, alpha=0.7, clip_on=False,
             )  # fmt: skip
         axes.plot(
-            [d.mean], [d.y], linestyle="", marker=d.look.marker, markersize=4.4, clip_on=False,
+            [d.mean], [d.y], linestyle="", marker=d.look.marker, markersize=size, clip_on=False,
             markerfacecolor=d.look.color, markeredgecolor="white", markeredgewidth=0.4, zorder=3,
         )  # fmt: skip

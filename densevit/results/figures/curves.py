@@ -90,7 +90,7 @@ def learning_curves(
     labels = labels_of(cells)
     legend = Legend([_told(labels[cell], found[cell]) for cell in looks])
     interval, texts = told_band([found[cell] for cell in looks])
-    texts += told_rest(cells, found, looks, len(shown) > 0)
+    texts += told_rest(cells, found, looks, "" if shown else "the best at the end")
     with styled():
         figure = new_figure(COLUMN, 2.1 + legend.height + note_height(texts))
         axes = figure.add_subplot()
@@ -256,14 +256,15 @@ def told_band(drawn: Sequence[Course]) -> tuple[bool, list[str]]:
 
 
 def told_rest(
-    cells: pd.DataFrame, found: Mapping[str, Course], looks: Mapping[str, Look], asked: bool
+    cells: pd.DataFrame, found: Mapping[str, Course], looks: Mapping[str, Look], best: str
 ) -> list[str]:
-    """Sentences about the cells that have no look, and those that have logged nothing."""
+    """Sentences about the cells that have no look, and those that have logged nothing; `best` is
+    what those with a look are, if it was not asked for them."""
     others = len([cell for cell in cells["cell"] if cell in found and cell not in looks])
     missing = len(cells) - len([cell for cell in cells["cell"] if cell in found])
     texts = []
     if others:
-        which = "" if asked else ", not among the best at the end"
+        which = f", not among {best}" if best else ""
         texts.append(f"Grey: {others} other cells{which}.")
     if missing:
         texts.append(f"Not yet logged by {missing} of {len(cells)} cells.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -53,8 +54,9 @@ def health(
 
     `curves` is `collect.curves` of the names in `HEALTH`, `cells` is `cells_frame`; those that no
     run has logged have no panel. Bands, faint parts, crosses, `shown` and grey lines are those of
-    `learning_curves`; the best six of many cells are those with the most precise matches at the
-    end. A cell has the same look in all panels.
+    `learning_curves`. The best six of many cells are those with the most precise matches at the
+    end, in turn of each kind of cell that has logged the same numbers: a loss without dense pairs
+    has panels that others are not in. A cell has the same look in all panels.
     """
     found = {name: courses(curves, cells, name) for name in HEALTH}
     found = {name: drawn for name, drawn in found.items() if drawn}
@@ -65,13 +67,15 @@ def health(
     for name in (*found, main):
         every |= found[name]
     order = [cell for cell in cells["cell"] if cell in every]
-    looks = dict(zip(picked(order, ranked(every, order), shown), LOOKS, strict=False))
+    looks = dict(
+        zip(picked(order, _in_turn(ranked(every, order), found), shown), LOOKS, strict=False)
+    )
     labels = labels_of(cells)
     legend = Legend([labels[cell] for cell in looks])
     interval, texts = told_band(
         [c for d in found.values() for cell, c in d.items() if cell in looks]
     )
-    texts += told_rest(cells, every, looks, len(shown) > 0)
+    texts += told_rest(cells, every, looks, "" if shown else "the best of their kind at the end")
     columns = min(2, len(found))
     lines = math.ceil(len(found) / columns)
     with styled():
@@ -91,6 +95,15 @@ def health(
         note(figure, texts)
         legend.draw(figure, [handle(look, line=True) for look in looks.values()])
         return figure
+
+
+def _in_turn(best: Sequence[str], found: Mapping[str, Mapping[str, Course]]) -> list[str]:
+    """The first of each kind of cell, then the second, and so on."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for cell in best:
+        kinds.setdefault(tuple(name for name in found if cell in found[name]), []).append(cell)
+    turns = zip_longest(*kinds.values())
+    return [cell for turn in turns for cell in turn if cell is not None]
 
 
 def _panel(axes: Axes, name: str, drawn: dict[str, Course], looks: dict, interval: bool) -> None:

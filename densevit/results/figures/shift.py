@@ -73,9 +73,11 @@ def shift(
     Of more than six cells six have a look (`shown`, or the best on the first benchmark), the others
     are hollow circles. A panel holds the cells and what is near them; a note counts reference
     models beyond. A run without a number in one of the two has no dot; a note counts such cells.
+    Another says which benchmarks were measured and have no panel, and why.
     """
     asked = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
-    panels = _panels(frame[frame["cell"].isin(cells["cell"])], asked, references)
+    frame = frame[frame["cell"].isin(cells["cell"])]
+    panels = _panels(frame, asked, references)
     if not panels:
         return None
     means = panels[0].runs.groupby("cell")["shifted"].mean().sort_values(ascending=False)
@@ -86,6 +88,7 @@ def shift(
     legend = Legend([labels[cell] for cell in looks])
     views = [_view(panel) for panel in panels]
     texts = _notes(panels, views, len(cells), len(order), len(looks))
+    texts += _left_out(frame, [name for name in asked if name not in {p.name for p in panels}])
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     with styled():
@@ -127,6 +130,26 @@ def _panels(
                 line = None
         panels.append(_Panel(name, measured, models, line))
     return panels
+
+
+def _left_out(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """A sentence for each reason why benchmarks that were measured have no panel."""
+    reasons: dict[str, list[str]] = {}
+    alike = set(comparable(frame)["benchmark"])
+    for name in names:
+        rows = frame[frame["benchmark"] == name]
+        if rows.empty:
+            continue
+        if rows.loc[rows["metric"] == "top1", "value"].isna().all():
+            why = "no number"
+        elif name in alike:
+            why = "no clean accuracy" + (" among its 200 classes" if name in AMONG_200 else "")
+        elif (rows["metric"] == "ways").any():
+            why = "other classes than published"
+        else:
+            why = "not known among how many classes"
+        reasons.setdefault(why, []).append(name)
+    return [f"Not drawn: {', '.join(named)} ({why})." for why, named in reasons.items()]
 
 
 def _logit(percent: ArrayLike) -> NDArray[np.float64]:

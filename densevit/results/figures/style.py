@@ -7,9 +7,12 @@ Colour is never the only difference: what has a colour of its own has a marker a
 from __future__ import annotations
 
 import math
-import textwrap
+import re
+import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import Line2D
 
 from densevit.results.tables import METRICS
@@ -35,6 +39,9 @@ LINE = 0.115  # inches, a line of small letters
 SMALL = 6.0  # points, the smallest letters
 LETTER = 0.052  # inches, about what a small letter takes
 MOST_LOOKS = len(PALETTE)
+# For letters that the first, which comes with matplotlib, lacks: those that are installed.
+FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei",
+         "Noto Sans", "Noto Sans Symbols2", "Noto Emoji")  # fmt: skip
 
 _STYLE = {
     "font.size": 7,
@@ -68,9 +75,24 @@ LOOKS = tuple(Look(*parts) for parts in zip(PALETTE, MARKERS, DASHES, strict=Tru
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """matplotlib's own defaults with ours over them, and the user's settings back afterwards."""
-    with mpl.rc_context(), mpl.style.context(["default", _STYLE]):
+    """matplotlib's own defaults with ours over them, and the user's settings back afterwards.
+
+    A letter that no font has is drawn as a box, without a warning for each time it is measured.
+    """
+    with (
+        mpl.rc_context(),
+        mpl.style.context(["default", {**_STYLE, "font.family": families()}]),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
         yield
+
+
+@cache
+def families() -> list[str]:
+    """Those of `FONTS` that are installed: matplotlib logs every one that it looks for in vain."""
+    installed = {font.name for font in fontManager.ttflist}
+    return [name for name in FONTS if name in installed]
 
 
 def save(figure: Figure, png: Path, pdf: Path) -> None:
@@ -91,8 +113,42 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text over several lines, with dollar signs that matplotlib does not read as formulas."""
-    return "\n".join(textwrap.wrap(text, width) or [""]).replace("$", r"\$")
+    """Text over several lines, with dollar signs that matplotlib does not read as formulas.
+
+    It breaks at spaces; a word that is longer than a line at its underscores, hyphens and slashes,
+    and only what is longer still anywhere. No line begins with the dot of a cell's label.
+    """
+    lines = [""]
+    for word in re.findall(r"\S+(?:\s+·)*", text):
+        for number, part in enumerate(_parts(" ".join(word.split()), width)):
+            joined = f"{lines[-1]} {part}" if lines[-1] and not number else lines[-1] + part
+            if letters(joined) <= width or not lines[-1]:
+                lines[-1] = joined
+            else:
+                lines.append(part)
+    return "\n".join(lines).replace("$", r"\$")
+
+
+def letters(text: str) -> int:
+    """How wide a line is in letters: those of East Asia are two wide."""
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
+
+
+def _parts(word: str, width: int) -> list[str]:
+    """A word in parts that each fit in a line."""
+    if letters(word) <= width:
+        return [word]
+    parts: list[str] = []
+    for part in re.split(r"(?<=\w[_/])(?=[^\W_])|(?<=[^\W\d]-)(?=\w)|(?<=\S·)(?=\S)", word):
+        rest = part
+        while letters(rest) > width:
+            fitting = next(
+                n for n in range(len(rest), 0, -1) if letters(rest[:n]) <= width or n == 1
+            )
+            parts.append(rest[:fitting])
+            rest = rest[fitting:]
+        parts.append(rest)
+    return [part for part in parts if part]
 
 
 def lines_in(labels: Iterable[str]) -> int:
@@ -127,7 +183,9 @@ class Legend:
         # matplotlib leaves out a label that begins with an underscore.
         self.labels = [" " + text if text[:1] == "_" else text for text in labels]
         self.labels = [wrapped(text, 56) for text in self.labels]
-        longest = max((len(line) for text in self.labels for line in text.split("\n")), default=0)
+        longest = max(
+            (letters(line) for text in self.labels for line in text.split("\n")), default=0
+        )
         self.columns = 3 if longest <= 13 else 2 if longest <= 24 else 1
         self.columns = min(self.columns, max(1, len(labels)))
 
