@@ -161,7 +161,11 @@ def settings_of(mode):
     return {**SETTINGS, **MODES[mode][0]}
 
 
-@pytest.mark.parametrize("mode", MODES)
+# Of the two in between the parts are those of `joint`.
+LONG = [pytest.param(m, marks=pytest.mark.slow) if m in ("global", "dense") else m for m in MODES]
+
+
+@pytest.mark.parametrize("mode", LONG)
 def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, whole_run, mode):
     kills = MODES[mode][1]
     folder, chance, hits = (

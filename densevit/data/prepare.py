@@ -183,6 +183,7 @@ def _write(
     tell: Callable[[str], None],
 ) -> None:  # fmt: skip
     target_of, total, left = _targets(name, labels), len(missing), set(missing)
+    root, inside = to.resolve(), set()  # `inside`: folders that lie in it
     for archive in archives:
         with _opened(name, archive) as members:
             for member in members:
@@ -191,6 +192,10 @@ def _write(
                     continue
                 path = to / target
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if path.parent not in inside:
+                    if not path.parent.resolve().is_relative_to(root):
+                        raise UserError(f"{name}: {path.parent}: is a link that leads out of {to}")
+                    inside.add(path.parent)
                 part = path.with_name(f".{path.name}.part")
                 with member.open() as source, part.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)

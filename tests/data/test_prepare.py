@@ -291,6 +291,16 @@ def test_imagenet_without_or_with_other_ground_truth(tmp_path, val_tar):
     assert not (tmp_path / "to").exists()
 
 
+def test_a_link_in_the_folder_leads_nowhere(tmp_path, a_tar):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / A[0]).symlink_to(outside)
+    told = said(prepare, "imagenet-a", [a_tar], tmp_path / "to", QUIET)
+    assert f"{A[0]}: is a link that leads out of" in told
+    assert files(outside) == {}
+
+
 def test_one_preparation_at_a_time(tmp_path, a_tar):
     with module._alone(tmp_path / "to"):
         told = said(prepare, "imagenet-a", [a_tar], tmp_path / "to", QUIET)
