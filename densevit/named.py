@@ -96,6 +96,8 @@ def _of_file(path: Path, model_name: str | None) -> Named:
     name = model_name or about.get("architecture")
     if name is None:
         raise UserError(f"{path}: does not say of which model it is; give --model-name NAME")
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(f"{path}: {name}: no model of timm's; {nearest(name, timm.list_models())}")
     try:
         classes = tuple(json.loads(about["classes"])) if "classes" in about else None
         kwargs = json.loads(about.get("model_kwargs", "{}"))

@@ -199,6 +199,9 @@ def test_a_network_without_patches_has_neighbours_and_no_dense_probe(
     about += ["--to", str(tmp_path / "to")]
     assert main(["eval", file, f"knn={blobs}", *about]) == 0
     assert numbers_of(RunFolder(tmp_path / "to"))["knn"]["n"] == 15
+    misspelt = [word.replace("resnet", "resnat") for word in about]
+    assert main(["eval", file, f"knn={blobs}", *misspelt]) == 2
+    assert "no model of timm's; did you mean 'test_resnet'" in capsys.readouterr().err
     assert main(["eval", file, f"knn-patch={blobs}", *about]) == 2
     assert "knn-patch: the network has no patch tokens" in capsys.readouterr().err
 

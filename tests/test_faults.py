@@ -161,7 +161,7 @@ def settings_of(mode):
     return {**SETTINGS, **MODES[mode][0]}
 
 
-# Of the two in between the parts are those of `joint`.
+# What the two in between are made of is in `joint`.
 LONG = [pytest.param(m, marks=pytest.mark.slow) if m in ("global", "dense") else m for m in MODES]
 
 
