@@ -62,6 +62,18 @@ clear_away() { # what a daemon has left behind when it is gone: a child that han
     for pid in "${pids[@]}"; do await 15 gone "$pid" || say "process $pid does not end" >&2; done
 }
 gone() { ! identity "$1" >/dev/null; }
+free_port() { # NODE: a child that its killed daemon had just forked may hang, and with it hold the daemon's port
+    local pid
+    for pid in $(of_ours); do
+        [[ $(cat "/proc/$pid/comm" 2>/dev/null) == slurmd ]] || continue
+        tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "-N $1 *$" || continue
+        kill -KILL "$pid" 2>/dev/null || true
+    done
+    await 15 port_is_free "$((17000 + ${1#node}))" || say "port $((17000 + ${1#node})) stays in use" >&2
+}
+port_is_free() { # PORT: nobody listens on it (state 0A)
+    ! awk -v port=":$(printf %04X "$1")" '$2 ~ port "$" && $4 == "0A" {found = 1} END {exit !found}' /proc/net/tcp
+}
 running() { local name; records | while read -r name _; do is_down "$name" || echo "$name"; done; }
 daemons() { # in the order in which they need each other
     echo munged
@@ -102,6 +114,7 @@ launch() { # NAME
         host=${1#slurmd-}
         # A node that an earlier fault drained would stay so for ever.
         timeout 5 scontrol update nodename="$host" state=resume &>/dev/null || true
+        free_port "$host"
         command=(slurmd -f "${CONFIGS[3]}" -N "$host") ;;
     esac
     rm -f "$file"

@@ -40,6 +40,21 @@ def test_only_root_may(cluster):
 
 
 @pytest.mark.cluster
+def test_a_node_gets_its_port_back_from_a_child_that_hangs(cluster, tmp_path):
+    pids = {line.split()[0]: line.split()[1] for line in script("status").stdout.splitlines()}
+    script("daemon", "kill", "slurmd-node2", check=True)
+    perl = shutil.copy(shutil.which("perl"), tmp_path / "slurmd")
+    listening = "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalAddr => '127.0.0.1', "
+    listening += "LocalPort => 17002, Listen => 1, ReuseAddr => 1) or die $@; sleep 600"
+    child = subprocess.Popen(["nsenter", "--mount", "--uts", "--target", pids["slurmd-node1"],
+                              perl, "-e", listening, "--", "-N", "node2"])  # fmt: skip
+    wait_for(lambda: ":426A 00000000:0000 0A" in Path("/proc/net/tcp").read_text(), 30)
+    done = script("daemon", "start", "slurmd-node2")
+    assert done.returncode == 0, done.stderr
+    assert child.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.cluster
 def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_cluster, tmp_path):
     other_cluster("--nodes", "3", "--gpus", "0")
     assert len(slurm("sinfo", "-h", "-N", "-p", "lab").splitlines()) == 3
