@@ -55,6 +55,32 @@ class SweepResources(Resources):
     when: list[ResourcesWhen] = []
 
 
+class RaySettings(_Record):
+    """How a sweep runs on Ray; what a run needs is the sweep's `resources`, unless it is said here.
+
+    `max_failures`: how often a run is started again that has failed.
+    """
+
+    address: str | None = Field(None, pattern=r"^(auto|local|[^\s:/]+:[0-9]{1,5})$")
+    gpus_per_run: float | None = Field(None, ge=0, allow_inf_nan=False)
+    cpus_per_run: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_concurrent: Int | None = Field(None, ge=1)
+    max_failures: Int = Field(2, ge=0)
+
+
+class EarlyStop(_Record):
+    """Which runs are ended before their time: those that after `grace_epochs`, and each `reduction`
+    times as many, are not among the best 1/`reduction` (asha), or fall behind the median (median).
+    """
+
+    scheduler: Literal["asha", "median"]
+    metric: str = "val/top1"
+    mode: Literal["max", "min"] = "max"
+    grace_epochs: Int = Field(1, ge=1)
+    reduction: float = Field(3.0, gt=1, allow_inf_nan=False)
+    allow_biased: bool = False
+
+
 MOST_SEEDS = 10_000
 
 
@@ -87,6 +113,8 @@ class SweepSpec(_Record):
     launcher: Literal["local", "slurm", "ray"] = "local"
     profile: str | None = Field(None, min_length=1)
     resources: SweepResources = SweepResources()
+    ray: RaySettings = RaySettings()
+    early_stop: EarlyStop | None = None
     file: Path
     layers: tuple[Layer, ...]
 
@@ -139,6 +167,9 @@ def _equal(wanted: Any, value: Any) -> bool:
     return isinstance(wanted, bool) == isinstance(value, bool) and wanted == value
 
 
+_SECTIONS: dict[Any, type[BaseModel]] = {
+    "exclude": Exclusion, "resources": SweepResources, "ray": RaySettings, "early_stop": EarlyStop,
+}  # fmt: skip
 _KEYS = [name for name in SweepSpec.model_fields if name not in ("file", "layers")]
 
 
@@ -152,9 +183,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         return explain(problem, [*_KEYS, "base"])
     if problem["type"] == "extra_forbidden":
-        valid = {"exclude": Exclusion, "resources": SweepResources}.get(
-            problem["loc"][0], Resources
-        )
+        valid = _SECTIONS.get(problem["loc"][0], Resources)
         if "when" in problem["loc"]:
             valid = ResourcesWhen
         return explain(problem, list(valid.model_fields))
