@@ -43,9 +43,7 @@ log = logging.getLogger("densevit")
 Asked = Callable[[], int]  # the signal that asked the run to stop, 0 while none did
 
 
-def execute(
-    folder: RunFolder, config: RunConfig | None = None, asked: Asked | None = None
-) -> int:
+def execute(folder: RunFolder, config: RunConfig | None = None, asked: Asked | None = None) -> int:
     """Carry the run of a folder to its end and return the exit code.
 
     `config` is the run's, for a process beside the one that has written it to the folder. `asked`

@@ -17,6 +17,7 @@ from densevit.config import RunConfig
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.errors import UserError
 from densevit.rundir import read_json, write_atomic, write_json
+from densevit.sweep import search
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, plan_record
 from densevit.sweep.state import STARTABLE, Observed, Standing
@@ -96,6 +97,9 @@ def prepare(plan: Plan, work: Work) -> None:
             pass
     write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
     write_json(plan.folder / "plan.json", plan_record(plan, plan.statuses()))
+    found = search.record(plan.spec)
+    if found is not None:
+        write_json(search.record_file(plan.spec, plan.outputs), found)
 
 
 def _ready(plan: Plan, run: Run) -> None:

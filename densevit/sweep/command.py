@@ -13,9 +13,10 @@ from densevit.config import is_execution
 from densevit.errors import EXIT_CARRY_ON, UserError, nearest
 from densevit.layers import Layer, build
 from densevit.sweep.apply import Work, check, decide, prepare
+from densevit.sweep.early import check_early
 from densevit.sweep.grid import Run
 from densevit.sweep.outcome import counted, finish_sweep, mirror
-from densevit.sweep.plan import Plan
+from densevit.sweep.plan import Plan, make_plan
 from densevit.sweep.select import select
 from densevit.sweep.show import console_for_tables, print_dry_run, say
 from densevit.sweep.spec import Resources
@@ -74,9 +75,7 @@ def retry_sweep(plan: Plan, options: argparse.Namespace) -> int:
 
 def _launcher(plan: Plan, options: argparse.Namespace) -> str:
     launcher = options.launcher or plan.spec.launcher
-    if plan.spec.early_stop is not None and launcher != "ray":
-        raise UserError(f"{plan.spec.file}: early_stop: only the launcher ray ends runs early, and "
-                        f"this one is {launcher}; --launcher ray chooses it")  # fmt: skip
+    check_early(plan, launcher)
     if options.profile and launcher != "slurm":
         raise UserError(f"--profile: is of a Slurm cluster, and the launcher is {launcher}; "
                         f"--launcher slurm chooses it")  # fmt: skip
@@ -85,16 +84,31 @@ def _launcher(plan: Plan, options: argparse.Namespace) -> str:
 
 def _run_and_stay(plan: Plan, work: Work, launcher: str, options: argparse.Namespace) -> int:
     """Execute the runs under a launcher that stays until they have ended."""
-    check(plan, work, here=launcher == "local")
-    with _ready(plan, work, launcher):
-        prepare(plan, work)
-        say(f"{plan.name}: {counted(plan, work)}")
-        with mirror(plan, options.no_tracking):
-            stopped = bool(work.to_run) and _launch(plan, work, launcher, options.jobs)
-            code = finish_sweep(plan, options.no_tracking)
+    while True:
+        check(plan, work, here=launcher == "local")
+        with _ready(plan, work, launcher):
+            prepare(plan, work)
+            say(f"{plan.name}: {counted(plan, work)}")
+            with mirror(plan, options.no_tracking):
+                stopped = bool(work.to_run) and _launch(plan, work, launcher, options.jobs)
+        # What a search proposes next depends on what these have reached.
+        further = None if stopped else _further(plan)
+        if further is None:
+            break
+        plan, work = further, decide(further, observe(further), launcher)
+    with mirror(plan, options.no_tracking):
+        code = finish_sweep(plan, options.no_tracking)
     if stopped:
         say("stopped; the same command carries on")
     return EXIT_CARRY_ON if stopped else code
+
+
+def _further(plan: Plan) -> Plan | None:
+    """The plan with the next round of a search; None where there is none."""
+    if plan.spec.search is None or plan.spec.search.method == "random":
+        return None
+    found = make_plan(plan.spec.file, plan.outputs)
+    return found if len(found.runs) > len(plan.runs) else None
 
 
 def _ready(plan: Plan, work: Work, launcher: str) -> Any:

@@ -28,7 +28,13 @@ import densevit
 from densevit.rundir import RunFolder
 
 # What a run imports on its way, the last of them when it is evaluated.
-PRELOADED = ("densevit.cli", "densevit.train", "densevit.predictions", "scipy.stats", "torchmetrics")
+PRELOADED = (
+    "densevit.cli",
+    "densevit.train",
+    "densevit.predictions",
+    "scipy.stats",
+    "torchmetrics",
+)
 LOOK_SECONDS = 0.05
 GRACE_SECONDS = 60.0  # a run that is asked to stop ends at its next step
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>

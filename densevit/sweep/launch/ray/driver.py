@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from densevit.rundir import write_json
 from densevit.sweep.grid import Run
-from densevit.sweep.launch.ray import cluster, early
+from densevit.sweep.launch.ray import cluster, scheduler
 from densevit.sweep.launch.ray.trial import Trial
 from densevit.sweep.launch.staying import Interrupted, Progress, Watch, interruptible
 from densevit.sweep.plan import Plan
@@ -96,7 +96,7 @@ def _scheduler(plan: Plan, runs: tuple[Run, ...], scratch: Path) -> Any:
     def tell(run: str, said: dict[str, Any]) -> None:
         write_json(_verdict(scratch, run), said)
 
-    return early.make_scheduler(plan, rule, runs, tell)
+    return scheduler.make_scheduler(plan, rule, runs, tell)
 
 
 class _Stop(tune.Stopper):

@@ -17,9 +17,7 @@ Known = Callable[[str], list[dict[str, Any]]]  # run id to what it has validated
 Tell = Callable[[str, dict[str, Any]], None]  # run id, and what is said of its end
 
 
-def make_scheduler(
-    plan: Plan, rule: EarlyStop, runs: Iterable[Run], tell: Tell
-) -> TrialScheduler:
+def make_scheduler(plan: Plan, rule: EarlyStop, runs: Iterable[Run], tell: Tell) -> TrialScheduler:
     """A scheduler by the sweep's rule for `runs`, which calls `tell` before it ends one."""
     by_id = {run.id: run for run in plan.runs}
     most = max(run.config.epochs for run in plan.runs)
@@ -32,9 +30,7 @@ def make_scheduler(
         )  # fmt: skip
     else:
         # It pauses runs to compare them sooner, which for a run would be an interruption.
-        scheduler = _Median(
-            *given, **common, grace_period=rule.grace_epochs, min_time_slice=10**9
-        )
+        scheduler = _Median(*given, **common, grace_period=rule.grace_epochs, min_time_slice=10**9)
     going = {run.id for run in runs}
     for run in plan.runs:
         if run.id not in going and _known(plan, rule, run):
