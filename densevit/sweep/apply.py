@@ -45,8 +45,8 @@ def decide(plan: Plan, observed: Observed, launcher: str) -> Work:
 
     Runs that failed, were cancelled, got lost or lack a benchmark are started again and carry on
     from their checkpoint, and so do those that another sweep has stopped early. The local launcher
-    waits for runs that another process of this machine works on, and so takes them as its own; Ray's
-    does so for what is known to run.
+    waits for runs that another process of this machine works on, and so takes them as its own; that
+    of Ray does so for what is known to run.
     """
     sorted_runs: dict[str, list[Run]] = {"to_run": [], "done": [], "active": [], "unknown": []}
     sorted_runs["stopped"] = []

@@ -27,7 +27,7 @@ def check_early(plan: Plan, launcher: str) -> None:
     compared = [axis for axis in plan.axes if axis not in searched]
     if compared and not rule.allow_biased:
         raise UserError(
-            f"{file}: early_stop: {', '.join(compared)} is compared in the report, and of a setting "
-            f"with stopped runs only the lucky seeds would count; `search:` is for settings to "
-            f"choose from, `allow_biased: true` insists"
+            f"{file}: early_stop: {', '.join(compared)}: is compared in the report, and of a "
+            f"setting with stopped runs only the lucky seeds count; `search:` is for settings "
+            f"to choose from, `allow_biased: true` insists"
         )

@@ -52,7 +52,7 @@ def record_file(spec: SweepSpec, outputs: Path) -> Path:
 
 
 def _asked(spec: SweepSpec) -> dict[str, Any]:
-    """What the rows depend on beside results. More samples are more rows, and the first the same."""
+    """What the rows depend on beside results; more samples leave the first ones as they are."""
     return spec.search.model_dump(exclude={"samples"})
 
 
@@ -98,7 +98,7 @@ def _proposed(spec: SweepSpec, search: Search, outputs: Path) -> list[Settings]:
 
 
 def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float | None]:
-    """Whether the runs of a row are over, and their mean top-1 on val, without those that failed."""
+    """Whether the runs of a row are over, and the mean top-1 on val of those that did not fail."""
     axes = {name: [value] for name, value in row.items()}
     runs = expand(spec.model_copy(update={"zip": [*spec.zip, axes], "baseline": None})).runs
     statuses = [_status(run, outputs) for run in runs]
@@ -128,10 +128,9 @@ def _propose(
         multivariate=True, constant_liar=True,
     )  # fmt: skip
     study = optuna.create_study(sampler=sampler, direction="maximize")
-    for row, value in zip(rows, values, strict=False):
-        state = (
-            optuna.trial.TrialState.COMPLETE if value is not None else optuna.trial.TrialState.FAIL
-        )
+    states = optuna.trial.TrialState
+    for row, value in zip(rows, values, strict=True):
+        state = states.FAIL if value is None else states.COMPLETE
         made = optuna.trial.create_trial(params=row, distributions=space, value=value, state=state)
         study.add_trial(made)
     asked = [study.ask(space).params for _ in range(number)]

@@ -40,21 +40,25 @@ GRACE_SECONDS = 60.0  # a run that is asked to stop ends at its next step
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
+def code_path() -> str:
+    """A PYTHONPATH on which the code of this process comes first."""
+    code = str(Path(densevit.__file__).parents[1])
+    return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 class Warm:
-    """The starter's end: runs one after another, each as a process of its own."""
+    """The starter's end: it runs one after another, each as a process of its own."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "densevit.sweep.launch.warm"]
-        code = str(Path(densevit.__file__).parents[1])  # where this process has it from
-        paths = [code, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(  # noqa: S603  (a list, no shell)
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": code_path(), "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         self._pid = 0
 
     def start(self, folder: RunFolder) -> None:
-        """Start a run; the one before must have ended. Errors: `OSError` when the process is gone."""
+        """Start a run; the one before must have ended. Errors: `OSError`: the process is gone."""
         self._send({"folder": str(folder.path)})
         self._pid = self._answer()
 

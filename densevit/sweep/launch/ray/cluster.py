@@ -7,10 +7,12 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from densevit.errors import UserError
 from densevit.sweep.grid import Run
+from densevit.sweep.launch.warm import code_path
 from densevit.sweep.plan import Plan
 
 ANSWER_SECONDS = 5.0
@@ -29,6 +31,10 @@ def _import_ray() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner no verbosity silences
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    # A cluster asks for its token unless told otherwise, but who joins it shows it only if told to.
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # What ends a run is a result without the metric.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     # Tune would keep its own state every ten seconds; that of runs is in their directories.
@@ -56,8 +62,9 @@ def connected(plan: Plan, runs: Sequence[Run]) -> Iterator[None]:
     _import_ray()
     import ray
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    common = {"log_to_driver": False, "logging_level": logging.ERROR}
+    # What goes wrong with a run is told by its status and log, not by tracebacks of Ray's.
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    common = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if where == "local":
         ray.init("local", include_dashboard=False, **common)
     else:
@@ -70,6 +77,7 @@ def connected(plan: Plan, runs: Sequence[Run]) -> Iterator[None]:
 
 
 def _join(plan: Plan, where: str, common: dict[str, Any]) -> None:
+    """Errors: `UserError` for a cluster that is not there, or takes nobody without its token."""
     import ray
 
     named = plan.spec.ray.address is not None
@@ -77,16 +85,26 @@ def _join(plan: Plan, where: str, common: dict[str, Any]) -> None:
     start = "`ray start --head` starts one, and `address: local` needs none"
     if where != "auto":
         host, _, port = where.rpartition(":")
+        # Which Ray does as well, and then waits for ever if nobody listens there.
+        taken = ray.util.get_node_ip_address() if host in ("localhost", "127.0.0.1") else host
         try:
-            socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+            socket.create_connection((taken, int(port)), ANSWER_SECONDS).close()
         except (OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{source}: {where}: no Ray answers there ({error}); {start}") from None
+            told = f"no Ray answers at {taken}:{port} ({error}); {start}"
+            raise UserError(f"{source}: {where}: {told}") from None
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    variables["PYTHONPATH"] = code_path()  # the code of this command, and not what is installed
     try:
         ray.init(where, runtime_env={"env_vars": variables}, **common)
     except Exception as error:  # of its own kind for each cause: none there, no token, a version
         told = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{source}: {where}: {told}; {start}") from None
+
+
+def _has_token() -> bool:
+    if "RAY_AUTH_TOKEN" in os.environ:
+        return True
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().exists()
 
 
 def processes(run: Run) -> int:

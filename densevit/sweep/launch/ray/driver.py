@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from densevit.rundir import write_json
+from densevit.rundir import last_lines, write_json
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.ray import cluster, scheduler
 from densevit.sweep.launch.ray.trial import Trial
@@ -84,6 +84,13 @@ def _id(trial: TuneTrial) -> str:
     return trial.config["run"]["id"]
 
 
+def _last_error(trial: TuneTrial) -> str:
+    """The last line of what Ray says, without colours."""
+    file = Path(trial.error_file) if trial.error_file else None
+    lines = last_lines(file, 1) if file else []
+    return lines[0].strip() if lines else "its actor has died"
+
+
 def _verdict(scratch: Path, run: str) -> Path:
     return scratch / f"{run}.verdict"
 
@@ -146,8 +153,7 @@ class _Teller(tune.Callback):
         run = self.runs[_id(trial)]
         folder = self.plan.run_folder(run)
         if folder.word().state in ("pending", "running") and not folder.locked():
-            told = str(trial.get_error()).strip().splitlines() or ["its actor has died"]
-            message = f"Ray lost the run's process: {told[-1]}"
+            message = f"Ray has lost the run's process: {_last_error(trial)}"
             folder.write_status("failed", **folder.progress(), message=message, cause="node")
         self._ended(run)
 
