@@ -1,9 +1,11 @@
 """What an evaluation costs beside the forward pass; a kNN of ImageNet's size; numbers made again.
 
     python bench/evaluate.py [--only throughput,knn,recompute] [--full] [--rounds N]
+                             [--device cuda] [--precision bf16]
 
     throughput  pictures a second of `predict` on batches held in memory, beside a loop that only
-                calls the network; both take turns in one process, ratio of the medians
+                calls the network (on a GPU, that only copies them there and calls it); both take
+                turns in one process, ratio of the medians
     knn         random float16 features of ImageNet's 1,281,167 training pictures and ViT-S: seconds
                 of a part of the 50,000 test rows (--full: of all), and the peak memory of a process
                 that holds all features, the test rows and the scores
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--full", action="store_true", help="kNN of all 50,000 test rows")
     add("--model", default="vit_tiny_patch16_224", help="any ViT of timm (%(default)s)")
     add("--model-kwargs", type=json.loads, default={}, help="of the model, in JSON")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="(%(default)s)")
+    add("--precision", choices=["float32", "bf16", "fp16"], default="float32",
+        help="of the network's products (%(default)s)")  # fmt: skip
     add("--batch", type=positive, default=16, help="pictures (%(default)s)")
     add("--batches", type=positive, default=1, help="of each loop a round (%(default)s)")
     add("--train-rows", type=positive, default=TRAIN, help="of the kNN (%(default)s)")
@@ -74,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row for name in names for row in in_own_process(MEASUREMENTS[name], options)]
     print(table(rows))
     if options.json:
-        options.json.write_text(json.dumps(_result(given, rows), indent=2) + "\n", encoding="utf-8")
+        result = json.dumps(_result(given, rows, options.device), indent=2)
+        options.json.write_text(result + "\n", encoding="utf-8")
     return 0
 
 
@@ -86,13 +92,13 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _result(given: Sequence[str], rows: Sequence[Row]) -> dict[str, Any]:
+def _result(given: Sequence[str], rows: Sequence[Row], device: str) -> dict[str, Any]:
     import torch  # here, when everything is measured: the other processes need it to be small
     from contrast_arm import machine
 
     return {
         "command": shlex.join(["python", "bench/evaluate.py", *given]),
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(torch.device(device)),
         "rows": [row._asdict() for row in rows],
     }
 
@@ -105,13 +111,17 @@ def throughput(options: argparse.Namespace) -> list[Row]:
     from densevit.data.benchmarks import plain_set
     from densevit.data.folders import FolderImages
     from densevit.evaluate import predict
+    from densevit.step import DTYPES
     from densevit.torchvision_guard import ensure_torchvision
 
     ensure_torchvision()
     import timm
 
     torch.manual_seed(0)
-    model = timm.create_model(options.model, num_classes=CLASSES, **options.model_kwargs).eval()
+    device, dtype = torch.device(options.device), DTYPES[options.precision]
+    on_gpu = device.type == "cuda"
+    model = timm.create_model(options.model, num_classes=CLASSES, **options.model_kwargs)
+    model = model.to(device).eval()
     side = model.patch_embed.img_size[0]
     count = options.batch * options.batches
     batches = [
@@ -122,16 +132,19 @@ def throughput(options: argparse.Namespace) -> list[Row]:
         )
         for number in range(options.batches)
     ]
+    if on_gpu:
+        batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
     # ImageNet's own classes: answers are then wanted among those of -A and -R, too.
     labels = tuple(torch.cat([b[1] for b in batches]).tolist())
     names = tuple(f"{number}.jpg" for number in range(count))
     asked = plain_set("imagenet", FolderImages(Path(), imagenet.wnids(), names, labels))
-    device = torch.device("cpu")
 
     def bare() -> None:
         with torch.inference_mode():
             for images, _, _ in batches:
-                model(images)
+                model(images.to(device, non_blocking=True))
+        if on_gpu:
+            torch.cuda.synchronize()
 
     def whole() -> None:
         predict(model, batches, asked, device, lambda: None, len(batches)).answers(asked)
@@ -141,7 +154,8 @@ def throughput(options: argparse.Namespace) -> list[Row]:
     for number in range(options.rounds + 1):
         # In turns, and each first as often as the other.
         for name in sorted(arms, reverse=bool(number % 2)):
-            seconds[name].append(_seconds(arms[name]))
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                seconds[name].append(_seconds(arms[name]))
     bare_seconds, own = (seconds[name][1:] for name in arms)  # without the first round
     told = f"{options.model}, {count} pictures a round"
     ratio = statistics.median(bare_seconds) / statistics.median(own)
@@ -174,7 +188,10 @@ def knn(options: argparse.Namespace) -> list[Row]:
     # Where a part is timed, what the whole would hold besides lies in memory, too.
     test = torch.randn(TEST, options.width, generator=draws).half()
     others = torch.ones(TEST - rows, CLASSES)
-    seconds = _seconds(lambda: nearest_neighbours(train, labels, test[:rows], CLASSES))
+    device = torch.device(options.device)
+    seconds = _seconds(
+        lambda: nearest_neighbours(train, labels, test[:rows], CLASSES, device=device)
+    )
     del others
     sizes = f"{rows:,} x {options.train_rows:,} x {options.width}"
     found = [Row(f"kNN, {sizes}", "s", [seconds])]

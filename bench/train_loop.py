@@ -41,7 +41,7 @@ from densevit.errors import EXIT_MISTAKE, UserError
 from densevit.layers import Layer, build
 from densevit.model import check_model
 from densevit.rundir import RunFolder
-from densevit.step import part_draws
+from densevit.step import autocast, part_draws
 from densevit.trainer import Trainer, build_trainer, looks, save
 
 
@@ -138,7 +138,8 @@ def bare_loop(trainer: Trainer, optimizer: torch.optim.Optimizer, crops: Crops, 
     learner, config, look = trainer.engine.learner, trainer.config, looks(trainer.engine)
     for step in range(steps):
         batch = crops.developed(*look)
-        losses = learner(batch, config.lambda_weight, part_draws(trainer.engine, step, 0))
+        with autocast(trainer.engine):
+            losses = learner(batch, config.lambda_weight, part_draws(trainer.engine, step, 0))
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         nn.utils.clip_grad_norm_(learner.model.parameters(), config.grad_clip)

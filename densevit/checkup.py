@@ -70,7 +70,9 @@ def gradient_balance(learner: Learner, batch: Batch, weight: float) -> dict[str,
     gradient_cosine: of g and h; below 0 the losses contradict each other.
     """
     generator = _generator(batch.view1.device)
-    losses = learner(batch, weight, generator)
+    # What torch.compile makes of the network allows for one gradient, and no second one.
+    with torch.compiler.set_stance("force_eager"):
+        losses = learner(batch, weight, generator)
     parameters = [p for p in learner.model.backbone.parameters() if p.requires_grad]
     contrastive = _gradient(losses.contrastive, parameters, keep=True)
     classification = _gradient(losses.classification, parameters, keep=False)

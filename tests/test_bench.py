@@ -90,7 +90,9 @@ def test_the_training_loop(tmp_path, flags, wanted):
 def test_evaluation(tmp_path):
     file = tmp_path / "bench.json"
     small = ["--share", "50", "--train-rows", "3000", "--test-rows", "50", "--rounds", "1"]
-    done = bench("--only", "recompute", *small, "--json", str(file), name="evaluate.py")
+    small += ["--model-kwargs", NETWORK, "--batch", "2", "--precision", "bf16"]
+    done = bench("--only", "throughput,recompute", *small, "--json", str(file), name="evaluate.py")
     assert done.returncode == 0, done.stderr
+    assert "predict / bare" in done.stdout
     assert "again" in done.stdout
     assert json.loads(file.read_text())

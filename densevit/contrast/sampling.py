@@ -80,7 +80,8 @@ def _farthest(keys: Tensor, n: int, first: Tensor) -> Tensor:
         last = keys[images, chosen[-1]]  # (B, D)
         similarity = (keys @ last.unsqueeze(2)).squeeze(2)  # (B, N, D) x (B, D, 1) -> (B, N)
         nearest = torch.maximum(nearest, similarity)
-        # Cosines end near 1: infinity keeps a patch from being chosen twice among equal ones.
-        nearest[images, chosen[-1]] = torch.inf
+        # Cosines end near 1: infinity keeps a patch from being chosen twice among equal ones. By
+        # indexing, a GPU would be waited for.
+        nearest.scatter_(1, chosen[-1].unsqueeze(1), torch.inf)
         chosen.append(nearest.argmin(dim=1))
     return torch.stack(chosen, dim=1)  # n x (B,) -> (B, n)

@@ -117,22 +117,22 @@ def blur(images: Tensor, sigmas: Tensor) -> None:
     rows = sigmas.nonzero().flatten()
     if not len(rows):
         return
-    side = images.shape[-1]
-    matrix = _blur_matrix(sigmas[rows], side).to(images.device, non_blocking=True)
-    matrix = matrix.unsqueeze(1)  # (n, 1, S, S)
+    # Made where it is used: it is larger than the pictures, and a copy of it would be waited for.
+    sigmas = sigmas[rows].to(images.device, non_blocking=True)
+    matrix = _blur_matrix(sigmas, images.shape[-1]).unsqueeze(1)  # (n, 1, S, S)
     rows = rows.to(images.device, non_blocking=True)
     images[rows] = matrix @ images[rows] @ matrix.transpose(2, 3)
 
 
 def _blur_matrix(sigmas: Tensor, side: int) -> Tensor:
     """(n, side, side): row i holds the weights of the pixels that pixel i becomes the mean of."""
-    taps = max(3, side // 10 | 1)
-    offsets = torch.arange(taps) - taps // 2
+    taps, device = max(3, side // 10 | 1), sigmas.device
+    offsets = torch.arange(taps, device=device) - taps // 2
     weights = torch.exp(-0.5 * (offsets / sigmas[:, None]) ** 2)  # (n, taps)
     weights /= weights.sum(dim=1, keepdim=True)
-    seen = (torch.arange(side)[:, None] + offsets).abs()  # (side, taps), reflected at 0 ...
-    seen = (side - 1) - (side - 1 - seen).abs()  # ... and at the other end
-    matrix = torch.zeros(len(sigmas), side, side)
+    seen = (torch.arange(side, device=device)[:, None] + offsets).abs()  # reflected at 0 ...
+    seen = (side - 1) - (side - 1 - seen).abs()  # ... and at the other end; (side, taps)
+    matrix = torch.zeros(len(sigmas), side, side, device=device)
     shape = (len(sigmas), side, taps)
     return matrix.scatter_add_(2, seen.expand(shape), weights[:, None].expand(shape))
 

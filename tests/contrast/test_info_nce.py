@@ -26,7 +26,7 @@ ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 def form(request, monkeypatch):
     """The kernel; the chunked form, which takes small queues at once; the same in small blocks."""
     if request.param != "fused":
-        monkeypatch.setattr(info_nce, "fused_available", lambda device, dtype: False)
+        monkeypatch.setattr(info_nce, "fused_available", lambda *_: False)
     if request.param == "blocks":
         monkeypatch.setattr(info_nce, "_BLOCK_LOGITS", 2**12)
         monkeypatch.setattr(info_nce, "_LEAST_BLOCK", 100)
@@ -36,9 +36,9 @@ def form(request, monkeypatch):
 @pytest.fixture
 def fresh_check():
     """Forget the cached answers of the self-check, before and after."""
-    info_nce._fused_works.cache_clear()
+    info_nce._kernel.cache_clear()
     yield
-    info_nce._fused_works.cache_clear()
+    info_nce._kernel.cache_clear()
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_loss_is_right_on_several_threads(same_threads, m):
 
 @pytest.mark.parametrize(("logits", "least"), [(1, 1), (1, 64), (3000, 1), (10**4, 400)])
 def test_blocks_of_any_size_give_the_same(monkeypatch, logits, least):
-    monkeypatch.setattr(info_nce, "fused_available", lambda device, dtype: False)
+    monkeypatch.setattr(info_nce, "fused_available", lambda *_: False)
     monkeypatch.setattr(info_nce, "_BLOCK_LOGITS", logits)
     monkeypatch.setattr(info_nce, "_LEAST_BLOCK", least)
     with Recorder() as recorder:
@@ -396,7 +396,7 @@ def test_no_tensor_of_queries_times_queue(form, groups):
     block = 0 if form == "fused" else max(info_nce._BLOCK_LOGITS, m * info_nce._LEAST_BLOCK)
     assert recorder.largest <= max(k * d, m * d, block, (groups or 0) * k)
     assert block < m * k
-    assert (info_nce._KERNELS["cpu"] in recorder.names) == (form == "fused")
+    assert (info_nce._KERNELS["cpu"][0] in recorder.names) == (form == "fused")
 
 
 def peak_bytes(function, file):
@@ -439,19 +439,21 @@ def test_fused_kernel_is_there_on_this_cpu(fresh_check):
 
 def test_the_operators_of_torch_take_and_return_what_the_code_relies_on():
     """On every machine, since a GPU is seldom at hand; the names are those of the call by keyword."""
-    cpu, cuda = (
-        getattr(torch.ops.aten, info_nce._KERNELS[k]).default._schema for k in ("cpu", "cuda")
+    (cpu,), (cudnn, efficient) = (
+        [str(getattr(torch.ops.aten, name).default._schema) for name in info_nce._KERNELS[kind]]
+        for kind in ("cpu", "cuda")
     )
-    assert str(cpu) == (
+    assert cpu == (
         "aten::_scaled_dot_product_flash_attention_for_cpu(Tensor query, Tensor key, Tensor value, "
         "float dropout_p=0., bool is_causal=False, *, Tensor? attn_mask=None, float? scale=None)"
         " -> (Tensor output, Tensor logsumexp)"
     )
-    assert str(cuda).startswith(
-        "aten::_scaled_dot_product_efficient_attention(Tensor query, Tensor key, Tensor value, "
-        "Tensor? attn_bias, bool compute_log_sumexp, float dropout_p=0., bool is_causal=False, *, "
-        "float? scale=None) -> (Tensor output, Tensor log_sumexp, "
-    )
+    for name, schema in (("cudnn", cudnn), ("efficient", efficient)):
+        assert schema.startswith(
+            f"aten::_scaled_dot_product_{name}_attention(Tensor query, Tensor key, Tensor value, "
+            f"Tensor? attn_bias, bool compute_log_sumexp, "
+        )
+        assert "*, float? scale=None) -> (Tensor output, Tensor log" in schema
 
 
 class OnGpu(torch.Tensor):
@@ -470,13 +472,13 @@ class GpuFactories(TorchFunctionMode):
         return func(*args, **kwargs | {"device": "cpu"}).as_subclass(OnGpu)
 
 
-@pytest.fixture
-def gpu_calls(fresh_check, monkeypatch):
-    """The types of the queries in each call of the GPU's operator, which float64 answers.
+@pytest.fixture(params=info_nce._KERNELS["cuda"])
+def gpu_calls(request, fresh_check, monkeypatch):
+    """The types of the queries in each call of one of the GPU's operators, which float64 answers.
 
     torch's own operator on `meta` tensors binds the arguments and gives the shapes of the answer.
     """
-    real, calls = getattr(torch.ops.aten, info_nce._KERNELS["cuda"]), []
+    real, calls = getattr(torch.ops.aten, request.param), []
 
     def meta(x):
         if not isinstance(x, torch.Tensor):
@@ -485,7 +487,8 @@ def gpu_calls(fresh_check, monkeypatch):
 
     def operator(query, key, value, attn_bias, compute_log_sumexp, *rest, scale=None):
         arguments = query, key, value, attn_bias, compute_log_sumexp, *rest
-        shapes = [x.shape for x in real(*map(meta, arguments), scale=scale)]
+        told, told_lse, *others = real(*map(meta, arguments), scale=scale)
+        assert told.shape == query.shape
         logits = scale * query.double() @ key.double().transpose(-1, -2)
         if attn_bias is not None:
             assert attn_bias.dtype == query.dtype
@@ -494,15 +497,16 @@ def gpu_calls(fresh_check, monkeypatch):
             sides = zip(attn_bias.shape[:3], attn_bias.stride()[:3], strict=True)
             assert all(stride % 8 == 0 for length, stride in sides if length > 1)
             logits = logits + attn_bias.double()
-        lse = torch.full(shapes[1], math.nan)  # padded to a multiple of 32
-        assert lse.shape[-1] % 32 == 0
-        lse[..., : query.shape[2]] = logits.logsumexp(-1)
+        lse = torch.full(told_lse.shape, math.nan)  # one of them pads it to a multiple of 32
+        assert "cudnn" in request.param or lse.shape[-1] % 32 == 0
+        lse.flatten(1)[:, : query.shape[2]] = logits.logsumexp(-1).flatten(1)
         calls.append(query.dtype)
-        return (logits.softmax(-1) @ value.double()).to(query.dtype), lse, *shapes[2:]
+        return (logits.softmax(-1) @ value.double()).to(query.dtype), lse, *others
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.aten, "of_a_gpu", operator, raising=False)
-    monkeypatch.setitem(info_nce._KERNELS, "cuda", "of_a_gpu")
+    monkeypatch.setitem(info_nce._KERNELS, "cuda", ("of_a_gpu",))
+    monkeypatch.setattr(info_nce, "_LEAST_ON_GPU", 1)
     with GpuFactories():
         yield calls
 
@@ -513,7 +517,7 @@ def on_gpu(*inputs):
 
 @pytest.mark.parametrize("groups", [None, 4, 40])
 def test_the_way_to_the_gpus_operator_gives_the_float64_loss(gpu_calls, groups):
-    assert all(fused_available("cuda", dtype) for dtype in DTYPES)
+    assert all(fused_available("cuda", dtype, 16) for dtype in DTYPES)
     exclude = None
     if groups is not None:
         exclude = some_excluded(groups, 300)
@@ -524,23 +528,27 @@ def test_the_way_to_the_gpus_operator_gives_the_float64_loss(gpu_calls, groups):
     assert gpu_calls == [torch.float32]
 
 
-def test_the_gpus_operator_gets_half_precision_and_only_lengths_that_it_takes(gpu_calls):
+def test_the_gpus_operator_gets_half_precision_and_only_lengths_that_it_takes(
+    gpu_calls, monkeypatch
+):
     inputs = triple(40, 300, 16)
     for dtype in DTYPES:
-        assert fused_available("cuda", dtype)
+        assert fused_available("cuda", dtype, 16)
         gpu_calls.clear()
         loss = queue_info_nce(*on_gpu(inputs[0].to(dtype), *inputs[1:]), 0.2)
         assert gpu_calls == [dtype]
         assert loss.dtype == torch.float32
     gpu_calls.clear()
     assert_right(on_gpu(*triple(40, 300, 12)), 0.2)  # no multiple of 8: the chunked form
+    monkeypatch.setattr(info_nce, "_LEAST_ON_GPU", 41)  # few queries: the same
+    assert_right(on_gpu(*triple(40, 300, 16)), 0.2)
     assert gpu_calls == []
 
 
 CHANGES = {
     "signature": None,
     "value": lambda out, lse: (out, lse + 1),
-    "shape": lambda out, lse: (out, lse.transpose(0, 1)[None]),
+    "shape": lambda out, lse: (out, lse[..., 1:]),
     "dtype": lambda out, lse: (out, lse.double()),
     "number": lambda out, lse: (out, lse, lse),
 }
@@ -548,7 +556,7 @@ CHANGES = {
 
 def replace_kernel(monkeypatch, change):
     """Let the kernel return change(out, lse); with None, refuse the arguments."""
-    kernel = getattr(torch.ops.aten, info_nce._KERNELS["cpu"])
+    kernel = getattr(torch.ops.aten, info_nce._KERNELS["cpu"][0])
 
     def replacement(*args, **kwargs):
         if change is None:
@@ -556,13 +564,13 @@ def replace_kernel(monkeypatch, change):
         return change(*kernel(*args, **kwargs))
 
     monkeypatch.setattr(torch.ops.aten, "changed", replacement, raising=False)
-    monkeypatch.setitem(info_nce._KERNELS, "cpu", "changed")
+    monkeypatch.setitem(info_nce._KERNELS, "cpu", ("changed",))
 
 
 @pytest.mark.parametrize("what", ["missing", *CHANGES])
 def test_a_changed_kernel_is_noticed_and_the_loss_stays_right(fresh_check, monkeypatch, what):
     if what == "missing":
-        monkeypatch.setitem(info_nce._KERNELS, "cpu", "no_such_operator")
+        monkeypatch.setitem(info_nce._KERNELS, "cpu", ("no_such_operator",))
     else:
         replace_kernel(monkeypatch, CHANGES[what])
     assert not any(fused_available("cpu", dtype) for dtype in DTYPES)
