@@ -123,10 +123,13 @@ def _ready(plan: Plan, work: Work, launcher: str) -> Any:
 def _launch(plan: Plan, work: Work, launcher: str, jobs: int) -> bool:
     """Execute the runs; whether the user stopped it."""
     from densevit.sweep.display import watching
-    from densevit.sweep.launch.staying import Interrupted
+    from densevit.sweep.launch.staying import Interrupted, launching
 
     try:
-        with watching(plan, len(work.to_run), console_for_tables()) as watch:
+        with (
+            launching(plan.folder),
+            watching(plan, len(work.to_run), console_for_tables()) as watch,
+        ):
             if launcher == "ray":
                 from densevit.sweep.launch.ray.driver import launch as on_ray
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -31,6 +33,26 @@ Watch = Callable[[Progress], None]
 
 class Interrupted(Exception):
     """The launcher was asked to stop; its runs have been stopped and can be carried on."""
+
+
+@contextmanager
+def launching(folder: Path) -> Iterator[None]:
+    """For the time of the block, others can see that the sweep of a folder has a launcher."""
+    with (folder / "launcher").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # two may share the runs of a sweep
+        yield
+
+
+def launched(folder: Path) -> bool:
+    """Whether a launcher that stays is at work on the sweep of a folder."""
+    try:
+        with (folder / "launcher").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def _launch(plan: Plan, runs: tuple[Run, ...], watch: Watch, scratch: Path) -> N
     )  # fmt: skip
     with interruptible(stop.touch):
         tuner.fit()
-        watch(teller.progress)
+        teller.look()
     if stop.exists():
         raise Interrupted
 
@@ -126,21 +126,30 @@ class _Teller(tune.Callback):
         self.plan, self.watch = plan, watch
         self.runs = {run.id: run for run in runs}
         self.progress = Progress(deque(runs))
+        self.leaving: list[Run] = []  # whose process may still write its last checkpoint
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune keeps itself on the disk, to be restored; a terminal cannot be, and nothing of it is.
         return tune.Callback, ()
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Show what is going on; of runs that were ended as soon as they have said their word."""
+        for run in [run for run in self.leaving if not self.plan.run_folder(run).locked()]:
+            self.leaving.remove(run)
+            del self.progress.active[run]
+            self.progress.ended.append(run)
         self.watch(self.progress)
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         run = self.runs[_id(trial)]
-        if run in self.progress.waiting:
+        if run in self.progress.waiting:  # and not at its second start
             self.progress.waiting.remove(run)
-        self.progress.active[run] = trial
+            self.progress.active[run] = trial
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -158,5 +167,5 @@ class _Teller(tune.Callback):
         self._ended(run)
 
     def _ended(self, run: Run) -> None:
-        if self.progress.active.pop(run, None) is not None:
-            self.progress.ended.append(run)
+        if run in self.progress.active and run not in self.leaving:
+            self.leaving.append(run)
