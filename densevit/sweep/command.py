@@ -15,6 +15,7 @@ from densevit.layers import Layer, build
 from densevit.sweep.apply import Work, check, decide, prepare
 from densevit.sweep.early import check_early
 from densevit.sweep.grid import Run
+from densevit.sweep.launch.ray.cluster import address
 from densevit.sweep.outcome import counted, finish_sweep, mirror
 from densevit.sweep.plan import Plan, make_plan
 from densevit.sweep.select import select
@@ -85,7 +86,7 @@ def _launcher(plan: Plan, options: argparse.Namespace) -> str:
 def _run_and_stay(plan: Plan, work: Work, launcher: str, options: argparse.Namespace) -> int:
     """Execute the runs under a launcher that stays until they have ended."""
     while True:
-        check(plan, work, here=launcher == "local")
+        check(plan, work, here=launcher == "local" or address(plan) == "local")
         with _ready(plan, work, launcher):
             prepare(plan, work)
             say(f"{plan.name}: {counted(plan, work)}")

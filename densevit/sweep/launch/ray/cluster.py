@@ -31,7 +31,6 @@ def _import_ray() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner no verbosity silences
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     # A cluster asks for its token unless told otherwise, but who joins it shows it only if told to.
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
