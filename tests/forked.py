@@ -7,6 +7,8 @@ load its pictures as any other does. That the real command does the same has tes
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
 
 from torch.distributed import TCPStore
@@ -37,6 +39,54 @@ def command(arguments):
     from densevit.cli import main
 
     return main(arguments)
+
+
+class Run:
+    """A run of a sweep, as the local launcher holds it: what it asks of a `subprocess.Popen`."""
+
+    def __init__(self, process):
+        self.process = process
+        process.start()
+        self.pid = process.pid
+        self.terminate, self.kill = process.terminate, process.kill
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("densevit", timeout)
+        return self.process.exitcode
+
+
+def _train(arguments, said, environment):
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # and not what the launcher does
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _work(command, arguments, said, environment)
+
+
+def _start_training(context, folder, environment):
+    """In the place of `densevit.sweep.launch.training.start_training`, without a new Python."""
+    arguments = ["train", "--run-dir", str(folder.path)]
+    return Run(context.Process(target=_train, args=(arguments, folder.log_file, dict(environment))))
+
+
+def start_training(folder, environment, *, own_session):
+    return _start_training(SERVER, folder, environment)
+
+
+def sweep(arguments):
+    """The command `densevit-sweep`; what it starts is forked from it."""
+    from densevit.cli import main_sweep
+    from densevit.sweep.launch import local
+
+    forking = multiprocessing.get_context("fork")
+    local.start_training = lambda folder, environment, *, own_session: _start_training(
+        forking, folder, environment
+    )
+    return main_sweep(arguments)
 
 
 class Forked:
