@@ -7,9 +7,12 @@ load its pictures as any other does. That the real command does the same has tes
 
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from torch.distributed import TCPStore
 
@@ -24,11 +27,11 @@ def be_oneself():
     multiprocessing.set_start_method(None, force=True)
 
 
-def _work(work, arguments, said, environment):
+def _work(work, arguments, said, environment, errors=None, cwd="."):
     be_oneself()
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for number, path in ((1, said), (2, errors or said)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["densevit", *arguments]
@@ -39,6 +42,31 @@ def command(arguments):
     from densevit.cli import main
 
     return main(arguments)
+
+
+def script(arguments):
+    """`python FILE ...`"""
+    sys.argv = list(arguments)
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def done(arguments, work=command, cwd="."):
+    """What `subprocess.run` gives of a process that has worked on `arguments`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("said", "errors")]
+        given = [*map(str, arguments)]
+        process = SERVER.Process(
+            target=_work, args=(work, given, files[0], dict(os.environ), files[1], cwd)
+        )
+        process.start()
+        process.join(240)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(files[1].read_text())
+        return subprocess.CompletedProcess(
+            given, process.exitcode, *(file.read_text() for file in files)
+        )
 
 
 class Run:

@@ -271,13 +271,13 @@ def wait_for(condition, seconds=60):
 def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
     settings = {**tiny, "epochs": 40, "cl_mode": "global", "log_every": 1}
     folder = folder_of(tmp_path, settings)
-    for number, code, state, starting in (
-        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled", start),
-        (signal.SIGINT, EXIT_CARRY_ON, "cancelled", forked),
-        (signal.SIGKILL, -signal.SIGKILL, "failed", forked),
+    for number, code, state in (
+        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled"),
+        (signal.SIGINT, EXIT_CARRY_ON, "cancelled"),
+        (signal.SIGKILL, -signal.SIGKILL, "failed"),
     ):
         length = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
-        process = starting(folder)
+        process = forked(folder)
         wait_for(
             lambda length=length: (
                 folder.metrics_file.exists() and folder.metrics_file.stat().st_size > length + 800
