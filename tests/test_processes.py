@@ -162,8 +162,9 @@ def assert_stopped(folder, number):
 
 def assert_same(folder, whole):
     assert numbers(folder) == numbers(whole)
+    got = bits(folder)
     for name, value in bits(whole).items():
-        assert torch.equal(bits(folder)[name], value), name
+        assert torch.equal(got[name], value), name
 
 
 def amid(folder, process):

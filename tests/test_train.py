@@ -167,8 +167,9 @@ def test_a_run_stopped_at_any_time_ends_with_the_same_bits(tmp_path, tiny, mode)
             train(stopped, asked, stopped.config())
     assert starts > 5
     assert lines_of(stopped) == lines_of(whole)
+    got = weights_of(stopped)
     for name, value in weights_of(whole).items():
-        assert torch.equal(weights_of(stopped)[name], value), name
+        assert torch.equal(got[name], value), name
 
 
 def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(

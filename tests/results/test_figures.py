@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from collections import namedtuple
 
 import matplotlib as mpl
 import numpy as np
@@ -40,6 +41,9 @@ from densevit.results.figures.style import LOOKS, REST, SMALL, save, styled, wra
 from densevit.results.robustness import fit_line, read_references
 
 
+Box = namedtuple("Box", "x0 y0 x1 y1")
+
+
 def every_figure(cells, benchmarks=BENCHMARKS):
     """Each kind of figure by name, drawn anew."""
     frame, shifted = make_frame(cells, benchmarks=benchmarks), benchmarks[1:]
@@ -59,7 +63,7 @@ def every_figure(cells, benchmarks=BENCHMARKS):
 
 
 def drawn_texts(figure, monkeypatch):
-    """Every text that is drawn, and its box in pixels."""
+    """Every text that is drawn, and its box in pixels, as numbers: those of a Bbox take their time."""
     seen, draw = {}, Text.draw
 
     def noted(self, renderer, *args, **kwargs):
@@ -70,7 +74,7 @@ def drawn_texts(figure, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Text, "draw", noted)
         figure.canvas.draw()
-    return [(text, text.get_window_extent()) for text in seen.values()]
+    return [(text, Box(*text.get_window_extent().extents)) for text in seen.values()]
 
 
 # Readable.
