@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 import warnings
 from collections import namedtuple
 
@@ -39,7 +37,6 @@ from densevit.results.figures.marginal import marginal
 from densevit.results.figures.shift import shift, ticks_between
 from densevit.results.figures.style import LOOKS, REST, SMALL, save, styled, wrapped
 from densevit.results.robustness import fit_line, read_references
-
 
 Box = namedtuple("Box", "x0 y0 x1 y1")
 
@@ -199,12 +196,6 @@ def test_same_numbers_give_the_same_bytes(tmp_path):
         written.append(files)
     assert written[0] == written[1]
     assert dict(mpl.rcParams) == before
-
-
-def test_pyplot_is_not_loaded():
-    names = "accuracy, cost, curves, forest, health, heat, marginal, shift"
-    code = f"import sys; from densevit.results.figures import {names}; assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_nothing_to_draw_is_none():
