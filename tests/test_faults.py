@@ -222,7 +222,7 @@ def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(
 def test_a_picture_that_disappears_during_training_is_named_and_the_run_carries_on(
     tmp_path, tiny, blobs
 ):
-    settings = {**tiny, "cl_mode": "dense", "epochs": 10, "workers": 1, "log_every": 1}
+    settings = {**tiny, "cl_mode": "dense", "epochs": 15, "workers": 1, "log_every": 1}
     shutil.copytree(blobs, tmp_path / "data")
     settings |= {"data_dir": str(tmp_path / "data"), "benchmarks": {}}
     whole = finished(folder_of(tmp_path, "whole", settings))
