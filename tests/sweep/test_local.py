@@ -151,11 +151,11 @@ def wait_for(condition, seconds=90):
         time.sleep(0.05)
 
 
-LONG = 12 * 21  # steps: epochs of 42 pictures, two at a time
+LONG = 8 * 21  # steps: epochs of 42 pictures, two at a time
 
 
 def long_sweep(tmp_path, tiny):
-    settings = {**tiny, "epochs": 12, "batch_size": 2, "log_every": 1}
+    settings = {**tiny, "epochs": 8, "batch_size": 2, "log_every": 1}
     return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
 
 
