@@ -1,4 +1,4 @@
-"""The command `densevit` in processes forked from a server that has imported what it needs.
+"""Commands in processes forked from a server that has imported what they need.
 
 A new process imports torch and timm for longer than a whole tiny run takes. A forked one has
 arguments, an environment, a session and an output of its own as well, and starts the processes that
