@@ -1,10 +1,10 @@
 """Made-up sweeps are as they say, and the bench of results runs; its times are not tested."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -20,8 +20,7 @@ BENCH = Path(__file__).parents[1] / "bench"
 
 
 def bench(name, *arguments):
-    command = [sys.executable, str(BENCH / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return forked.done([BENCH / name, *arguments], forked.script)
 
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 8, 9, 26, 41])

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -236,9 +235,8 @@ def test_an_error_in_a_loading_process_ends_the_command(trained, tmp_path, blobs
     whole = broken.read_bytes()
     # Whole at both ends, which is all that is looked at before.
     broken.write_bytes(whole[:60] + bytes(len(whole) - 80) + whole[-20:])
-    command = [sys.executable, "-m", "densevit", "eval", str(trained.path), f"bad={tmp_path / 'bad'}",
-               "--to", str(tmp_path / "to"), "--workers", "2", "--batch-size", "2"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = forked.done(["eval", trained.path, f"bad={tmp_path / 'bad'}", "--to", tmp_path / "to",
+                        "--workers", "2", "--batch-size", "2"])  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert broken.name in done.stderr
 

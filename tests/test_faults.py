@@ -17,20 +17,22 @@ from pathlib import Path
 import pytest
 import torch
 from forked import SERVER, be_oneself
+from pictures import write_images
 
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
 from densevit.errors import EXIT_MISTAKE
 from densevit.rundir import RunFolder, read_json
 
+# Two epochs of 37 steps: long enough to be killed in, whatever their pictures are.
 SETTINGS = {
-    "dataset": "shapes",
+    "dataset": "many",
     "model_kwargs": {
         "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2,
     },
-    "batch_size": 64, "epochs": 2, "warmup_epochs": 1, "learning_rate": 1e-3, "workers": 2,
-    "queue_size": 3000, "sampled_patches": 5, "dense_dim": 32, "projection_hidden_dim": 64,
-    "log_every": 5, "health_every": 20, "device": "cpu", "checkpoint_minutes": 0.002,
+    "batch_size": 8, "epochs": 2, "warmup_epochs": 1, "learning_rate": 1e-3, "workers": 2,
+    "queue_size": 400, "sampled_patches": 5, "dense_dim": 32, "projection_hidden_dim": 64,
+    "log_every": 5, "health_every": 20, "device": "cpu", "checkpoint_minutes": 0.001,
 }  # fmt: skip
 MODES = {
     "none": ({"cl_mode": "none", "drop_path": 0.1, "mixup": 0.2}, 2),
@@ -147,7 +149,17 @@ def killed(folder, chance):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
+def settings_of(tmp_path_factory):
+    """A function that gives the settings of a mode's run, on pictures that are there for all."""
+    root = tmp_path_factory.mktemp("many")
+    for seed, (split, count) in enumerate({"train": 100, "val": 10, "dark": 5}.items()):
+        write_images(root / split, {"red": count, "green": count, "blue": count}, seed)
+    places = {"data_dir": str(root), "benchmarks": {"dark": str(root / "dark")}}
+    return lambda mode: {**SETTINGS, **places, **MODES[mode][0]}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, settings_of):
     """A function that gives the run of a mode that nobody has killed."""
 
     @cache
@@ -157,16 +169,12 @@ def whole_run(tmp_path_factory):
     return run
 
 
-def settings_of(mode):
-    return {**SETTINGS, **MODES[mode][0]}
-
-
 # What the two in between are made of is in `joint`.
 LONG = [pytest.param(m, marks=pytest.mark.slow) if m in ("global", "dense") else m for m in MODES]
 
 
 @pytest.mark.parametrize("mode", LONG)
-def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, whole_run, mode):
+def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, whole_run, settings_of, mode):
     kills = MODES[mode][1]
     folder, chance, hits = (
         folder_of(tmp_path, "killed", settings_of(mode)),
@@ -182,7 +190,9 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, whole_run, mode)
 
 
 @pytest.mark.parametrize(("write", "before"), [(1, True), (2, False), (4, True)])
-def test_a_run_that_dies_while_it_writes_a_checkpoint(tmp_path, whole_run, write, before):
+def test_a_run_that_dies_while_it_writes_a_checkpoint(
+    tmp_path, whole_run, settings_of, write, before
+):
     folder = folder_of(tmp_path, "killed", settings_of("dense"))
     process = started(folder, write, before)
     process.join(120)
@@ -194,7 +204,9 @@ def test_a_run_that_dies_while_it_writes_a_checkpoint(tmp_path, whole_run, write
     assert len(list(folder.checkpoint_folder.iterdir())) == 2
 
 
-def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(tmp_path, whole_run):
+def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(
+    tmp_path, whole_run, settings_of
+):
     folder = folder_of(tmp_path, "damaged", settings_of("dense"))
     process = started(folder, 4, False)
     process.join(120)
@@ -210,7 +222,7 @@ def test_the_newest_checkpoint_is_damaged_and_the_run_ends_as_if_it_were_not(tmp
 def test_a_picture_that_disappears_during_training_is_named_and_the_run_carries_on(
     tmp_path, tiny, blobs
 ):
-    settings = {**tiny, "cl_mode": "dense", "epochs": 30, "workers": 1, "log_every": 1}
+    settings = {**tiny, "cl_mode": "dense", "epochs": 15, "workers": 1, "log_every": 1}
     shutil.copytree(blobs, tmp_path / "data")
     settings |= {"data_dir": str(tmp_path / "data"), "benchmarks": {}}
     whole = finished(folder_of(tmp_path, "whole", settings))
@@ -257,8 +269,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, tiny):
 @pytest.mark.slow
 def test_twenty_kills_of_two_processes(tmp_path):
     """As `test_a_run_that_is_killed_ends_with_the_same_bits`, both processes at random moments."""
-    settings = {**SETTINGS, "cl_mode": "joint", "key_encoder": "momentum", "momentum": 0.9,
-                "epochs": 12, "workers": 1}  # fmt: skip
+    settings = {**SETTINGS, "dataset": "shapes", "batch_size": 64, "queue_size": 3000,
+                "cl_mode": "joint", "key_encoder": "momentum", "momentum": 0.9, "epochs": 12,
+                "workers": 1, "checkpoint_minutes": 0.002}  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                "--nproc-per-node", "2", "-m", "densevit", "train", "--run-dir"]  # fmt: skip
     whole, folder = (folder_of(tmp_path, name, settings) for name in ("whole", "killed"))

@@ -66,40 +66,63 @@ def test_the_training_process_imports_no_tracking_and_no_tables(tmp_path):
 
 
 # Imports each of the named modules first, in a process of its own. Those are forked from one that
-# holds what they would spend most of their time on: torch, pandas and pydantic, and what torchvision
-# and timm load - but not these two themselves, nor anything of ours.
+# holds what they would spend most of their time on, and nothing of ours. torchvision and timm are
+# hidden there: who asks for torchvision is given it if that is the guard, and else is told what
+# there is to tell beside a CPU build of torch, whatever build this is.
 _IMPORT_EACH_FIRST = """
-import gc, importlib, json, os, sys
-import pandas, pydantic, torch
+import gc, importlib, os, sys
+from importlib.util import spec_from_loader
+import matplotlib.figure, pandas, pyarrow.parquet, pydantic, rich.console, scipy.stats, torch
+import torch._dynamo  # torchvision's dearest part
 
-def apart(work):
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        answer = json.dumps(work())
-        with open(writing, 'w') as file:
-            file.write(answer)
-        os._exit(0)
-    os.close(writing)
-    with open(reading) as file:
-        answer = file.read()
-    if os.wait()[1] != 0:
-        sys.exit(1)
-    return json.loads(answer)
+def beginning(package):
+    return {name for name in sys.modules if name.split('.')[0] == package}
 
-def below_timm():
-    from densevit.torchvision_guard import ensure_torchvision
-    ensure_torchvision()
-    import timm
-    ours = {'densevit', 'torchvision', 'timm'}
-    return [name for name in sys.modules if name.split('.')[0] not in ours]
+def hidden(package):
+    return {name: sys.modules.pop(name) for name in beginning(package)}
 
-for name in apart(below_timm):
-    if name not in sys.modules:
-        importlib.import_module(name)
+assert not beginning('torchvision') | beginning('timm')
+from densevit.torchvision_guard import ensure_torchvision
+ensure_torchvision()
+alone = beginning('torchvision')
+import timm
+timms = hidden('timm') | {name: sys.modules[name] for name in beginning('torchvision') - alone}
+torchvisions = {name: module for name, module in hidden('torchvision').items() if name in alone}
+hidden('densevit')
+
+class Given:
+    def find_spec(self, name, path=None, target=None):
+        held = {'torchvision': torchvisions, 'timm': timms}.get(name)
+        if held is None or name == 'timm' and 'torchvision' not in sys.modules:
+            return None
+        if name == 'torchvision' and not self.guarded():
+            raise RuntimeError('torchvision is imported without the guard')
+        self.module = held[name]
+        sys.modules.update(held)
+        return spec_from_loader(name, self)
+
+    def guarded(self):
+        frame = sys._getframe()
+        while frame and frame.f_globals['__name__'] != 'densevit.torchvision_guard':
+            frame = frame.f_back
+        return frame
+
+    def create_module(self, spec):
+        return self.module
+
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Given())
+sys.dont_write_bytecode, sys.pycache_prefix = False, os.getcwd()  # our files are compiled once
 gc.disable()  # it would look through all of that again and again
 for name in sys.argv[1:]:
     print(name, flush=True)
-    apart(lambda: bool(importlib.import_module(name)))
+    if os.fork() == 0:
+        importlib.import_module(name)
+        os._exit(0)
+    if os.wait()[1] != 0:
+        sys.exit(1)
 """
 
 

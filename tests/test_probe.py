@@ -2,9 +2,8 @@
 
 import json
 import statistics
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from densevit import probe
@@ -107,8 +106,7 @@ def test_a_picture_that_a_loading_process_cannot_read_is_told_in_a_line(tiny, tm
     settings = {**tiny, "data_dir": str(tmp_path), "benchmarks": {}, "workers": 1}
     source, target = tmp_path / "in.json", tmp_path / "out.json"
     source.write_text(json.dumps([{"key": "a", "config": all_fields(settings)}]))
-    command = [sys.executable, "-m", "densevit.probe", str(source), str(target)]
-    subprocess.run(command, capture_output=True, timeout=120, check=False)
+    forked.done([source, target], main)
     found = json.loads(target.read_text())["a"]
     assert ".jpg" in found["error"]
     assert "\n" not in found["error"]

@@ -20,7 +20,7 @@ from densevit.errors import EXIT_CARRY_ON, EXIT_MISTAKE
 from densevit.lifecycle import execute
 from densevit.rundir import RunFolder, read_json, read_metrics
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["--standalone", "--nproc-per-node", "2", "-m", "densevit"]
 MODES = [
     {"cl_mode": "none", "grad_accumulation": 2},
     {"cl_mode": "global", "key_encoder": "momentum", "momentum": 0.9},
@@ -40,11 +40,15 @@ def train_command(folder):
     return ["train", "--run-dir", str(folder.path)]
 
 
-def torchrun(folder):
-    return subprocess.Popen(
-        [*TORCHRUN, "-m", "densevit", *train_command(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def _torchrun(arguments):
+    """`python -m torch.distributed.run`; the processes that it starts are no forks of it."""
+    from torch.distributed.run import main
+
+    main(arguments)
+
+
+def torchrun(arguments, said):
+    return Forked([*TORCHRUN, *arguments], said, _torchrun)
 
 
 def said_of(folder):
@@ -158,8 +162,9 @@ def assert_stopped(folder, number):
 
 def assert_same(folder, whole):
     assert numbers(folder) == numbers(whole)
+    got = bits(folder)
     for name, value in bits(whole).items():
-        assert torch.equal(bits(folder)[name], value), name
+        assert torch.equal(got[name], value), name
 
 
 def amid(folder, process):
@@ -183,12 +188,12 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, tiny, who
 
 def test_a_signal_to_one_process_of_torchrun_stops_both_at_the_same_step(tmp_path, tiny, whole):
     folder = long_run(tmp_path, tiny, "stopped")
-    process = torchrun(folder)
+    process = torchrun(train_command(folder), said_of(folder))
     amid(folder, process)
     os.kill(children(process)[1], signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
     # torchrun tells 1 of whatever its processes end with; what they told is in its report.
-    assert f"exitcode  : {EXIT_CARRY_ON}" in out
+    assert process.wait(120) == 1
+    assert f"exitcode  : {EXIT_CARRY_ON}" in process.output()
     assert_stopped(folder, signal.SIGTERM)
     again = two_processes(folder)
     assert again.wait() == [0, 0], again.output()
@@ -224,11 +229,8 @@ def test_torchrun_takes_flags_as_well(tmp_path, tiny):
     for name, value in {**tiny, "cl_mode": "global", "epochs": 1}.items():
         text = value if isinstance(value, str) else json.dumps(value)
         flags += [f"--{name.replace('_', '-')}", text]
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "densevit", "train", *flags], capture_output=True, text=True,
-        timeout=240, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = torchrun(["train", *flags], tmp_path / "said")
+    assert process.wait() == 0, process.output()
     (folder,) = [RunFolder(path) for path in (tmp_path / "runs").iterdir()]
     assert folder.status().state == "finished"
 

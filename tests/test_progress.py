@@ -5,10 +5,10 @@ import logging
 import os
 import pty
 import re
-import subprocess
-import sys
+from select import select
 
 import pytest
+from forked import Forked
 
 from densevit import progress
 from densevit.progress import facts
@@ -41,18 +41,12 @@ def test_a_terminal_shows_a_bar_and_the_log_above_it(tmp_path, tiny):
         text = value if isinstance(value, str) else json.dumps(value)
         flags += [f"--{name.replace('_', '-')}", text]
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "densevit", *flags], stderr=theirs, stdout=theirs,
-        stdin=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
-    os.close(theirs)
+    process = Forked(flags, os.ttyname(theirs), TERM="xterm-256color", COLUMNS="120")
     shown = b""
-    while True:
-        try:
+    while process.poll() is None or select([ours], [], [], 0)[0]:
+        if select([ours], [], [], 0.1)[0]:
             shown += os.read(ours, 65536)
-        except OSError:  # the other end is closed
-            break
+    os.close(theirs)
     assert process.wait(60) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"\d+/20 .*images/s, loss [\d.]+, top-1 [\d.]+ %, 0:\d\d min left", text)

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from safetensors import safe_open
@@ -28,10 +29,7 @@ CPU = torch.device("cpu")
 
 
 def densevit(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "densevit", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=120, **options,
-    )  # fmt: skip
+    return forked.done(arguments, **options)
 
 
 @pytest.fixture(scope="module")

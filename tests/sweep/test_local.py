@@ -1,4 +1,9 @@
-"""A sweep on this machine, as a user runs it: real processes, real trainings of a second."""
+"""A sweep on this machine, as a user runs it: real processes, real trainings of a second.
+
+Two tests start the command and its runs as anew as a user does. In the others the launcher is this
+process, or one forked for it, and starts runs that are forked (see `forked`): to import torch takes
+longer than all else that is tested here.
+"""
 
 import json
 import os
@@ -9,6 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import forked
 import pytest
 from pictures import write_images
 
@@ -32,15 +38,32 @@ def write_sweep(tmp_path, tiny, **parts):
     return file
 
 
-def run(*arguments, **options):
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())",
-    ]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())",
+]
+
+
+def run(*arguments):
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=240, **options
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=240
     )
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """A function that runs `densevit-sweep` in this process, its runs forked and its reports without
+    figures, and gives its code, its output and its errors."""
+    monkeypatch.setattr("densevit.sweep.launch.local.start_training", forked.start_training)
+    monkeypatch.setattr("densevit.results.drawings.draw_all", lambda *_: {})
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main_sweep([*map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def status(file, outputs, capsys):
@@ -48,75 +71,77 @@ def status(file, outputs, capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, sweep, capsys):
+def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, capsys, here):
+    sweep = write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global"]})
     outputs = tmp_path / "out"
     before = status(sweep, outputs, capsys)
-    assert before["counts"].pop("pending") == 4
+    assert before["counts"].pop("pending") == 2
     assert set(before["counts"].values()) == {0}
     assert not outputs.exists(), "looking creates nothing"
     done = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "4 runs in 2 cells: 0 finished before, 4 to run" in done.stdout
+    assert "2 runs in 2 cells: 0 finished before, 2 to run" in done.stdout
     after = status(sweep, outputs, capsys)
-    assert after["counts"]["finished"] == 4
+    assert after["counts"]["finished"] == 2
     assert {r["state"] for r in after["runs"]} == {"finished"}
     assert {"id", "cell", "seed", "config", "resources", "state"} < after["runs"][0].keys()
     report = outputs / "sweeps" / "little" / "report"
     table = (report / "table.md").read_text()
     assert "missing" not in table
-    assert table.count("2/2") == 2
+    assert table.count("1/1") == 2
     starts = [f.read_text() for f in sorted(outputs.glob("runs/*/provenance.json"))]
 
-    again = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
-    assert again.returncode == 0, again.stderr
-    assert "4 finished before, 0 to run" in again.stdout
+    code, said, _ = here(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
+    assert code == 0
+    assert "2 finished before, 0 to run" in said
     assert (report / "table.md").read_text() == table
     assert [f.read_text() for f in sorted(outputs.glob("runs/*/provenance.json"))] == starts
 
-    # One more value of an axis: only its cell is run. A lone run of the same settings is the same.
+    # One more value and seed: only what they add is run. A lone run of the same settings is the same.
     write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global", "dense"]}, seeds=2)
-    more = run(sweep, "--outputs", outputs, "--no-tracking", "--jobs", 2)
-    assert "4 finished before, 2 to run" in more.stdout
+    code, said, _ = here(sweep, "--outputs", outputs, "--no-tracking", "--jobs", 2)
+    assert code == 0
+    assert "2 finished before, 4 to run" in said
+    assert (report / "table.md").read_text().count("2/2") == 3
     lone = ["train", "--config", str(tmp_path / "base.yaml"), "--cl-mode", "none", "--seed", "1"]
     assert main([*lone, "--outputs", str(outputs), "--no-tracking"]) == 0
     assert len(list(outputs.glob("runs/*"))) == 6
     lone_starts = [f.read_text() for f in outputs.glob("runs/*/provenance.json")]
-    assert set(starts) < set(lone_starts), "no start was added to the four that had ended"
+    assert set(starts) < set(lone_starts), "no start was added to the two that had ended"
 
 
-def test_a_failed_run_stops_no_other_and_shows_its_log(tmp_path, tiny):
+def test_a_failed_run_stops_no_other_and_shows_its_log(tmp_path, tiny, here):
     bad = write_sweep(
         tmp_path,
         {**tiny, "grad_clip": 0.0, "cl_mode": "none"},
         grid={"learning_rate": [1e30, 1e-3]},
     )
     outputs = tmp_path / "out"
-    done = run(bad, "--outputs", outputs, "--no-tracking")
-    assert done.returncode == 1
-    assert "failed" in done.stdout
-    assert "gradient was not finite in" in done.stdout
-    assert "log.txt" in done.stdout
-    assert "1 of 2 runs are not finished" in done.stdout
+    code, said, _ = here(bad, "--outputs", outputs, "--no-tracking")
+    assert code == 1
+    assert "failed" in said
+    assert "gradient was not finite in" in said
+    assert "log.txt" in said
+    assert "1 of 2 runs are not finished" in said
     table = (outputs / "sweeps" / "little" / "report" / "table.md").read_text()
     assert "missing" in table
     assert "1/1" in table
-    again = run("retry", bad, "--class", "oom", "--outputs", outputs, "--no-tracking")
-    assert (again.returncode, again.stdout) == (
-        0,
-        "nothing to start again: no such run has failed\n",
-    )
-    again = run("retry", bad, "--class", "nan", "--outputs", outputs, "--no-tracking")
-    assert again.returncode == 1
-    assert "1 finished before, 1 to run" in again.stdout
-    wrong = run("retry", bad, "--failed", "--set", "resources.memory=1G", "--outputs", outputs)
-    assert wrong.returncode == 2
-    assert "--set resources.memory: unknown key; " in wrong.stderr
-    wrong = run("retry", bad, "--failed", "--set", "temperature=1", "--outputs", outputs)
-    assert "--set temperature: would make it another run; " in wrong.stderr
-    told = run("status", bad, "--outputs", outputs)
-    assert "1 finished, 1 failed" in told.stdout
-    assert "1 of 1 failed (nan): the loss or its gradient" in told.stdout
-    assert "gradient was not finite in" in told.stdout
+    code, said, _ = here("retry", bad, "--class", "oom", "--outputs", outputs, "--no-tracking")
+    assert (code, said) == (0, "nothing to start again: no such run has failed\n")
+    code, said, _ = here("retry", bad, "--class", "nan", "--outputs", outputs, "--no-tracking")
+    assert code == 1
+    assert "1 finished before, 1 to run" in said
+    retry = ["retry", bad, "--failed", "--outputs", outputs]
+    code, _, wrong = here(*retry, "--set", "resources.memory=1G")
+    assert code == 2
+    assert "--set resources.memory: unknown key; " in wrong
+    code, _, wrong = here(*retry, "--set", "temperature=1")
+    assert code == 2
+    assert "--set temperature: would make it another run; " in wrong
+    _, told, _ = here("status", bad, "--outputs", outputs)
+    assert "1 finished, 1 failed" in told
+    assert "1 of 1 failed (nan): the loss or its gradient" in told
+    assert "gradient was not finite in" in told
 
 
 def wait_for(condition, seconds=90):
@@ -126,25 +151,25 @@ def wait_for(condition, seconds=90):
         time.sleep(0.05)
 
 
-LONG = 12 * 21  # steps: epochs of 42 pictures, two at a time
+LONG = 8 * 21  # steps: epochs of 42 pictures, two at a time
 
 
 def long_sweep(tmp_path, tiny):
-    settings = {**tiny, "epochs": 12, "batch_size": 2, "log_every": 1}
+    settings = {**tiny, "epochs": 8, "batch_size": 2, "log_every": 1}
     return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
 
 
 def start(file, outputs):
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())",
-    ]
     return subprocess.Popen(
-        [*command, str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"],
+        [*COMMAND, str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         preexec_fn=heeding,
     )  # fmt: skip
+
+
+def start_forked(file, outputs):
+    arguments = [str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"]
+    return forked.Forked(arguments, outputs.with_name("said"), forked.sweep)
 
 
 def heeding():
@@ -171,7 +196,7 @@ def held(plan):
             os.kill(pid, signal.SIGCONT)
 
 
-def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(tmp_path, tiny):
+def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(tmp_path, tiny, here):
     file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
     plan = make_plan(file, outputs)
     sweep = start(file, outputs)
@@ -181,34 +206,34 @@ def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(tmp_path, tiny):
     assert "the same command carries on" in sweep.stdout.read()
     assert [s.state for s in plan.statuses().values()] == ["cancelled", "cancelled"]
     assert not any(plan.run_folder(run).locked() for run in plan.runs)
-    assert run(file, "--jobs", 2, "--outputs", outputs, "--no-tracking").returncode == 0
+    assert here(file, "--jobs", 2, "--outputs", outputs, "--no-tracking")[0] == 0
     check_whole(plan)
 
 
-def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(tmp_path, tiny):
+def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(tmp_path, tiny, here):
     file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
     plan = make_plan(file, outputs)
-    sweep = start(file, outputs)
+    sweep = start_forked(file, outputs)
     with held(plan):
-        sweep.kill()
+        sweep.send_signal(signal.SIGKILL)
         sweep.wait()
-    assert run(file, "--jobs", 2, "--outputs", outputs, "--no-tracking").returncode == 0
+    assert here(file, "--jobs", 2, "--outputs", outputs, "--no-tracking")[0] == 0
     check_whole(plan)
     for item in plan.runs:
         starts = json.loads(plan.run_folder(item).provenance_file.read_text())["starts"]
         assert len(starts) == 1
 
 
-def test_a_killed_run_is_failed_and_a_repeat_carries_on(tmp_path, tiny):
+def test_a_killed_run_is_failed_and_a_repeat_carries_on(tmp_path, tiny, here):
     file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
     plan = make_plan(file, outputs)
-    sweep = start(file, outputs)
+    sweep = start_forked(file, outputs)
     with held(plan):
         os.kill(plan.run_folder(plan.runs[0]).status().pid, signal.SIGKILL)
     assert sweep.wait(180) == 1
-    assert "signal SIGKILL" in sweep.stdout.read()
+    assert "signal SIGKILL" in sweep.output()
     assert [s.state for s in plan.statuses().values()] == ["failed", "finished"]
-    assert run(file, "--outputs", outputs, "--no-tracking").returncode == 0
+    assert here(file, "--outputs", outputs, "--no-tracking")[0] == 0
     check_whole(plan)
 
 
@@ -350,27 +375,26 @@ def test_a_finished_run_is_not_reused_over_other_pictures(tmp_path, tiny, capsys
         assert written.read_text() == before
 
 
-def test_a_size_that_no_name_tells_is_asked_of_timm_on_a_repeat(tmp_path, tiny):
+def test_a_size_that_no_name_tells_is_asked_of_timm_on_a_repeat(tmp_path, tiny, here):
     kwargs = {**tiny["model_kwargs"], "img_size": [32, 32]}
     shapes = {**tiny, "dataset": "shapes", "data_dir": "drawn", "benchmarks": {}}
     file = write_sweep(tmp_path, {**shapes, "model_kwargs": kwargs, "epochs": 1, "batch_size": 800})
-    call = [str(file), "--outputs", str(tmp_path / "o"), "--no-tracking"]
-    assert main_sweep(call) == 0
-    assert main_sweep(call) == 0
+    for _ in range(2):
+        assert here(file, "--outputs", tmp_path / "o", "--no-tracking")[0] == 0
 
 
-def test_what_another_sweep_adds_takes_nothing_from_a_finished_run(tmp_path, tiny, capsys):
-    outputs = ["--outputs", str(tmp_path / "o"), "--no-tracking"]
+def test_what_another_sweep_adds_takes_nothing_from_a_finished_run(tmp_path, tiny, here):
+    outputs = ["--outputs", tmp_path / "o", "--no-tracking"]
     one = write_sweep(tmp_path, {**tiny, "epochs": 1})
-    assert main_sweep([str(one), *outputs]) == 0
+    assert here(one, *outputs)[0] == 0
     table = (tmp_path / "o" / "sweeps" / "little" / "report" / "table.md").read_text()
     write_images(tmp_path / "torn", {"red": 1, "green": 1, "blue": 1})
     (tmp_path / "torn" / "red" / "0.png").write_bytes(b"no picture")
     benchmarks = {**tiny["benchmarks"], "torn": str(tmp_path / "torn")}
     two = write_sweep(tmp_path, {**tiny, "epochs": 1, "benchmarks": benchmarks})
-    assert main_sweep([str(two), *outputs]) == 1
+    assert here(two, *outputs)[0] == 1
     one = write_sweep(tmp_path, {**tiny, "epochs": 1})
-    assert main_sweep(["report", str(one), *outputs[:2]]) == 0
+    assert here("report", one, *outputs[:2])[0] == 0
     assert (tmp_path / "o" / "sweeps" / "little" / "report" / "table.md").read_text() == table
 
 
