@@ -119,7 +119,9 @@ def _propose(
     try:
         import optuna
     except ImportError:
-        raise UserError("search.method: optuna is not installed; pip install optuna") from None
+        raise UserError(
+            "search.method: optuna is not installed; pip install 'densevit[search]'"
+        ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {name: _distribution(*axis) for name, axis in search.axes().items()}
     # Seeded by the round: what it proposes depends on the results alone, not on who asked before.

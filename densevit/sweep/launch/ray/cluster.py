@@ -41,7 +41,7 @@ def _import_ray() -> None:
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise UserError("launcher ray: Ray is not installed; pip install 'ray[tune]'") from None
+        raise UserError("launcher ray: Ray is not installed; pip install 'densevit[ray]'") from None
 
 
 def address(plan: Plan) -> str:
