@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from raylab import HEAD, OTHER, Sweep, kill, marked, wait_for
@@ -95,6 +96,12 @@ def test_a_node_is_lost(sweep, cluster, undisturbed):
     check_all(runs, undisturbed)
 
 
+def starters(cluster):
+    """Processes of ours that are no run, on the cluster."""
+    pids = [pid for mark in cluster.marks.values() for pid in marked(mark)]
+    return [pid for pid in pids if b"launch.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturbed):
     runs = sweep("driver", LONG, ray={"max_concurrent": 2}, **CELLS)
     command = runs.start()
@@ -105,6 +112,7 @@ def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturb
     command.kill()
     wait_for(lambda: not any(folder.locked() for folder in runs.folders), 30, "the runs' end")
     assert all(folder.word().state in ("cancelled", "finished") for folder, _ in going)
+    wait_for(lambda: not starters(cluster), 30, "the end of what starts runs")
     told = runs.run()
     assert f"{len(done)} finished before" in told or f"{len(done) + 1} finished before" in told
     assert [folder.results_file.stat().st_mtime_ns for folder in done] == before
@@ -208,7 +216,7 @@ def test_optuna_proposes_from_what_the_first_round_reached(sweep):
 
 
 def test_processes_on_both_nodes_train_one_run(sweep, cluster):
-    runs = sweep("gang", LONG, grid={"cl_mode": ["dense"]}, resources={"nodes": 2, "cpus": 1})
+    runs = sweep("gang", LONG, grid={"cl_mode": ["dense"]}, resources={"nodes": 2, "cpus": 2})
     command = runs.start()
     wait_for(runs.going, what="training")
     command.send_signal(signal.SIGINT)

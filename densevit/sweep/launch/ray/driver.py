@@ -15,7 +15,14 @@ from densevit.rundir import last_lines, write_json
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.ray import cluster, scheduler
 from densevit.sweep.launch.ray.trial import Trial
-from densevit.sweep.launch.staying import Interrupted, Progress, Watch, interruptible
+from densevit.sweep.launch.staying import (
+    Interrupted,
+    Progress,
+    Watch,
+    interruptible,
+    launched,
+    launching,
+)
 from densevit.sweep.plan import Plan
 
 
@@ -27,11 +34,15 @@ def launch(plan: Plan, runs: tuple[Run, ...], watch: Watch) -> None:
     """
     kept = plan.folder / "ray"
     kept.mkdir(parents=True, exist_ok=True)
+    for left in kept.iterdir():  # by a command that was killed
+        if not launched(left):
+            shutil.rmtree(left, ignore_errors=True)
     # What nodes must see of each other, and for the time of this command only.
     scratch = Path(tempfile.mkdtemp(dir=kept))
     scratch.chmod(0o755)
     try:
-        _launch(plan, runs, watch, scratch)
+        with launching(scratch):
+            _launch(plan, runs, watch, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -73,10 +84,14 @@ def trial_config(plan: Plan, run: Run, scratch: Path) -> dict[str, Any]:
 
 
 def _bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial's actor takes. Ray Train asks for the processes of a gang by itself."""
+    """What a trial's actor takes.
+
+    Ray Train asks for the processes of a gang by itself; its actor is to take no processor from
+    them, and nothing at all is what Tune refuses.
+    """
     run = config["run"]
     if run["processes"] > 1:
-        return tune.PlacementGroupFactory([{"CPU": 0.001}])
+        return tune.PlacementGroupFactory([{"memory": 1}])
     return tune.PlacementGroupFactory([{"CPU": run["cpus"], "GPU": run["gpus"]}])
 
 
