@@ -177,7 +177,7 @@ def test_the_planted_bad_cells_are_stopped_and_the_good_one_is_kept(sweep):
                  ray={"max_concurrent": 1})  # fmt: skip
     told = runs.run()
     assert runs.states() == ["finished", "stopped", "stopped", "stopped"]
-    assert "stopped" in told
+    assert "0/1 (1 stopped)" in told
     assert "1 of 4 planned runs have numbers; 3 stopped" in told
     assert not any(f.results_file.exists() for f in runs.folders[1:])
     why = runs.folders[1].word().message
