@@ -11,10 +11,12 @@ it ended, so is the run soon: with a checkpoint if it can.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -123,7 +125,12 @@ def _work(folder: RunFolder, parent: int) -> NoReturn:
     sys.argv = ["densevit", "train", "--run-dir", str(folder.path)]
     from densevit.cli import main
 
-    sys.exit(main())
+    code = main()
+    # As a process of multiprocessing ends: what Python takes apart at its end takes longer to find
+    # than the kernel, and the next run waits for it.
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    os._exit(code)
 
 
 def _end_with_parent(parent: int) -> None:
