@@ -53,6 +53,7 @@ def test_killed_processes_are_started_again_and_no_number_changes(sweep, undistu
     command = runs.start()
     folder, pid = wait_for(runs.going, what="training")[0]
     kill([pid])
+    wait_for(lambda: len(runs.starts(folder)) == 2, what="its second start")
     pid = wait_for(lambda: [p for f, p in runs.going() if p != pid and f == folder])[0]
     kill([pid])
     assert command.wait(200) == 0, command.stdout.read()
