@@ -1,13 +1,14 @@
 # make demo   set up, run the quickstart sweep, say where its results are
 # make test   set up, lint, run the tests
 # make slow   the long tests
+# make ray-cluster   sweeps on a real Ray of two nodes, which it starts and stops
 # make cluster-faults   what a real Slurm does to runs; root on Debian, sets up and breaks a cluster
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test cluster-faults lint slow constraints clean
+.PHONY: demo test ray-cluster cluster-faults lint slow constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
@@ -19,6 +20,9 @@ test: lint
 
 cluster-faults: $(VENV)/.installed
 	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh with $(BIN)/pytest -m "cluster and not slow" tests/cluster
+
+ray-cluster: $(VENV)/.installed
+	$(BIN)/pytest -m "ray and not slow" tests/ray
 
 slow: $(VENV)/.installed
 	slurm/local-cluster.sh with $(BIN)/pytest -m slow

@@ -11,6 +11,7 @@
     submit  `densevit-sweep FILE` of many runs to the Slurm that is there (slurm/local-cluster.sh),
             whose jobs are then cancelled; how often sbatch was called; models that were checked
             before, as from the second time on
+    ray     what the launcher ray costs beside Ray Tune, between runs and in memory (ray_scale.py)
     job     what a run costs as a job, beside the run: the process that Slurm starts, around a run
             that has nothing to do, less that run
 
@@ -36,6 +37,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--runs", type=int, default=10_000, help="of the plan (%(default)s)")
     add("--cells", type=int, default=1_000_000, help="that are counted (%(default)s)")
     add("--jobs", type=int, default=1000, help="that are submitted (%(default)s)")
+    add("--ray-runs", type=int, default=200, help="of one command on Ray (%(default)s)")
     add("--rounds", type=int, default=5, help="(%(default)s; of counting at most 3)")
     add("--json", type=Path, metavar="FILE", help="write every number")
     options = parser.parse_args(given)
@@ -307,6 +310,15 @@ def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
         return pool.submit(function, *arguments).result()
 
 
+def on_ray(folder: Path, options: argparse.Namespace) -> list[Row]:
+    """See `ray_scale.py`."""
+    if find_spec("ray") is None:
+        raise UserError("ray: Ray is not installed; pip install 'densevit[ray]'")
+    import ray_scale
+
+    return ray_scale.ray(folder, options)
+
+
 # Each takes an empty folder and the options, and gives its rows.
 MEASUREMENTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "plan": plan,
@@ -315,6 +327,7 @@ MEASUREMENTS: dict[str, Callable[[Path, argparse.Namespace], list[Row]]] = {
     "status": status,
     "submit": submit,
     "job": job,
+    "ray": on_ray,
 }
 
 

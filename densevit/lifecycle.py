@@ -40,16 +40,20 @@ from densevit.rundir import Cause, RunFolder, State, read_json, write_json
 log = logging.getLogger("densevit")
 
 
-def execute(folder: RunFolder, config: RunConfig | None = None) -> int:
+Asked = Callable[[], int]  # the signal that asked the run to stop, 0 while none did
+
+
+def execute(folder: RunFolder, config: RunConfig | None = None, asked: Asked | None = None) -> int:
     """Carry the run of a folder to its end and return the exit code.
 
-    `config` is the run's, for a process beside the one that has written it to the folder.
+    `config` is the run's, for a process beside the one that has written it to the folder. `asked`
+    tells what asks the run to stop, where that is no signal to this process.
 
     0: finished, or was so already. 1: failed. 2: a mistake in the configuration or the data.
     75: asked to stop, or another process holds the run; the same command carries on.
     """
     if not world().writes:
-        return _follow(folder, config or folder.config())
+        return _follow(folder, config or folder.config(), asked)
     with folder.lock() as mine:
         if not mine:
             log.warning("%s: another process is working on this run", folder.path)
@@ -60,7 +64,7 @@ def execute(folder: RunFolder, config: RunConfig | None = None) -> int:
                 # It was killed before it could say so.
                 folder.write_status("finished", **folder.progress())
             return 0
-        return _execute_locked(folder)
+        return _execute_locked(folder, asked)
 
 
 def has_results(folder: RunFolder, config: RunConfig) -> bool:
@@ -69,8 +73,8 @@ def has_results(folder: RunFolder, config: RunConfig) -> bool:
     return results is not None and set(benchmark_names(config)) <= results["benchmarks"].keys()
 
 
-def _execute_locked(folder: RunFolder) -> int:
-    with _logging_to(folder.log_file), _noting_signals() as asked:
+def _execute_locked(folder: RunFolder, told: Asked | None) -> int:
+    with _logging_to(folder.log_file), _noting_signals(told) as asked:
         code, state, message, cause = 0, "finished", "", ""
         folder.write_status("running", **{**folder.progress(), "started": time.time()})
         try:
@@ -103,12 +107,12 @@ def _execute_locked(folder: RunFolder) -> int:
         return code
 
 
-def _follow(folder: RunFolder, config: RunConfig) -> int:
+def _follow(folder: RunFolder, config: RunConfig, told: Asked | None) -> int:
     """Train beside the process that writes: the same code, and no word to any file."""
     if has_results(folder, config):
         return 0
     log.setLevel(logging.WARNING)
-    with _noting_signals() as asked:
+    with _noting_signals(told) as asked:
         from densevit.train import train
 
         try:
@@ -151,8 +155,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 @contextmanager
-def _noting_signals() -> Iterator[Callable[[], int]]:
+def _noting_signals(told: Asked | None) -> Iterator[Asked]:
     """A function that tells the signal that asked the run to stop, 0 while none did."""
+    if told is not None:
+        yield told
+        return
     received: list[int] = []
     moments: list[float] = []
 

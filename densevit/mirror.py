@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-FINAL: tuple[State, ...] = ("finished", "failed", "cancelled")
+FINAL: tuple[State, ...] = ("finished", "failed", "cancelled", "stopped")
 BATCH = 1000  # metrics a call, MLflow's limit
 
 _MLFLOW_STATUS = {
@@ -49,6 +49,7 @@ _MLFLOW_STATUS = {
     "finished": "FINISHED",
     "failed": "FAILED",
     "cancelled": "KILLED",
+    "stopped": "KILLED",
 }
 # The store answers, and finds fault with one run: the others can be sent.
 _FAULTS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}

@@ -24,8 +24,9 @@ from densevit.config import Identity, RunConfig, identity
 from densevit.errors import UserError
 from densevit.layers import Layer, build
 
-State = Literal["pending", "running", "finished", "failed", "cancelled"]
-STATES: tuple[State, ...] = ("pending", "running", "finished", "failed", "cancelled")
+# `stopped`: by the rule of a sweep (early_stop), and so over there; `cancelled`: by a person.
+State = Literal["pending", "running", "finished", "failed", "cancelled", "stopped"]
+STATES: tuple[State, ...] = ("pending", "running", "finished", "failed", "cancelled", "stopped")
 # Why a run failed: no memory; no time, again and again, without a step; numbers that are not
 # finite; the machine; a signal, by whom nobody said; else the code, a setting or the data.
 Cause = Literal["", "oom", "timeout", "nan", "node", "killed", "code"]
@@ -106,6 +107,11 @@ class RunFolder:
     @property
     def lock_file(self) -> Path:
         return self.path / "lock"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its existence asks the launcher that has the run, or will have it next, to stop it."""
+        return self.path / "stop"
 
     @property
     def attempts_file(self) -> Path:

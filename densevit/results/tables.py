@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,7 @@ def cell_table(
     found = {key: row for key, *row in numbers[["mean", "std", "size"]].itertuples()}
     bounds = _bounds(chosen) if intervals else {}
     seeds = frame.groupby("cell")["run"].nunique()
+    stopped = _stopped(plan)
     rows = []
     for run in plan.grid.cells:
         if run.cell not in kept:
@@ -88,6 +90,7 @@ def cell_table(
         row: dict[str, Any] = {"cell": run.cell, "label": plan.label(run)}
         row |= cell_values(run.config, plan.axes)
         row |= {"seeds": len(plan.spec.seeds), "n": int(seeds.get(run.cell, 0))}
+        row |= {} if stopped is None else {"stopped": stopped[run.cell]}
         for name in benchmarks:
             mean, std, n = found.get((run.cell, name), (math.nan, math.nan, 0))
             row |= {f"{name}_mean": mean, f"{name}_std": std, f"{name}_n": int(n)}
@@ -99,6 +102,14 @@ def cell_table(
     for axis in plan.axes:
         data[axis] = as_given(row[axis] for row in rows)
     return CellTable(metric, plan.axes, benchmarks, data, intervals)
+
+
+def _stopped(plan: Plan) -> Counter[str] | None:
+    """How many runs of each cell the sweep's rule has ended early; None where it has none."""
+    if plan.spec.early_stop is None:
+        return None
+    words = ((run.cell, plan.run_folder(run).word().state) for run in plan.runs)
+    return Counter(cell for cell, state in words if state == "stopped")
 
 
 def _bounds(chosen: pd.DataFrame) -> dict[tuple[str, str], tuple[float, float]]:
@@ -135,7 +146,8 @@ def to_text(table: CellTable) -> tuple[list[str], list[list[str]]]:
     for row in table.data.to_dict("records"):
         axes = [value_word(row[axis]) or "{}" for axis in table.axes] or [row["label"]]
         numbers = [_number_text(row, name, table) for name in table.benchmarks]
-        rows.append([*axes, f"{row['n']}/{row['seeds']}", *numbers])
+        ended = f" ({row['stopped']} stopped)" if row.get("stopped") else ""
+        rows.append([*axes, f"{row['n']}/{row['seeds']}{ended}", *numbers])
     return head, rows
 
 

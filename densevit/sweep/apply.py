@@ -17,9 +17,10 @@ from densevit.config import RunConfig
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.errors import UserError
 from densevit.rundir import read_json, write_atomic, write_json
+from densevit.sweep import search
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, plan_record
-from densevit.sweep.state import STARTABLE, Observed
+from densevit.sweep.state import STARTABLE, Observed, Standing
 from densevit.vit_names import image_size
 
 WRITERS = 16  # threads
@@ -28,32 +29,43 @@ WRITERS = 16  # threads
 @dataclass(frozen=True)
 class Work:
     """A plan's runs: those to start, those that are finished with all their benchmarks, those that
-    are running or queued, and those of which nobody can say, which are left alone.
+    are running or queued, those of which nobody can say, which are left alone, and those that the
+    sweep's rule for early stopping has ended.
     """
 
     to_run: tuple[Run, ...]
     done: tuple[Run, ...]
     active: tuple[Run, ...]
     unknown: tuple[Run, ...]
+    stopped: tuple[Run, ...] = ()
 
 
 def decide(plan: Plan, observed: Observed, launcher: str) -> Work:
     """Sort the runs by where they stand.
 
     Runs that failed, were cancelled, got lost or lack a benchmark are started again and carry on
-    from their checkpoint. The local launcher waits for runs that another process of this machine
-    works on, and so takes them as its own.
+    from their checkpoint, and so do those that another sweep has stopped early. The local launcher
+    waits for runs that another process of this machine works on, and so takes them as its own; that
+    of Ray does so for what is known to run.
     """
     sorted_runs: dict[str, list[Run]] = {"to_run": [], "done": [], "active": [], "unknown": []}
+    sorted_runs["stopped"] = []
     for run in plan.runs:
         standing = observed.runs[run.id]
         if standing.state == "finished":
             sorted_runs["done"].append(run)
-        elif standing.state in STARTABLE or (launcher == "local" and not standing.job):
+        elif standing.state == "stopped" and plan.spec.early_stop is not None:
+            sorted_runs["stopped"].append(run)
+        elif standing.state in STARTABLE or _awaited(standing, launcher):
             sorted_runs["to_run"].append(run)
         else:
             sorted_runs["unknown" if standing.state == "unknown" else "active"].append(run)
     return Work(**{name: tuple(runs) for name, runs in sorted_runs.items()})
+
+
+def _awaited(standing: Standing, launcher: str) -> bool:
+    waits = launcher == "local" or (launcher == "ray" and standing.state == "running")
+    return waits and not standing.job
 
 
 def check(plan: Plan, work: Work, *, here: bool = True) -> None:
@@ -81,10 +93,20 @@ def check(plan: Plan, work: Work, *, here: bool = True) -> None:
 def prepare(plan: Plan, work: Work) -> None:
     """Create the run directories, and keep the sweep file and the plan in the sweep's folder."""
     with ThreadPoolExecutor(WRITERS) as pool:  # the disk is waited for side by side
-        for _ in pool.map(lambda run: plan.run_folder(run).create(run.config), work.to_run):
+        for _ in pool.map(lambda run: _ready(plan, run), work.to_run):
             pass
     write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
     write_json(plan.folder / "plan.json", plan_record(plan, plan.statuses()))
+    found = search.record(plan.spec)
+    if found is not None:
+        write_json(search.record_file(plan.spec, plan.outputs), found)
+
+
+def _ready(plan: Plan, run: Run) -> None:
+    folder = plan.run_folder(run)
+    folder.create(run.config)
+    if not folder.locked():  # else the wish is about what goes on
+        folder.stop_file.unlink(missing_ok=True)
 
 
 def _check_models(runs: tuple[Run, ...], file: str, here: bool) -> None:

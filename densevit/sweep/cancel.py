@@ -1,4 +1,4 @@
-"""Taking runs out of the queue, after asking."""
+"""Taking runs out of the queue, or out of the hands of a launcher that stays, after asking."""
 
 from __future__ import annotations
 
@@ -8,40 +8,64 @@ from collections.abc import Sequence
 from densevit.errors import UserError, nearest
 from densevit.rundir import run_folder
 from densevit.sweep.launch.slurm import cluster, records
+from densevit.sweep.launch.staying import launched
 from densevit.sweep.plan import Plan
 from densevit.sweep.show import say, typed
 
 
 def cancel_sweep(plan: Plan, given: Sequence[str], yes: bool) -> int:
-    """Cancel the jobs of runs, of all runs of the sweep's file if none is given; the exit code.
+    """Cancel runs, all runs of the sweep's file if none is given; the exit code.
 
     Runs that the file no longer holds are cancelled when they are named, and only then.
     """
     mine = _jobs(plan)
-    chosen = _chosen(plan, mine, given)
+    held = dict.fromkeys(run for run in _held(plan) if run not in mine)
+    chosen = _chosen(plan, {**mine, **held}, given)
     if not chosen:
         say("nothing to cancel: no such run is running or queued")
         return 0
+    asked = [run for run in chosen if run in held]
+    chosen = [run for run in chosen if run in mine]
     jobs = sorted({mine[run] for run in chosen})
     beside = {run for run, job in mine.items() if job in jobs} - set(chosen)
-    told = f"cancel {len(chosen)} runs in {len(jobs)} jobs"
+    parts = [f"{len(asked)} runs that no job has"] if asked else []
+    parts += [f"{len(chosen)} runs in {len(jobs)} jobs"] if jobs else []
+    told = f"cancel {' and '.join(parts)}"
     if beside:
         told += f", and {len(beside)} runs that share their jobs ({', '.join(sorted(beside)[:5])})"
     if not yes and not _agreed(told):
         say("nothing was cancelled")
         return 0
+    for run in asked:  # before the word on those that wait: their launcher may come to them now
+        run_folder(plan.outputs, run).stop_file.touch()
     try:
-        cluster.cancel(jobs)
+        if jobs:
+            cluster.cancel(jobs)
     except cluster.Refused as refused:
         raise UserError(f"cancel: {refused}") from None
-    for run in (*chosen, *beside):
+    for run in (*asked, *chosen, *beside):
         folder = run_folder(plan.outputs, run)
         # One that runs says so itself, with a checkpoint.
         if folder.path.exists() and not folder.locked() and folder.status().state != "finished":
             message = f"cancelled by {cluster.user()}"
             folder.write_status("cancelled", **folder.progress(), message=message)
-    say(f"cancelled {len(jobs)} jobs; to start their runs again: {typed(plan, '')}")
+    what = [f"{len(asked)} runs"] if asked else []
+    what += [f"{len(jobs)} jobs"] if jobs else []
+    say(f"cancelled {' and '.join(what)}; to start their runs again: {typed(plan, '')}")
     return 0
+
+
+def _held(plan: Plan) -> list[str]:
+    """The runs that a launcher without jobs works on, or will."""
+    waiting = launched(plan.folder)
+    found = []
+    for run in plan.runs:
+        folder = plan.run_folder(run)
+        if folder.locked() or (
+            waiting and folder.word().state == "pending" and folder.path.exists()
+        ):
+            found.append(run.id)
+    return found
 
 
 def _jobs(plan: Plan) -> dict[str, str]:

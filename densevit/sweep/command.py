@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,11 @@ from densevit.config import is_execution
 from densevit.errors import EXIT_CARRY_ON, UserError, nearest
 from densevit.layers import Layer, build
 from densevit.sweep.apply import Work, check, decide, prepare
+from densevit.sweep.early import check_early
 from densevit.sweep.grid import Run
+from densevit.sweep.launch.ray.cluster import address
 from densevit.sweep.outcome import counted, finish_sweep, mirror
-from densevit.sweep.plan import Plan
+from densevit.sweep.plan import Plan, make_plan
 from densevit.sweep.select import select
 from densevit.sweep.show import console_for_tables, print_dry_run, say
 from densevit.sweep.spec import Resources
@@ -42,7 +45,7 @@ def run_sweep(plan: Plan, options: argparse.Namespace) -> int:
     if options.dry_run:
         print_dry_run(plan, work)
         return 0
-    return _run_locally(plan, work, options)
+    return _run_and_stay(plan, work, launcher, options)
 
 
 def retry_sweep(plan: Plan, options: argparse.Namespace) -> int:
@@ -68,42 +71,74 @@ def retry_sweep(plan: Plan, options: argparse.Namespace) -> int:
     work = decide(plan, observed, launcher)
     ids = {run.id for run in chosen}
     work = replace(work, to_run=tuple(run for run in work.to_run if run.id in ids))
-    return _run_locally(plan, work, options)
+    return _run_and_stay(plan, work, launcher, options)
 
 
 def _launcher(plan: Plan, options: argparse.Namespace) -> str:
     launcher = options.launcher or plan.spec.launcher
-    if launcher == "ray":
-        raise UserError(
-            f"{plan.spec.file}: launcher: ray is not part of this version; "
-            f"--launcher local runs the sweep on this machine"
-        )
+    check_early(plan, launcher)
     if options.profile and launcher != "slurm":
         raise UserError(f"--profile: is of a Slurm cluster, and the launcher is {launcher}; "
                         f"--launcher slurm chooses it")  # fmt: skip
     return launcher
 
 
-def _run_locally(plan: Plan, work: Work, options: argparse.Namespace) -> int:
-    check(plan, work)
-    prepare(plan, work)
-    say(f"{plan.name}: {counted(plan, work)}")
+def _run_and_stay(plan: Plan, work: Work, launcher: str, options: argparse.Namespace) -> int:
+    """Execute the runs under a launcher that stays until they have ended."""
+    while True:
+        check(plan, work, here=launcher == "local" or address(plan) == "local")
+        with _ready(plan, work, launcher):
+            prepare(plan, work)
+            say(f"{plan.name}: {counted(plan, work)}")
+            with mirror(plan, options.no_tracking):
+                stopped = bool(work.to_run) and _launch(plan, work, launcher, options.jobs)
+        # What a search proposes next depends on what these have reached.
+        further = None if stopped else _further(plan)
+        if further is None:
+            break
+        plan, work = further, decide(further, observe(further), launcher)
     with mirror(plan, options.no_tracking):
-        stopped = bool(work.to_run) and _launch(plan, work, options.jobs)
         code = finish_sweep(plan, options.no_tracking)
     if stopped:
         say("stopped; the same command carries on")
     return EXIT_CARRY_ON if stopped else code
 
 
-def _launch(plan: Plan, work: Work, jobs: int) -> bool:
+def _further(plan: Plan) -> Plan | None:
+    """The plan with the next round of a search; None where there is none."""
+    if plan.spec.search is None or plan.spec.search.method == "random":
+        return None
+    found = make_plan(plan.spec.file, plan.outputs)
+    return found if len(found.runs) > len(plan.runs) else None
+
+
+def _ready(plan: Plan, work: Work, launcher: str) -> Any:
+    """A context in which there is what executes the runs, and large enough for each of them."""
+    if launcher == "local" or not work.to_run:
+        return nullcontext()
+    from densevit.sweep.launch.ray.cluster import connected
+
+    return connected(plan, work.to_run)
+
+
+def _launch(plan: Plan, work: Work, launcher: str, jobs: int) -> bool:
     """Execute the runs; whether the user stopped it."""
     from densevit.sweep.display import watching
-    from densevit.sweep.launch.local import Interrupted, launch
+    from densevit.sweep.launch.staying import Interrupted, launching
 
     try:
-        with watching(plan, len(work.to_run), console_for_tables()) as watch:
-            launch(plan, work.to_run, jobs, watch)
+        with (
+            launching(plan.folder),
+            watching(plan, len(work.to_run), console_for_tables()) as watch,
+        ):
+            if launcher == "ray":
+                from densevit.sweep.launch.ray.driver import launch as on_ray
+
+                on_ray(plan, work.to_run, watch)
+            else:
+                from densevit.sweep.launch.local import launch
+
+                launch(plan, work.to_run, jobs, watch)
     except Interrupted:
         return True
     return False

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bars
 
 from densevit.rundir import Status, last_lines
 from densevit.sweep.grid import Run
-from densevit.sweep.launch.local import Progress, Watch
+from densevit.sweep.launch.staying import Progress, Watch
 from densevit.sweep.plan import Plan
 
 LOG_LINES = 10

@@ -31,6 +31,8 @@ def counted(plan: Plan, work: Work) -> str:
     """What there is and what is to be done, in one line."""
     told = f"{len(plan.runs)} runs in {len(plan.grid.cells)} cells: "
     told += f"{len(work.done)} finished before, "
+    if work.stopped:
+        told += f"{len(work.stopped)} stopped early, "
     if work.active:
         told += f"{len(work.active)} running or queued, "
     if work.unknown:
@@ -52,7 +54,8 @@ def finish_sweep(plan: Plan, no_tracking: bool) -> int:
     report_sweep(plan)
     if not no_tracking:
         _print_ui(plan)
-    unfinished = len(plan.runs) - len(decide(plan, observe(plan), "local").done)
+    work = decide(plan, observe(plan), "local")
+    unfinished = len(plan.runs) - len(work.done) - len(work.stopped)
     if unfinished:
         told = f"{unfinished} of {len(plan.runs)} runs are not finished"
         console_for_tables().print(told, style="red")

@@ -9,6 +9,7 @@ from typing import Any
 from densevit.layers import source_of
 from densevit.rundir import RunFolder, Status, run_folder, sweep_folder
 from densevit.sweep.grid import Grid, Run, cell_label, expand
+from densevit.sweep.search import drawn
 from densevit.sweep.spec import SweepSpec, read_spec
 from densevit.vit_names import check_names
 
@@ -53,9 +54,11 @@ class Plan:
 def make_plan(file: Path, outputs: Path) -> Plan:
     """Read a sweep file and expand it; touches no run directory and needs no data.
 
+    Only a search by Optuna looks at results: those of its earlier rounds.
+
     Errors: `UserError` naming the file, the key and the nearest valid name.
     """
-    spec = read_spec(file)
+    spec = drawn(read_spec(file), outputs)
     grid = expand(spec)
     checked = set()
     for run in grid.cells:

@@ -162,7 +162,7 @@ def _print_axes(console: Console, plan: Plan, observed: Observed) -> None:
 
 def _print_waiting(observed: Observed) -> None:
     """Why runs wait, are unknown or were not started."""
-    for word in ("queued", "unknown", "lost", "pending", "cancelled"):
+    for word in ("queued", "unknown", "lost", "pending", "cancelled", "stopped"):
         reasons = Counter(
             s.why for s in observed.runs.values() if s.state == word and s.why and s.why != "None"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from densevit import yamlfile
 from densevit.config import FIELDS, Int, Name, RunConfig, applies, is_execution
@@ -55,6 +56,64 @@ class SweepResources(Resources):
     when: list[ResourcesWhen] = []
 
 
+def _address(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"auto|local|[^\s:/]+:[0-9]{1,5}", value):
+        raise ValueError("must be auto, local or HOST:PORT")
+    return value
+
+
+class RaySettings(_Record):
+    """How a sweep runs on Ray; what a run needs is the sweep's `resources`, unless it is said here.
+
+    `max_failures`: how often a run is started again that has failed.
+    """
+
+    address: Annotated[str | None, AfterValidator(_address)] = None
+    gpus_per_run: float | None = Field(None, ge=0, allow_inf_nan=False)
+    cpus_per_run: float | None = Field(None, gt=0, allow_inf_nan=False)
+    max_concurrent: Int | None = Field(None, ge=1)
+    max_failures: Int = Field(2, ge=0)
+
+
+class EarlyStop(_Record):
+    """Which runs are ended before their time: those that after `grace_epochs`, and each `reduction`
+    times as many, are not among the best 1/`reduction` (asha), or fall behind the median (median).
+    """
+
+    scheduler: Literal["asha", "median"]
+    metric: str = "val/top1"
+    grace_epochs: Int = Field(1, ge=1)
+    reduction: float = Field(3.0, gt=1, allow_inf_nan=False)
+    allow_biased: bool = False
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Which values are better."""
+        return "min" if self.metric.endswith("nll") else "max"
+
+
+KINDS = ("uniform", "loguniform", "choice")
+
+
+class Search(_Record):
+    """Settings that are drawn. `space` has for each field {uniform: [LOW, HIGH]}, {loguniform:
+    [LOW, HIGH]} or {choice: [...]}; optuna proposes `round` settings at once, and learns from what
+    they reach on val.
+    """
+
+    space: dict[str, dict[Literal["uniform", "loguniform", "choice"], list[Any]]] = Field(
+        min_length=1
+    )
+    samples: Int = Field(ge=1, le=100_000)
+    seed: Int = Field(0, ge=0, lt=2**31)
+    method: Literal["random", "optuna"] = "random"
+    round: Int = Field(8, ge=1)
+
+    def axes(self) -> dict[str, tuple[str, list[Any]]]:
+        """Field to the kind of its distribution and its bounds or choices."""
+        return {name: next(iter(given.items())) for name, given in self.space.items()}
+
+
 MOST_SEEDS = 10_000
 
 
@@ -87,6 +146,9 @@ class SweepSpec(_Record):
     launcher: Literal["local", "slurm", "ray"] = "local"
     profile: str | None = Field(None, min_length=1)
     resources: SweepResources = SweepResources()
+    ray: RaySettings = RaySettings()
+    early_stop: EarlyStop | None = None
+    search: Search | None = None
     file: Path
     layers: tuple[Layer, ...]
 
@@ -94,6 +156,7 @@ class SweepSpec(_Record):
         """The fields that the sweep varies, in the order of the file."""
         named = [*self.grid, *(k for group in self.zip for k in group)]
         named += [k for extra in self.include for k in extra]
+        named += self.search.space if self.search else []
         return list(dict.fromkeys(named))
 
 
@@ -139,6 +202,10 @@ def _equal(wanted: Any, value: Any) -> bool:
     return isinstance(wanted, bool) == isinstance(value, bool) and wanted == value
 
 
+_SECTIONS: dict[Any, type[BaseModel]] = {
+    "exclude": Exclusion, "resources": SweepResources, "ray": RaySettings, "early_stop": EarlyStop,
+    "search": Search,
+}  # fmt: skip
 _KEYS = [name for name in SweepSpec.model_fields if name not in ("file", "layers")]
 
 
@@ -152,9 +219,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
         return explain(problem, [*_KEYS, "base"])
     if problem["type"] == "extra_forbidden":
-        valid = {"exclude": Exclusion, "resources": SweepResources}.get(
-            problem["loc"][0], Resources
-        )
+        valid = _SECTIONS.get(problem["loc"][0], Resources)
         if "when" in problem["loc"]:
             valid = ResourcesWhen
         return explain(problem, list(valid.model_fields))
@@ -170,11 +235,12 @@ def _check_keys(spec: SweepSpec) -> None:
                 raise UserError(f"{file}: {section}.{name}: unknown key; {nearest(name, FIELDS)}")
             if name == "seed":
                 raise UserError(f"{file}: {section}.seed: replicates are given by `seeds:`")
-            if section in ("grid", "zip", "include") and is_execution(name):
+            if section in ("grid", "zip", "include", "search.space") and is_execution(name):
                 raise UserError(
                     f"{file}: {section}.{name}: says how a run is executed and makes no other "
                     f"run; it belongs under `fixed:`"
                 )
+    _check_search(spec)
     for section, where in [
         *(("exclude.where", rule.where) for rule in spec.exclude),
         *(("resources.when.where", rule.where) for rule in spec.resources.when),
@@ -184,6 +250,8 @@ def _check_keys(spec: SweepSpec) -> None:
     seen: dict[str, str] = {}
     for section, axes in [("grid", spec.grid), *(("zip", group) for group in spec.zip)]:
         for name, values in axes.items():
+            if spec.search and name in spec.search.space:
+                raise UserError(f"{file}: search.space.{name}: is an axis of {section} already")
             if not values:
                 raise UserError(f"{file}: {section}.{name}: the axis is empty")
             if name in seen:
@@ -196,6 +264,32 @@ def _check_keys(spec: SweepSpec) -> None:
             raise UserError(f"{file}: zip: lists of equal length are needed: {shown or 'no axis'}")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise UserError(f"{file}: seeds: {spec.seeds} names a seed twice")
+
+
+def _check_search(spec: SweepSpec) -> None:
+    """Bounds that are numbers in their order, and that the field can have."""
+    for name, given in (spec.search.space if spec.search else {}).items():
+        source = f"{spec.file}: search.space.{name}"
+        if len(given) != 1:
+            raise UserError(f"{source}: one of {', '.join(KINDS)} is needed, found {len(given)}")
+        kind, values = next(iter(given.items()))
+        if not values:
+            raise UserError(f"{source}: the axis is empty")
+        for value in values:
+            try:
+                RunConfig(**{name: value})
+            except ValidationError as error:
+                told = explain(error.errors()[0], FIELDS)
+                raise UserError(f"{spec.file}: search.space.{told}") from None
+        if kind == "choice":
+            continue
+        numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+        least = 0 if kind == "loguniform" else -math.inf
+        if len(numbers) != 2 or len(values) != 2 or not least < numbers[0] < numbers[1]:
+            above = " above 0" if kind == "loguniform" else ""
+            raise UserError(
+                f"{source}.{kind}: {values} must be two numbers{above}, the lower first"
+            )
 
 
 def _check_where(source: str, where: Settings) -> None:
@@ -214,6 +308,7 @@ def _named_fields(spec: SweepSpec) -> list[tuple[str, list[str]]]:
     sections = [("fixed", list(spec.fixed)), ("grid", list(spec.grid))]
     sections += [("zip", list(group)) for group in spec.zip]
     sections += [("include", list(extra)) for extra in spec.include]
+    sections += [("search.space", list(spec.search.space))] if spec.search else []
     sections += [("exclude.where", list(rule.where)) for rule in spec.exclude]
     sections += [("resources.when.where", list(rule.where)) for rule in spec.resources.when]
     return [*sections, ("baseline", list(spec.baseline or {}))]

@@ -21,10 +21,10 @@ from densevit.sweep.launch.slurm.records import Submission
 from densevit.sweep.plan import Plan
 
 Word = Literal[
-    "finished", "failed", "running", "queued", "pending", "cancelled", "lost", "unknown"
+    "finished", "stopped", "failed", "running", "queued", "pending", "cancelled", "lost", "unknown"
 ]  # fmt: skip
 WORDS: tuple[Word, ...] = get_args(Word)
-STARTABLE = ("pending", "failed", "cancelled", "lost")
+STARTABLE = ("pending", "failed", "cancelled", "lost", "stopped")
 WAITS_IN_VAIN = "the sweep's command decides"
 MISSING = "a benchmark is still to be evaluated"
 # A run says so often that it is alive; while it is evaluated it says nothing.

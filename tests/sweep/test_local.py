@@ -296,9 +296,13 @@ def test_a_class_that_is_missing_in_a_benchmark_is_named(tmp_path, tiny, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_other_launchers_say_that_they_are_not_there(tmp_path, sweep, capsys):
+def test_a_launcher_that_is_not_installed_says_how_it_will_be(tmp_path, sweep, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
     assert main_sweep([str(sweep), "--launcher", "ray", "--outputs", str(tmp_path / "o")]) == 2
-    assert "launcher: ray is not part of this version" in capsys.readouterr().err
+    assert (
+        "launcher ray: Ray is not installed; pip install 'densevit[ray]'" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(

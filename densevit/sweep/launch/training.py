@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 
-from densevit.rundir import RunFolder
+from densevit.rundir import RunFolder, read_json
 
 
 def start_training(
@@ -26,3 +27,13 @@ def start_training(
             env={**environment, "PYTHONUNBUFFERED": "1"},
             start_new_session=own_session,
         )
+
+
+def settle(folder: RunFolder, code: int) -> None:
+    """Say of a run that died before it could say anything itself that it failed, and of what."""
+    last_word = (read_json(folder.status_file) or {}).get("state", "pending")
+    if code != 0 and last_word in ("pending", "running"):
+        ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        message = f"the process ended with {ended}; start it again to carry on"
+        cause = "killed" if code < 0 else "code"
+        folder.write_status("failed", **folder.progress(), message=message, cause=cause)

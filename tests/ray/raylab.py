@@ -1,0 +1,145 @@
+"""A real Ray of two nodes on loopback for the tests, and sweeps on it."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from densevit import yamlfile
+from densevit.rundir import read_json
+from densevit.sweep.plan import make_plan
+
+SOURCE = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
+MARK = "DENSEVIT_TEST_CLUSTER"
+HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray takes 127.0.0.1 for the machine's own address
+
+
+def wait_for(condition, seconds=90, what="it"):
+    """Wait until a condition holds, and return what it gives."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+    return found
+
+
+def marked(mark):
+    """The processes that were started with a mark in their environment, themselves or from above."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                found += [int(folder.name)] if state not in "ZX" else []
+    return found
+
+
+def kill(pids, number=signal.SIGKILL):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+class Cluster:
+    """Two nodes; each can be killed with all that runs on it."""
+
+    def __init__(self, folder):
+        self.folder = folder  # short: it holds sockets
+        self.token = folder / "token"
+        self.token.write_text(uuid.uuid4().hex)
+        with socket.socket() as free:
+            free.bind((HEAD, 0))
+            self.address = f"{HEAD}:{free.getsockname()[1]}"
+        self.marks = {}
+
+    def environment(self):
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+    def start(self, node, *options):
+        self.marks[node] = f"{node}-{uuid.uuid4().hex}"
+        port = self.address.rpartition(":")[2]
+        where = [
+            "--head",
+            "--port",
+            port,
+            "--include-dashboard",
+            "false",
+            "--temp-dir",
+            self.folder,
+        ]
+        if node == OTHER:
+            where = ["--address", self.address]
+        command = [Path(sys.executable).with_name("ray"), "start", *where, "--node-ip-address", node,
+                   "--object-store-memory", "80000000", "--disable-usage-stats", *options]  # fmt: skip
+        environment = {**self.environment(), MARK: self.marks[node]}
+        done = subprocess.run([str(word) for word in command], env=environment, timeout=120,
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def kill(self, node):
+        """Exactly what was started, and what that has started."""
+        mark = self.marks.pop(node)
+        wait_for(lambda: kill(marked(mark)) or not marked(mark), 30, "the end of a node")
+
+    def stop(self):
+        for node in list(self.marks):
+            self.kill(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Sweep:
+    """A sweep of the tiny run in a folder of its own."""
+
+    def __init__(self, folder, base, cluster=None, ray=None, **parts):
+        self.outputs, self.file = folder / "out", folder / "sweep.yaml"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "base.yaml").write_text(yamlfile.dump(dict(base)))
+        self.cluster = cluster
+        wanted = {"name": folder.name, "base": "base.yaml", "launcher": "ray"}
+        wanted["ray"] = {**({"address": cluster.address} if cluster else {}), **(ray or {})}
+        self.file.write_text(yamlfile.dump({**wanted, **parts}))
+        self.mark = f"sweep-{uuid.uuid4().hex}"
+
+    @property
+    def folders(self):
+        plan = make_plan(self.file, self.outputs)
+        return [plan.run_folder(run) for run in plan.runs]
+
+    def start(self, *words):
+        """The command, as a process of its own session."""
+        environment = self.cluster.environment() if self.cluster else dict(os.environ)
+        environment |= {MARK: self.mark}
+        first, *rest = map(str, words or ("run", "--no-tracking"))
+        command = [*COMMAND, first, str(self.file), *rest, "--outputs", str(self.outputs)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=environment, cwd=SOURCE, start_new_session=True)  # fmt: skip
+
+    def run(self, *words, code=0):
+        """The command to its end; what it printed."""
+        process = self.start(*words)
+        told = process.communicate(timeout=240)[0]
+        assert process.returncode == code, told
+        return told
+
+    def states(self):
+        told = json.loads(self.run("status", "--json"))
+        return [run["state"] for run in told["runs"]]
+
+    def going(self, steps=1):
+        """The runs that have trained so many steps in a process that lives."""
+        words = [(f, read_json(f.status_file) or {}) for f in self.folders]
+        return [
+            (f, word["pid"]) for f, word in words
+            if word.get("state") == "running" and f.locked() and word.get("step", 0) >= steps
+        ]  # fmt: skip
+
+    def starts(self, folder):
+        return (read_json(folder.provenance_file) or {"starts": []})["starts"]

@@ -1,0 +1,245 @@
+"""Sweeps on a real Ray: the same runs and numbers as elsewhere, and what faults do to them."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from raylab import HEAD, OTHER, Sweep, kill, marked, wait_for
+
+from densevit.rundir import read_json, read_metrics
+
+pytestmark = pytest.mark.ray
+
+
+def numbers(folder):
+    """What a run has reached, to the last digit: its benchmarks and its last loss."""
+    losses = [
+        line["train/loss"] for line in read_metrics(folder.metrics_file)[0] if "train/loss" in line
+    ]
+    return read_json(folder.results_file)["benchmarks"], losses[-1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, blobs):
+    """The runs of `long` as one process after another trains them."""
+    from tiny import tiny_run
+
+    made = Sweep(tmp_path_factory.mktemp("local") / "long", {**tiny_run(blobs), **LONG}, **CELLS)
+    made.run("run", "--launcher", "local", "--jobs", "2", "--no-tracking")
+    return {folder.path.name: numbers(folder) for folder in made.folders}
+
+
+LONG = {"epochs": 16, "checkpoint_minutes": 0.02}
+CELLS = {"grid": {"cl_mode": ["none", "dense"]}, "seeds": 2}
+
+
+def check_all(runs, undisturbed):
+    assert {f.path.name: numbers(f) for f in runs.folders} == undisturbed
+
+
+def test_ids_and_numbers_are_those_of_the_local_launcher(sweep, undisturbed):
+    runs = sweep("whole", LONG, **CELLS)
+    told = runs.run()
+    assert "4 runs in 2 cells: 0 finished before, 4 to run" in told
+    check_all(runs, undisturbed)
+    assert {start["command"].split()[0] for f in runs.folders for start in runs.starts(f)} == {"densevit"}  # fmt: skip
+    assert "4 finished before, 0 to run" in runs.run()
+    assert not list((runs.outputs / "sweeps/whole/ray").iterdir()), "nothing of Ray's is left"
+
+
+def test_killed_processes_are_started_again_and_no_number_changes(sweep, undisturbed):
+    runs = sweep("worker", LONG, **CELLS)
+    command = runs.start()
+    folder, pid = wait_for(runs.going, what="training")[0]
+    kill([pid])
+    wait_for(lambda: len(runs.starts(folder)) == 2, what="its second start")
+    pid = wait_for(lambda: [p for f, p in runs.going() if p != pid and f == folder])[0]
+    kill([pid])
+    assert command.wait(200) == 0, command.stdout.read()
+    assert len(runs.starts(folder)) == 3, "it failed twice and then succeeded"
+    check_all(runs, undisturbed)
+
+
+def test_a_run_that_fails_once_too_often_is_failed_and_stops_no_other(sweep):
+    runs = sweep("failing", ray={"max_failures": 1}, grid={"cl_mode": ["none", "global"]})
+    bad = runs.folders[0]
+    bad.metrics_file.mkdir(parents=True)
+    told = runs.run(code=1)
+    assert runs.states() == ["failed", "finished"]
+    assert len(runs.starts(bad)) == 2
+    assert "metrics.jsonl" in told
+    assert "1 of 2 runs are not finished" in told
+    bad.metrics_file.rmdir()
+    runs.run("retry", "--failed", "--no-tracking")
+    assert runs.states() == ["finished", "finished"]
+
+
+def test_a_mistake_is_not_tried_again(sweep):
+    runs = sweep("mistaken", {"device": "cuda"}, grid={"cl_mode": ["none"]})
+    assert "torch sees no GPU here" in runs.run(code=1)
+    assert len(runs.starts(runs.folders[0])) == 1
+
+
+def test_a_node_is_lost(sweep, cluster, undisturbed):
+    runs = sweep("node", LONG, **CELLS)
+    command = runs.start()
+    there = cluster.marks[OTHER]
+    lost = wait_for(
+        lambda: [f for f, pid in runs.going() if pid in marked(there)], what="training on it"
+    )
+    cluster.kill(OTHER)
+    try:
+        assert command.wait(200) == 0, command.stdout.read()
+    finally:
+        cluster.start(OTHER, "--num-cpus", "2")
+    assert all(len(runs.starts(folder)) > 1 for folder in lost)
+    check_all(runs, undisturbed)
+
+
+def starters(cluster):
+    """Processes of ours that are no run, on the cluster."""
+    pids = [pid for mark in cluster.marks.values() for pid in marked(mark)]
+    return [pid for pid in pids if b"launch.warm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturbed):
+    runs = sweep("driver", LONG, ray={"max_concurrent": 2}, **CELLS)
+    command = runs.start()
+    wait_for(lambda: sum(f.results_file.exists() for f in runs.folders), what="the first to finish")
+    going = wait_for(runs.going, what="training")
+    done = [folder for folder in runs.folders if folder.results_file.exists()]
+    before = [folder.results_file.stat().st_mtime_ns for folder in done]
+    command.kill()
+    wait_for(lambda: not any(folder.locked() for folder in runs.folders), 30, "the runs' end")
+    assert all(folder.word().state in ("cancelled", "finished") for folder, _ in going)
+    wait_for(lambda: not starters(cluster), 30, "the end of what starts runs")
+    told = runs.run()
+    assert f"{len(done)} finished before" in told or f"{len(done) + 1} finished before" in told
+    assert [folder.results_file.stat().st_mtime_ns for folder in done] == before
+    check_all(runs, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(tmp_path, tiny, number):
+    runs = Sweep(tmp_path / "own", {**tiny, "epochs": 200}, grid={"cl_mode": ["none", "global"]})
+    command = runs.start()
+    wait_for(runs.going, what="training")
+    command.send_signal(number)
+    told = command.communicate(timeout=90)[0]
+    assert command.returncode == 75, told
+    assert "the same command carries on" in told
+    assert "cancelled" in runs.states()
+    assert all(list(f.checkpoint_folder.iterdir()) for f in runs.folders if runs.starts(f))
+    wait_for(lambda: not marked(runs.mark), 20, "the end of all processes")
+
+
+def test_one_run_is_cancelled_and_the_others_go_on(sweep):
+    runs = sweep("cancelled", {"epochs": 40}, grid={"cl_mode": ["none", "global"]})
+    command = runs.start()
+    folder = wait_for(lambda: len(runs.going()) == 2 and runs.going(), what="both")[0][0]
+    runs.run("cancel", folder.path.name, "--yes")
+    assert command.wait(120) == 1
+    assert sorted(runs.states()) == ["cancelled", "finished"]
+    assert folder.word().state == "cancelled"
+    runs.run()
+    assert runs.states() == ["finished", "finished"]
+
+
+def together(runs):
+    """How many runs were at work at once, at most, by what they wrote."""
+    spans = [(runs.starts(f)[0]["time"], f.word().updated) for f in runs.folders]
+    return max(sum(a <= at < b for a, b in spans) for at, _ in spans)
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 2), (1, 1)])
+def test_runs_share_a_gpu(sweep, share, most):
+    parts = {"ray": {"gpus_per_run": share, "cpus_per_run": 0.5}, "seeds": 4}
+    runs = sweep(f"share{most}", {"epochs": 6}, grid={"cl_mode": ["none"]}, **parts)
+    runs.run()
+    assert together(runs) == most
+
+
+@pytest.mark.slow
+def test_no_more_at_once_than_asked_for(sweep):
+    runs = sweep("few", ray={"max_concurrent": 1}, grid={"cl_mode": ["none"]}, seeds=3)
+    runs.run()
+    assert together(runs) == 1
+
+
+RULE = {"scheduler": "asha", "grace_epochs": 2, "reduction": 2, "allow_biased": True}
+
+
+def test_the_planted_bad_cells_are_stopped_and_the_good_one_is_kept(sweep):
+    rates = [1e-3, 1e-9, 2e-9, 3e-9]
+    runs = sweep("early", {"epochs": 8}, grid={"learning_rate": rates}, early_stop=RULE,
+                 ray={"max_concurrent": 1})  # fmt: skip
+    told = runs.run()
+    assert runs.states() == ["finished", "stopped", "stopped", "stopped"]
+    assert "0/1 (1 stopped)" in told
+    assert "1 of 4 planned runs have numbers; 3 stopped" in told
+    assert not any(f.results_file.exists() for f in runs.folders[1:])
+    why = runs.folders[1].word().message
+    assert why.startswith("asha: val/top1 ")
+    assert "after epoch 2 " in why
+    steps = [f.word().step for f in runs.folders]
+    assert "1 finished before, 3 stopped early, 0 to run" in runs.run()
+    assert [f.word().step for f in runs.folders] == steps
+    assert why in runs.run("status")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_trained_on_where_no_rule_stops_it(sweep, tmp_path):
+    runs = sweep("first", {"epochs": 6}, grid={"learning_rate": [1e-3, 1e-9]}, early_stop=RULE,
+                 ray={"max_concurrent": 1})  # fmt: skip
+    runs.run()
+    assert runs.states() == ["finished", "stopped"]
+    without = sweep("second", {"epochs": 6}, grid={"learning_rate": [1e-3, 1e-9]})
+    without.outputs = runs.outputs
+    assert "1 finished before, 1 to run" in without.run()
+    assert without.states() == ["finished", "finished"]
+
+
+def test_optuna_proposes_from_what_the_first_round_reached(sweep):
+    space = {"learning_rate": {"loguniform": [1e-6, 1e-2]}}
+    search = {"space": space, "samples": 4, "round": 2, "method": "optuna", "seed": 1}
+    runs = sweep("found", search=search, ray={"max_concurrent": 2})
+    told = runs.run()
+    assert "2 runs in 2 cells: 0 finished before, 2 to run" in told
+    assert "4 runs in 4 cells: 2 finished before, 2 to run" in told
+    kept = runs.outputs / "sweeps/found/search.json"
+    rows = read_json(kept)["rows"]
+    kept.unlink()
+    assert "4 finished before, 0 to run" in runs.run()
+    assert read_json(kept)["rows"] == rows, "the same file and results give the same values"
+
+
+def test_processes_on_both_nodes_train_one_run(sweep, cluster):
+    runs = sweep("gang", LONG, grid={"cl_mode": ["dense"]}, resources={"nodes": 2, "cpus": 2})
+    command = runs.start()
+    wait_for(runs.going, what="training")
+    command.send_signal(signal.SIGINT)
+    assert command.wait(120) == 75, command.stdout.read()
+    assert runs.states() == ["cancelled"]
+    first = runs.folders[0].word().step
+    runs.run()
+    assert runs.states() == ["finished"]
+    assert 0 < first < runs.folders[0].word().steps
+
+
+@pytest.mark.parametrize(
+    ("ray", "resources", "told"),
+    [({"address": f"{HEAD}:9"}, {}, "no Ray answers at"),
+     ({"address": "nowhere.invalid:6379"}, {}, "no Ray answers at"),
+     ({"gpus_per_run": 2}, {}, "needs 1 CPUs and 2 GPUs, and the Ray cluster has"),
+     ({}, {"nodes": 3, "cpus": 2}, "needs 3 x 2 CPUs and 0 GPUs")],
+    ids=["port", "host", "gpus", "nodes"],
+)  # fmt: skip
+def test_what_cannot_be_is_told_at_once(sweep, ray, resources, told):
+    runs = sweep("impossible", ray=ray, resources=resources, grid={"cl_mode": ["none"]})
+    started = time.monotonic()
+    assert told in runs.run(code=2)
+    assert time.monotonic() - started < 30
+    assert not (runs.outputs / "runs").exists()
