@@ -54,13 +54,19 @@ def decide(plan: Plan, observed: Observed, launcher: str) -> Work:
         standing = observed.runs[run.id]
         if standing.state == "finished":
             sorted_runs["done"].append(run)
-        elif standing.state == "stopped" and plan.spec.early_stop is not None:
+        elif standing.state == "stopped" and _by_this_rule(plan, run):
             sorted_runs["stopped"].append(run)
         elif standing.state in STARTABLE or _awaited(standing, launcher):
             sorted_runs["to_run"].append(run)
         else:
             sorted_runs["unknown" if standing.state == "unknown" else "active"].append(run)
     return Work(**{name: tuple(runs) for name, runs in sorted_runs.items()})
+
+
+def _by_this_rule(plan: Plan, run: Run) -> bool:
+    """Whether it was the plan's own rule for early stopping, as it is now, that ended a run."""
+    rule, held = plan.spec.early_stop, read_json(plan.run_folder(run).status_file) or {}
+    return rule is not None and held.get("rule") == rule.model_dump(exclude={"allow_biased"})
 
 
 def _awaited(standing: Standing, launcher: str) -> bool:

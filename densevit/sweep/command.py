@@ -169,7 +169,8 @@ def _changed(plan: Plan, ids: set[str], changes: Sequence[str]) -> Plan:
             return run
         layer = Layer("--set", fields)
         config = build([Layer("run", run.config.model_dump()), layer]) if fields else run.config
-        return replace(run, config=config, resources={**run.resources, **wanted})
+        nearer = run.nearer | wanted.keys()
+        return replace(run, config=config, resources={**run.resources, **wanted}, nearer=nearer)
 
     runs = tuple(map(change, plan.runs))
     return replace(plan, grid=replace(plan.grid, runs=runs))

@@ -16,12 +16,16 @@ from densevit.sweep.spec import Exclusion, Settings, SweepSpec, matches
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One planned run: a cell of the grid with one seed. Equal only to itself; compare ids."""
+    """One planned run: a cell of the grid with one seed. Equal only to itself; compare ids.
+
+    `nearer` names the resources that an exception (`when`) or a command gives to this run.
+    """
 
     id: str
     cell: str
     config: RunConfig
     resources: dict[str, Any]
+    nearer: frozenset[str] = frozenset()
 
     @property
     def seed(self) -> int:
@@ -260,19 +264,21 @@ def _runs(spec: SweepSpec, cells: Sequence[_Combination]) -> Iterator[Run]:
     """The runs of cells, seed-major."""
     made = [(digest(cell.text), cell, _resources(spec, cell.config)) for cell in cells]
     for seed in spec.seeds:
-        for cell_id, cell, resources in made:
+        for cell_id, cell, (resources, nearer) in made:
             config = cell.config
             if seed != config.seed:
                 config = config.model_copy(update={"seed": seed})
-            yield Run(run_id(cell.text, seed), cell_id, config, dict(resources))
+            yield Run(run_id(cell.text, seed), cell_id, config, dict(resources), nearer)
 
 
-def _resources(spec: SweepSpec, config: RunConfig) -> dict[str, Any]:
+def _resources(spec: SweepSpec, config: RunConfig) -> tuple[dict[str, Any], frozenset[str]]:
+    """What a run asks for, and of these what an exception says."""
     resources = spec.resources.model_dump(exclude={"when"}, exclude_none=True)
+    exceptions: dict[str, Any] = {}
     for rule in spec.resources.when:
         if matches(rule.where, config):
-            resources.update(rule.model_dump(exclude={"where"}, exclude_none=True))
-    return resources
+            exceptions |= rule.model_dump(exclude={"where"}, exclude_none=True)
+    return resources | exceptions, frozenset(exceptions)
 
 
 def _axes(spec: SweepSpec, configs: Sequence[RunConfig]) -> tuple[str, ...]:

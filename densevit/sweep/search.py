@@ -87,33 +87,41 @@ def _proposed(spec: SweepSpec, search: Search, outputs: Path) -> list[Settings]:
     rows = rows[: search.samples]
     values: list[float | None] = []
     while len(rows) < search.samples:
-        for row in rows[len(values) :]:
+        # Whole rounds, so that it makes no difference how many samples were asked for before.
+        begin = len(rows) // search.round * search.round
+        for row in rows[len(values) : begin]:
             done, value = _reached(spec, row, outputs)
             if not done:
                 return rows
             values.append(value)
-        number = min(search.round, search.samples - len(rows))
-        rows = [*rows, *_propose(search, rows, values, number)]
+        found = _propose(search, rows[:begin], values)
+        rows = [*rows, *found[len(rows) - begin :]][: search.samples]
     return rows
 
 
 def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float | None]:
-    """Whether the runs of a row are over, and the mean top-1 on val of those that did not fail."""
+    """Whether the runs of a row are over, and the mean top-1 on val of those that are finished, or
+    of those that were stopped early if none is."""
     axes = {name: [value] for name, value in row.items()}
     runs = expand(spec.model_copy(update={"zip": [*spec.zip, axes], "baseline": None})).runs
     statuses = [_status(run, outputs) for run in runs]
     if any(status.state not in ("finished", "stopped", "failed") for status in statuses):
         return False, None
-    reached = [s.top1 for s in statuses if s.state != "failed" and s.top1 is not None]
-    return True, sum(reached) / len(reached) if reached else None
+    for state in ("finished", "stopped"):
+        reached = [s.top1 for s in statuses if s.state == state and s.top1 is not None]
+        if reached:
+            return True, sum(reached) / len(reached)
+    return True, None
 
 
 def _status(run: Run, outputs: Path) -> Any:
-    return run_folder(outputs, run.id).status()
+    return run_folder(
+        outputs, run.id
+    ).word()  # who says `running` may have died, and is started first
 
 
 def _propose(
-    search: Search, rows: Sequence[Settings], values: Sequence[float | None], number: int
+    search: Search, rows: Sequence[Settings], values: Sequence[float | None]
 ) -> list[Settings]:
     """The rows of the next round."""
     try:
@@ -135,7 +143,7 @@ def _propose(
         state = states.FAIL if value is None else states.COMPLETE
         made = optuna.trial.create_trial(params=row, distributions=space, value=value, state=state)
         study.add_trial(made)
-    asked = [study.ask(space).params for _ in range(number)]
+    asked = [study.ask(space).params for _ in range(search.round)]
     return [
         {
             name: row[name] if kind == "choice" else _number(name, row[name], values)

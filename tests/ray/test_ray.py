@@ -190,6 +190,20 @@ def test_the_planted_bad_cells_are_stopped_and_the_good_one_is_kept(sweep):
     assert why in runs.run("status")
 
 
+def test_a_rule_goes_on_where_a_stopped_command_left_it(sweep):
+    rates = [1e-3, 1e-9, 2e-9]
+    runs = sweep("carried", {"epochs": 12}, grid={"learning_rate": rates}, early_stop=RULE,
+                 ray={"max_concurrent": 1})  # fmt: skip
+    command = runs.start()
+    wait_for(runs.folders[0].results_file.exists, what="the first to finish")
+    wait_for(runs.going, what="the second")
+    command.send_signal(signal.SIGINT)
+    assert command.wait(60) == 75, command.stdout.read()
+    told = runs.run()
+    assert "1 finished before" in told
+    assert runs.states() == ["finished", "stopped", "stopped"]
+
+
 @pytest.mark.slow
 def test_a_stopped_run_is_trained_on_where_no_rule_stops_it(sweep, tmp_path):
     runs = sweep("first", {"epochs": 6}, grid={"learning_rate": [1e-3, 1e-9]}, early_stop=RULE,

@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -75,9 +76,11 @@ class Warm:
         """Ask the run to stop at its next step, wait, and kill it if it does not; as `poll`."""
         if not self._pid:
             return None
-        os.kill(self._pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it may have ended just now, and its answer waits
+            os.kill(self._pid, signal.SIGTERM)
         if not select.select([self._process.stdout], [], [], GRACE_SECONDS)[0]:
-            os.kill(self._pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
         self._pid, code = 0, self._answer()
         return code
 

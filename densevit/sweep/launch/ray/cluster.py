@@ -106,10 +106,9 @@ def _has_token() -> bool:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().exists()
 
 
-def processes(run: Run) -> int:
+def processes(plan: Plan, run: Run) -> int:
     """How many processes train the run: one a GPU, one a node without."""
-    gpus = run.resources.get("gpus") or 0
-    return int(run.resources.get("nodes") or 1) * max(1, int(gpus))
+    return int(run.resources.get("nodes") or 1) * max(1, int(_asked(plan, run)[0]))
 
 
 def needs(plan: Plan, run: Run) -> Needs:
@@ -117,21 +116,41 @@ def needs(plan: Plan, run: Run) -> Needs:
 
     `ray` is nearer than the sweep's `resources`, an exception of these (`when`) nearer than `ray`.
     """
-    general, settings, wanted = plan.spec.resources, plan.spec.ray, run.resources
-    share = 1 / (wanted.get("pack") or 1)
-    many = processes(run) > 1
+    gpus, cpus = _asked(plan, run)
+    if processes(plan, run) > 1:
+        return {"CPU": cpus / max(1, int(gpus)), "GPU": 1.0 if gpus else 0.0}
+    return {"CPU": cpus, "GPU": gpus}
+
+
+def _asked(plan: Plan, run: Run) -> tuple[float, float]:
+    """GPUs and processors of a run, on each of its nodes."""
+    settings, wanted = plan.spec.ray, run.resources
+    share = wanted.get("pack") or 1
 
     def nearest(name: str, own: float | None, default: float) -> float:
-        if own is not None and wanted.get(name) == getattr(general, name):
+        if own is not None and run.nearer.isdisjoint({name, "pack"}):
             return own
-        return (wanted.get(name) or 0) * share or default
+        return (wanted.get(name) or 0) / share or default
 
-    gpus = nearest("gpus", settings.gpus_per_run, 0)
-    cpus = nearest("cpus", settings.cpus_per_run, 1)
-    if many:
-        a_node = max(1, int(wanted.get("gpus") or 0))
-        return {"CPU": cpus / a_node, "GPU": min(1.0, wanted.get("gpus") or 0)}
-    return {"CPU": cpus, "GPU": gpus}
+    return nearest("gpus", settings.gpus_per_run, 0), nearest("cpus", settings.cpus_per_run, 1)
+
+
+def room_for_gangs(plan: Plan, runs: Sequence[Run]) -> int | None:
+    """How many runs to begin at once, if some are of several processes: Ray Train asks for these
+    when it has begun already. None where Tune can see by itself what there is room for."""
+    import ray
+
+    gangs = [run for run in runs if processes(plan, run) > 1]
+    if plan.spec.ray.max_concurrent is not None or not gangs:
+        return plan.spec.ray.max_concurrent
+    least = min(gangs, key=lambda run: processes(plan, run))
+    wanted = needs(plan, least)
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    free = [{name: node.get(name, 0.0) for name in wanted} for node in nodes]
+    count = 0
+    while all(_place(free, wanted) for _ in range(processes(plan, least))):
+        count += 1
+    return max(1, count)
 
 
 def _check_needs(plan: Plan, runs: Sequence[Run]) -> None:
@@ -142,9 +161,9 @@ def _check_needs(plan: Plan, runs: Sequence[Run]) -> None:
     for run in runs:
         wanted = needs(plan, run)
         free = [{name: node.get(name, 0.0) for name in wanted} for node in nodes]
-        if not all(_place(free, wanted) for _ in range(processes(run))):
-            parts = " x " if processes(run) > 1 else ""
-            asked = f"{processes(run)}{parts}" if parts else ""
+        count = processes(plan, run)
+        if not all(_place(free, wanted) for _ in range(count)):
+            asked = f"{count} x " if count > 1 else ""
             raise UserError(
                 f"{plan.spec.file}: {plan.label(run)}: needs {asked}{_words(wanted)}, and the Ray "
                 f"cluster has {'; '.join(_words(_kept(node)) for node in nodes)}"

@@ -55,7 +55,7 @@ def _launch(plan: Plan, runs: tuple[Run, ...], watch: Watch, scratch: Path) -> N
         tune.with_resources(Trial, _bundles),
         param_space={"run": tune.grid_search([trial_config(plan, run, scratch) for run in runs])},
         tune_config=tune.TuneConfig(
-            reuse_actors=True, max_concurrent_trials=settings.max_concurrent,
+            reuse_actors=True, max_concurrent_trials=cluster.room_for_gangs(plan, runs),
             scheduler=_scheduler(plan, runs, scratch),
             trial_name_creator=_id, trial_dirname_creator=_id,
         ),
@@ -79,7 +79,7 @@ def trial_config(plan: Plan, run: Run, scratch: Path) -> dict[str, Any]:
         "id": run.id, "folder": str(plan.run_folder(run).path), "scratch": str(scratch),
         "stop": str(scratch / "stop"), "verdict": str(_verdict(scratch, run.id)),
         "metric": rule.metric if rule else None, "epochs": run.config.epochs,
-        "processes": cluster.processes(run), "cpus": needs["CPU"], "gpus": needs["GPU"],
+        "processes": cluster.processes(plan, run), "cpus": needs["CPU"], "gpus": needs["GPU"],
     }  # fmt: skip
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from densevit.errors import EXIT_FAILED
+from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED
 from densevit.rundir import RunFolder, write_atomic
 
+GRACE_SECONDS = 60.0
 STOP_EVERY = 0.5  # seconds between two looks for a wish to stop, on a disk that may be far away
 
 
@@ -62,7 +63,10 @@ class Gang:
         if self._thread is None:
             return None
         self._wish.touch()
-        self._thread.join()
+        self._thread.join(GRACE_SECONDS)
+        if self._thread.is_alive():  # it waits for processors, or hangs: it ends with the actor
+            self._thread = None
+            return EXIT_CARRY_ON
         return self.poll()
 
     def close(self) -> None:

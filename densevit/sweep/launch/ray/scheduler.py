@@ -29,12 +29,13 @@ def make_scheduler(plan: Plan, rule: EarlyStop, runs: Iterable[Run], tell: Tell)
             max_t=max(most, rule.grace_epochs), stop_last_trials=False,
         )  # fmt: skip
     else:
-        # It pauses runs to compare them sooner, which for a run would be an interruption.
-        scheduler = _Median(*given, **common, grace_period=rule.grace_epochs, min_time_slice=10**9)
+        scheduler = _Median(*given, **common, grace_period=rule.grace_epochs)
     going = {run.id for run in runs}
     for run in plan.runs:
         if run.id not in going and _known(plan, rule, run):
-            scheduler.on_trial_add(None, Trial("densevit", {"run": {"id": run.id}}, stub=True))
+            scheduler.on_trial_add(
+                None, Trial("densevit", config={"run": {"id": run.id}}, stub=True)
+            )
     return scheduler
 
 
@@ -62,13 +63,16 @@ class _Informed:
         for result in self.known(_run(trial)):
             if super().on_trial_result(tune_controller, trial, result) == TrialScheduler.STOP:
                 self.doomed.add(trial.trial_id)
+                break  # whom it has ended once, the median rule is not to see again
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
-        if trial.trial_id in self.doomed:
-            decision = TrialScheduler.STOP
-        # The end of a run comes as a result too.
-        if decision == TrialScheduler.STOP and self.rule.metric in result:
+        if self.rule.metric not in result:  # the end of a run comes as a result too
+            return TrialScheduler.CONTINUE
+        decision = TrialScheduler.STOP
+        if trial.trial_id not in self.doomed:
+            decision = super().on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            self.doomed.add(trial.trial_id)
             self.tell(_run(trial), _said(self.rule, result))
         return decision
 
@@ -82,7 +86,9 @@ class _Asha(_Informed, ASHAScheduler):
 
 
 class _Median(_Informed, MedianStoppingRule):
-    pass
+    def _on_insufficient_samples(self, *_: Any) -> str:
+        """Go on: to pause a run, so that others give something to compare with, interrupts it."""
+        return TrialScheduler.CONTINUE
 
 
 def _run(trial: Trial) -> str:
@@ -95,4 +101,8 @@ def _said(rule: EarlyStop, result: dict[str, Any]) -> dict[str, Any]:
     why = f"is not among the best 1/{rule.reduction:g} of those that came so far"
     if rule.scheduler == "median":
         why = "is behind the median of the others"
-    return {"message": f"{rule.scheduler}: {rule.metric} {value:.4g} after epoch {epoch:g} {why}"}
+    told = rule.model_dump(exclude={"allow_biased"})
+    return {
+        "rule": told,
+        "message": f"{rule.scheduler}: {rule.metric} {value:.4g} after epoch {epoch:g} {why}",
+    }

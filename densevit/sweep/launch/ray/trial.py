@@ -46,12 +46,13 @@ class Trial(tune.Trainable):
             # The process of an earlier attempt may still be writing its checkpoint.
             if not self.started and not self.folder.locked():
                 self._start()
-            code = self.starter.poll() if self.started else None
+            if self.started and self.code is None:
+                self.code = self.starter.poll()
             told = self._validated()
-            if code is not None:
-                return told | self._end(code)
             if told:
-                return told
+                return told  # before how it ended, which may be an error
+            if self.code is not None:
+                return self._end(self.code)
             time.sleep(POLL_SECONDS)
 
     def cleanup(self) -> None:
@@ -71,13 +72,15 @@ class Trial(tune.Trainable):
         self.folder = RunFolder(Path(self.run["folder"]))
         self.asked = asking([Path(self.run["stop"]), self.folder.stop_file])
         self.started = self.ended = False
-        self.offset = 0
+        self.code: int | None = None
+        self.offset, self.epoch = 0, 0.0
         if self.starter is None:
             self.starter = Gang() if self.run["processes"] > 1 else Warm()
 
     def _start(self) -> None:
         if self.run["metric"]:  # what stands there already, the scheduler has been told
-            self.offset = read_metrics(self.folder.metrics_file)[1]
+            lines, self.offset = read_metrics(self.folder.metrics_file)
+            self.epoch = max((x["epoch"] for x in lines if self.run["metric"] in x), default=0.0)
         if isinstance(self.starter, Gang):
             self.starter.start(self.folder, self.run)
         else:
@@ -88,11 +91,15 @@ class Trial(tune.Trainable):
         """The newest epoch that was validated since the last look; nothing if none was, and of the
         last one, after which there is nothing to be saved."""
         metric = self.run["metric"]
-        if not metric or not self.started:
+        if not metric or not self.started or not self.folder.metrics_file.exists():
             return {}
+        # A run that carries on first takes away what is newer than its checkpoint.
+        if self.folder.metrics_file.stat().st_size < self.offset:
+            self.offset = 0
         lines, self.offset = read_metrics(self.folder.metrics_file, self.offset)
         for line in reversed(lines):
-            if metric in line and line["epoch"] < self.run["epochs"]:
+            if metric in line and self.epoch < line["epoch"] < self.run["epochs"]:
+                self.epoch = line["epoch"]
                 return {"epoch": line["epoch"], metric: line[metric]}
         return {}
 
@@ -109,7 +116,7 @@ class Trial(tune.Trainable):
     def _halt(self) -> None:
         """End a run that is going on, and say so if it was the scheduler's wish."""
         if not self.ended and self.started:
-            code = self.starter.stop()
+            code = self.starter.stop() if self.code is None else self.code
             if code is not None:
                 settle(self.folder, code)
         self.ended = True
