@@ -313,7 +313,8 @@ def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
 def on_ray(folder: Path, options: argparse.Namespace) -> list[Row]:
     """See `ray_scale.py`."""
     if find_spec("ray") is None:
-        raise UserError("ray: Ray is not installed; pip install 'densevit[ray]'")
+        print("ray: left out, Ray is not installed: pip install 'densevit[ray]'", file=sys.stderr)
+        return []
     import ray_scale
 
     return ray_scale.ray(folder, options)

@@ -13,15 +13,14 @@ from densevit.rundir import read_json
 from densevit.sweep.plan import make_plan
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'densevit[ray]'")
+pytestmark = pytest.mark.cluster
 
 
-@pytest.mark.cluster
-def test_two_runs_on_ray_on_two_nodes_of_a_job(cluster, tiny, tmp_path):
-    outputs, file = tmp_path / "out", tmp_path / "sweep.yaml"
-    (tmp_path / "base.yaml").write_text(yamlfile.dump(dict(tiny)))
-    grid = {"cl_mode": ["none", "dense"]}
-    parts = {"ray": {"cpus_per_run": 2}, "launcher": "ray"}
-    file.write_text(yamlfile.dump({"name": "inside", "base": "base.yaml", "grid": grid, **parts}))
+@pytest.fixture
+def submit(cluster, tiny, tmp_path):
+    """A function that submits the batch script with a sweep of two runs, of which a node has room for
+    one: the job, its log, and a function that gives the runs' folders."""
+    outputs, file, log = (tmp_path / name for name in ("out", "sweep.yaml", "log.txt"))
     # As a user's shell: the environment's commands, and this code.
     commands = tmp_path / "bin"
     commands.mkdir()
@@ -30,32 +29,69 @@ def test_two_runs_on_ray_on_two_nodes_of_a_job(cluster, tiny, tmp_path):
     command.chmod(0o755)
     path = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DENSEVIT_OUTPUTS": str(outputs)}  # fmt: skip
-    log = tmp_path / "log.txt"
-    job = subprocess.run(
-        ["sbatch", "--parsable", "--nodes", "2", "--cpus-per-task", "2", "--mem", "3000M",
-         "--output", log, ROOT / "slurm" / "ray_cluster.sbatch", file, "--no-tracking"],
-        capture_output=True, text=True, check=True, env=environment, cwd=tmp_path,
-    ).stdout.strip()  # fmt: skip
-    wait_for(lambda: job not in slurm("squeue", "-h", "-o", "%i"), 200, "the job's end")
+
+    def make(**base):
+        (tmp_path / "base.yaml").write_text(yamlfile.dump({**tiny, **base}))
+        parts = {"launcher": "ray", "ray": {"cpus_per_run": 2}}
+        parts["grid"] = {"cl_mode": ["none", "dense"]}
+        file.write_text(yamlfile.dump({"name": "inside", "base": "base.yaml", **parts}))
+        job = subprocess.run(
+            ["sbatch", "--parsable", "--nodes", "2", "--cpus-per-task", "2", "--mem", "900M",
+             "--output", log, ROOT / "slurm" / "ray_cluster.sbatch", file, "--no-tracking"],
+            capture_output=True, text=True, check=True, env=environment, cwd=tmp_path,
+        ).stdout.strip()  # fmt: skip
+        return job, log, lambda: _folders(file, outputs)
+
+    return make
+
+
+def _folders(file, outputs):
     plan = make_plan(file, outputs)
-    told = log.read_text()
-    assert [plan.run_folder(run).status().state for run in plan.runs] == ["finished"] * 2, told
-    assert "2 runs in 2 cells: 0 finished before, 2 to run" in told
-    starts = [read_json(plan.run_folder(run).provenance_file)["starts"] for run in plan.runs]
-    assert {start["host"] for one in starts for start in one} == {"node1", "node2"}
+    return [plan.run_folder(run) for run in plan.runs]
+
+
+def ended(job, outputs):
+    """Wait for the end of a job, after which nothing of it is left; its exit code."""
+    wait_for(lambda: job not in slurm("squeue", "-h", "-o", "%i").split(), 100, "the job's end")
+    wait_for(lambda: not processes_of(job), 20, "the end of Ray")
     assert not list(outputs.glob(".ray-*")), "the token is gone"
-    wait_for(lambda: not _left(job), 20, "the end of Ray")
+    assert not list(Path("/tmp").glob(f"ray-{job}-*"))
+    told = slurm("scontrol", "show", "job", job)
+    return int(told.partition("ExitCode=")[2].partition(":")[0])
 
 
-def _left(job):
+def processes_of(job):
     """Processes that have the job in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             variables = (folder / "environ").read_bytes().split(b"\0")
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
         if f"SLURM_JOB_ID={job}".encode() in variables and state not in "ZX":
-            found.append((folder / "cmdline").read_bytes())
+            found.append(folder.name)
     return found
+
+
+def test_two_runs_on_ray_on_two_nodes_of_a_job(submit):
+    job, log, folders = submit()
+    wait_for(lambda: log.exists(), 120, "the job's start")
+    code = ended(job, log.parent / "out")
+    told = log.read_text()
+    assert code == 0, told
+    assert "2 runs in 2 cells: 0 finished before, 2 to run" in told
+    assert [folder.status().state for folder in folders()] == ["finished"] * 2, told
+    starts = [read_json(folder.provenance_file)["starts"] for folder in folders()]
+    assert {start["host"] for one in starts for start in one} == {"node1", "node2"}
+
+
+@pytest.mark.slow
+def test_before_its_time_ends_runs_stop_with_a_checkpoint(submit):
+    job, log, folders = submit(epochs=60)
+    words = lambda: [read_json(folder.status_file) or {} for folder in folders()]  # noqa: E731
+    wait_for(lambda: all(word.get("step", 0) > 1 for word in words()), 120, "training")
+    slurm("scancel", "--signal=USR1", "--batch", job)  # as Slurm does by the script's --signal
+    assert ended(job, log.parent / "out") == 75, log.read_text()
+    assert [word["state"] for word in words()] == ["cancelled"] * 2
+    assert all(any(folder.checkpoint_folder.iterdir()) for folder in folders())

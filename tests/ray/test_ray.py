@@ -154,7 +154,7 @@ def together(runs):
     return max(sum(a <= at < b for a, b in spans) for at, _ in spans)
 
 
-@pytest.mark.parametrize(("share", "most"), [(0.5, 2), (1, 1)])
+@pytest.mark.parametrize(("share", "most"), [(0.5, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_runs_share_a_gpu(sweep, share, most):
     parts = {"ray": {"gpus_per_run": share, "cpus_per_run": 0.5}, "seeds": 4}
     runs = sweep(f"share{most}", {"epochs": 6}, grid={"cl_mode": ["none"]}, **parts)
@@ -247,7 +247,7 @@ def test_processes_on_both_nodes_train_one_run(sweep, cluster):
     ("ray", "resources", "told"),
     [({"address": f"{HEAD}:9"}, {}, "no Ray answers at"),
      ({"address": "nowhere.invalid:6379"}, {}, "no Ray answers at"),
-     ({"gpus_per_run": 2}, {}, "needs 1 CPUs and 2 GPUs, and the Ray cluster has"),
+     ({"gpus_per_run": 2}, {}, "needs 2 x 0.5 CPUs and 1 GPUs, and the Ray cluster has"),
      ({}, {"nodes": 3, "cpus": 2}, "needs 3 x 2 CPUs and 0 GPUs")],
     ids=["port", "host", "gpus", "nodes"],
 )  # fmt: skip

@@ -65,7 +65,8 @@ def connected(plan: Plan, runs: Sequence[Run]) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     common = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if where == "local":
-        ray.init("local", include_dashboard=False, **common)
+        cpus = len(os.sched_getaffinity(0))  # Ray counts those of the machine
+        ray.init("local", num_cpus=cpus, include_dashboard=False, **common)
     else:
         _join(plan, where, common)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
+from densevit.errors import EXIT_CARRY_ON
 from densevit.rundir import last_lines, write_json
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.ray import cluster, scheduler
@@ -24,6 +27,8 @@ from densevit.sweep.launch.staying import (
     launching,
 )
 from densevit.sweep.plan import Plan
+
+PATIENCE_SECONDS = 180.0  # of a command that was told to stop; a run has a minute
 
 
 def launch(plan: Plan, runs: tuple[Run, ...], watch: Watch) -> None:
@@ -65,8 +70,19 @@ def _launch(plan: Plan, runs: tuple[Run, ...], watch: Watch, scratch: Path) -> N
             failure_config=tune.FailureConfig(max_failures=settings.max_failures),
         ),
     )  # fmt: skip
-    with interruptible(stop.touch):
-        tuner.fit()
+    # A Ray that has died would never say that the runs have stopped.
+    forced = threading.Timer(PATIENCE_SECONDS, os._exit, [EXIT_CARRY_ON])
+    forced.daemon = True
+
+    def end() -> None:
+        stop.touch()
+        forced.start()
+
+    with interruptible(end):
+        try:
+            tuner.fit()
+        finally:
+            forced.cancel()
         teller.look()
     if stop.exists():
         raise Interrupted
