@@ -16,11 +16,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from densevit.config import RunConfig
 from densevit.data.names import benchmark_names
@@ -37,10 +38,10 @@ from densevit.errors import (
 )
 from densevit.rundir import Cause, RunFolder, State, read_json, write_json
 
+if TYPE_CHECKING:
+    from densevit.trainer import Asked
+
 log = logging.getLogger("densevit")
-
-
-Asked = Callable[[], int]  # the signal that asked the run to stop, 0 while none did
 
 
 def execute(folder: RunFolder, config: RunConfig | None = None, asked: Asked | None = None) -> int:

@@ -32,7 +32,7 @@ def make_scheduler(plan: Plan, rule: EarlyStop, runs: Iterable[Run], tell: Tell)
         scheduler = _Median(*given, **common, grace_period=rule.grace_epochs)
     going = {run.id for run in runs}
     for run in plan.runs:
-        if run.id not in going and _known(plan, rule, run):
+        if run.id not in going:
             scheduler.on_trial_add(
                 None, Trial("densevit", config={"run": {"id": run.id}}, stub=True)
             )
