@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from densevit import __version__, yamlfile
-from densevit.commandline import Parser, add_outputs, existing_run, run_command
+from densevit.commandline import (
+    Parser,
+    add_outputs,
+    add_tracking_uri,
+    existing_run,
+    heed_tracking_uri,
+    run_command,
+)
 from densevit.compare_cli import add_compare
 from densevit.config import FIELDS, RunConfig, identity
 from densevit.data.cli import add_data
@@ -23,6 +30,8 @@ from densevit.layers import Layer, absolute_paths, build, read_layers, source_of
 from densevit.rundir import RunFolder, outputs_root, read_json, run_folder
 from densevit.show_cli import add_show
 from densevit.sweep.cli import main_sweep
+from densevit.sync_cli import add_sync
+from densevit.ui_cli import add_ui
 
 __all__ = ["main", "main_sweep"]
 
@@ -42,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_show(commands)
     add_compare(commands)
     _add_export(commands)
+    add_sync(commands)
+    add_ui(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
     return run_command("densevit", parser, given)
 
@@ -56,6 +67,7 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
     add_outputs(train)
     train.add_argument("--no-tracking", action="store_true", help="leave MLflow out")
+    add_tracking_uri(train)
     train.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)
     for name, field in FIELDS.items():
         default = "" if field.default is None else f" (default: {_shown(field.get_default())})"
@@ -90,6 +102,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.run_dir:
         # Started by a launcher, which keeps what is printed in the run's log.
         return execute(RunFolder(Path(options.run_dir)))
+    heed_tracking_uri(options.tracking_uri)
     layers = read_layers(Path(options.config)) if options.config else []
     given = {name: getattr(options, f"field_{name}") for name in FIELDS}
     flags = {name: text for name, text in given.items() if text is not None}
@@ -106,7 +119,7 @@ def _train(options: argparse.Namespace) -> int:
     with showing():
         if options.no_tracking:
             return execute(folder)
-        from densevit.tracking import mirroring
+        from densevit.tracking.beside import mirroring
 
         with mirroring(outputs, [folder.path.name], None):
             return execute(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +51,22 @@ def add_outputs(parser: Any) -> None:
     parser.add_argument(
         "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
     )
+
+
+def add_tracking_uri(parser: Any) -> None:
+    parser.add_argument(
+        "--tracking-uri", metavar="URI",
+        help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db in the outputs)",
+    )  # fmt: skip
+
+
+def heed_tracking_uri(given: str | None) -> None:
+    """Let this process, and what it starts, take the store of a flag."""
+    if given is None:
+        return
+    if not given.strip():
+        raise UserError("--tracking-uri: wanted the URI of an MLflow store, found none")
+    os.environ["MLFLOW_TRACKING_URI"] = given
 
 
 def find_run(given: str, outputs: Path) -> RunFolder | None:

@@ -209,6 +209,9 @@ class RunConfig(BaseModel):
         None, "pictures with masks for the dense-probe: a folder, or VOC's (shapes has its own)"
     )
     experiment_name: Name = _execution("densevit", "the MLflow experiment that shows the run")
+    log_model: bool = _execution(
+        False, "the final network is logged as an MLflow model, beside the numbers"
+    )
     device: Literal["auto", "cpu", "cuda"] = _execution(
         "auto", "auto takes a GPU when there is one"
     )

@@ -200,6 +200,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+# Set by what starts a run: the sweep's launcher, and the job that the run is in.
+LAUNCHER, JOB = "DENSEVIT_LAUNCHER", "DENSEVIT_JOB"
 _PACKAGES = ("densevit", "torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -215,6 +217,8 @@ def _record_start(folder: RunFolder) -> None:
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)),
         "command": shlex.join(sys.argv),
+        "launcher": os.environ.get(LAUNCHER, ""),
+        "job": os.environ.get(JOB, ""),
         "versions": versions,
         **git_state(),
     }

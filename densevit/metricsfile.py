@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 from densevit.errors import UserError
 
 log = logging.getLogger("densevit")
+
+# JSON cannot say what is not finite. It is written as these strings, which `float` reads as well.
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_json = json.JSONEncoder(allow_nan=False).encode
+
+
+def number(value: Any) -> float | None:
+    """What a value of a line is as a number, None if it is none; a truth value is none."""
+    if isinstance(value, str):
+        return NOT_FINITE.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def finite(value: Any) -> float | None:
+    """As `number`, with None for what is not finite too: for whoever sorts or averages."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
 
 
 class MetricsFile:
@@ -31,8 +52,8 @@ class MetricsFile:
             file.truncate(kept)
 
     def write(self, line: dict[str, float]) -> None:
-        """Append a line."""
-        self._waiting.append(json.dumps(line, allow_nan=False).encode() + b"\n")
+        """Append a line; numbers that are not finite as the words of `NOT_FINITE`."""
+        self._waiting.append(_encoded(line) + b"\n")
         self.flush()
 
     def flush(self) -> bool:
@@ -56,3 +77,16 @@ class MetricsFile:
         """Put on the disk what was written, for what must not outlive it."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def _encoded(line: dict[str, float]) -> bytes:
+    try:
+        return _json(line).encode()
+    except ValueError:  # something is not finite, which is rare
+        return _json({name: _worded(value) for name, value in line.items()}).encode()
+
+
+def _worded(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

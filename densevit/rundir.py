@@ -123,6 +123,11 @@ class RunFolder:
         """What the MLflow mirror has sent so far, as JSON."""
         return self.path / "tracking.json"
 
+    @property
+    def tracking_lock(self) -> Path:
+        """Held by the process that sends the run to MLflow."""
+        return self.path / "tracking.lock"
+
     def predictions_file(self, benchmark: str) -> Path:
         """A row a sample of a benchmark, as Parquet."""
         return self.path / "predictions" / f"{benchmark}.parquet"
@@ -200,6 +205,15 @@ class RunFolder:
             return replace(status, state="failed", message=DIED)
         return status
 
+    def seen(self) -> Status:
+        """The run's state as an observer takes it who may be on another machine: there a lock need
+        not be seen, and a run that has said of late that it runs is believed."""
+        status = self.word()
+        elsewhere = status.state == "running" and status.host != socket.gethostname()
+        if elsewhere and time.time() - status.updated < SILENT_SECONDS:
+            return status
+        return self.status()
+
     def progress(self) -> dict[str, Any]:
         """How far the status file says the run is: facts that outlive a change of its state."""
         held = read_json(self.status_file) or {}
@@ -213,6 +227,8 @@ class RunFolder:
 
 
 _LASTING = ("epoch", "epochs", "step", "steps", "started", "spent", "top1")
+# A run says so often that it is alive; while it is evaluated it says nothing.
+SILENT_SECONDS = 1800.0
 DIED = "ended without a word (killed, or the machine went down); start it again to carry on"
 
 

@@ -11,7 +11,7 @@ import logging
 import math
 import signal
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import torch
 
@@ -26,6 +26,7 @@ from densevit.distributed import World, agreed, gathered, joined
 from densevit.errors import Diverged, RunError, Stopped, StoppedNow, UserError
 from densevit.exam import evaluate_missing, validate
 from densevit.frozen.masks import MaskedImages, check_masks
+from densevit.gauges import sampling
 from densevit.initial import begun_with
 from densevit.meter import peak_memory_mib
 from densevit.model import check_model, has_class_token
@@ -61,7 +62,9 @@ def train(folder: RunFolder, asked: Asked, config: RunConfig) -> None:
             _remember_fingerprint(folder, data, config)
         trainer = build_trainer(config, folder, data, asked, world)
         try:
-            _train(trainer, data)
+            sampled = sampling(trainer.engine.device) if world.writes else nullcontext()
+            with sampled as trainer.gauges:
+                _train(trainer, data)
             _keep_matches(trainer, data, "after")
             evaluate_missing(trainer, data)
         except StoppedNow:
@@ -192,7 +195,7 @@ def _log_interval(trainer: Trainer, show: Progress) -> None:
     """One line of metrics: the means since the last line. The only wait for the device."""
     engine, config = trainer.engine, trainer.config
     rate = max(group["lr"] for group in engine.optimizer.param_groups)  # less below, with decay
-    line = {f"train/{name}": v for name, v in trainer.tally.means(trainer.world).items()}
+    line = {f"train/{name}": value for name, value in _means(trainer).items()}
     phases, steps = trainer.clock.read(), trainer.timed
     trainer.seconds, trainer.timed = trainer.seconds + sum(phases.values()), 0
     line["train/learning_rate"] = rate
@@ -208,10 +211,24 @@ def _log_interval(trainer: Trainer, show: Progress) -> None:
         # What a network earns that cannot tell the positive from the negatives.
         line["train/chance_loss"] = math.log(config.queue_size + 1)
         line["train/temperature"] = float(torch.as_tensor(contrast.temperature()).detach())
+    if trainer.gauges is not None:
+        line |= trainer.gauges.read()
     write_line(trainer, line)
     left = (trainer.steps - trainer.step) * sum(phases.values()) / steps
     show(trainer.step, trainer.steps, facts(line, left))
     _check_skipped(trainer, rate)
+
+
+def _means(trainer: Trainer) -> dict[str, float]:
+    """The means of the steps since the last line; NaN if all of them were skipped.
+
+    Of float16, which skips steps to find its scale, nothing is said then.
+    """
+    names = [name for name in trainer.tally.sums if name != "counted"]
+    means = trainer.tally.means(trainer.world)
+    if means or trainer.config.precision == "fp16":
+        return means
+    return dict.fromkeys(names, math.nan)
 
 
 def _check_skipped(trainer: Trainer, rate: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from densevit.data.loading import Batch, BatchOrder, Crops, probe_crops, trainin
 from densevit.data.sources import Data
 from densevit.distributed import World, gathered
 from densevit.errors import UserError
+from densevit.gauges import Gauges
 from densevit.initial import load_initial
 from densevit.meter import Clock, Tally
 from densevit.metricsfile import MetricsFile
@@ -52,6 +52,7 @@ class Trainer:
     checkpoints: checkpoint.Checkpoints
     clock: Clock
     metrics: MetricsFile | None = None  # of the process that writes
+    gauges: Gauges | None = None  # likewise, while it trains
     tally: Tally = field(default_factory=Tally)
     step: int = 0
     validated: int = 0  # epochs
@@ -141,9 +142,7 @@ def write_line(trainer: Trainer, metrics: dict[str, float]) -> None:
     if trainer.metrics is None:
         return
     epoch = round(trainer.step / trainer.steps_per_epoch, 4)
-    # JSON has no NaN: what is not finite is missing.
-    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    trainer.metrics.write({"step": trainer.step, "epoch": epoch, "time": time.time(), **finite})
+    trainer.metrics.write({"step": trainer.step, "epoch": epoch, "time": time.time(), **metrics})
 
 
 def save(trainer: Trainer) -> None:

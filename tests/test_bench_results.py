@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from densevit.predictions import read_answers
-from densevit.results.baseline import baselines
 from densevit.results.collect import collect, costs, coverage, curves
 from densevit.scores import score
+from densevit.sweep.baseline import baselines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from madeup import BENCHMARKS, Effects, make_sweep, sweep_record, truth

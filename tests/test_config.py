@@ -112,7 +112,7 @@ def test_seed_and_execution_are_no_part_of_a_cell():
         other = {"workers": 0, "log_every": 7, "device": "cpu", "benchmarks": {"x": "y"},
                  "health_every": 9, "on_collapse": "stop", "gradient_checkpointing": True,
                  "checkpoint_minutes": 2.5, "grad_accumulation": 2, "compile": True,
-                 "watched": ["x"], "watch_every": 2, "watch_samples": 9, "probes": ["knn"]}  # fmt: skip
+                 "log_model": True, "watched": ["x"], "watch_every": 2, "watch_samples": 9, "probes": ["knn"]}  # fmt: skip
         assert identity(config(**{name: other.get(name, "other")})) == identity(config())
 
 

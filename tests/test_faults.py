@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 import torch
 from forked import SERVER, be_oneself
 from pictures import write_images
+from tiny import without_machine
 
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
@@ -109,11 +109,7 @@ def lines(folder):
     """metrics.jsonl as it stands, without what the machine has to do with."""
     text = folder.metrics_file.read_text()
     assert text.endswith("\n")
-    machine = re.compile(r"time|train/images_per_second|train/peak_memory_mib|time/.*")
-    return [
-        {k: v for k, v in json.loads(line).items() if not machine.fullmatch(k)}
-        for line in text.splitlines()
-    ]
+    return [without_machine(json.loads(line)) for line in text.splitlines()]
 
 
 def assert_same(folder, whole):

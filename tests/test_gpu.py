@@ -2,7 +2,6 @@
 
 import math
 import random
-import re
 import signal
 from contextlib import contextmanager, suppress
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny import without_machine
 from torch.nn import functional as F
 
 from densevit import checkpoint, probe
@@ -277,9 +277,7 @@ def folder_of(tmp_path, settings, name="run"):
 
 def logged(folder):
     """Numbers of training, validation and health, without what the machine has to do with."""
-    lines, _ = read_metrics(folder.metrics_file)
-    machine = re.compile(r"time|train/images_per_second|train/peak_memory_mib|time/.*")
-    return [{k: v for k, v in line.items() if not machine.fullmatch(k)} for line in lines]
+    return [without_machine(line) for line in read_metrics(folder.metrics_file)[0]]
 
 
 def weights_of(folder):

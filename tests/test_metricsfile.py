@@ -3,13 +3,26 @@
 import errno
 import io
 import json
+import math
 import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from densevit.errors import UserError
-from densevit.metricsfile import MetricsFile
+from densevit import yamlfile
+from densevit.errors import EXIT_FAILED, UserError
+from densevit.lifecycle import execute
+from densevit.metricsfile import MetricsFile, finite, number
+from densevit.results import compare
+from densevit.results.course import costs, curves
+from densevit.results.figures.curves import courses
+from densevit.rundir import read_metrics
+from densevit.sweep.plan import make_plan
 
 
 def steps(path):
@@ -62,7 +75,75 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, monkeypatch, 
     assert steps(path) == [0, 1, 2, 3]
 
 
-def test_no_nan_ever(tmp_path):
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
-    with pytest.raises(ValueError, match="Out of range"):
-        metrics.write({"step": 0, "x": float("nan")})
+def plain(_word):
+    raise AssertionError("no JSON: it has no such word")
+
+
+@given(st.lists(st.dictionaries(st.text(), st.floats() | st.integers(-(2**53), 2**53)), max_size=4))
+@example([{"a": math.nan, "b": math.inf, "c": -math.inf, "d": -0.0, "e": 5e-324, "step": 3}])
+def test_any_number_comes_back_and_the_file_is_plain_json(lines):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        metrics = MetricsFile(path, 0)
+        for line in lines:
+            metrics.write(line)
+        assert metrics.length == path.stat().st_size
+        for text in path.read_text().splitlines():
+            json.loads(text, parse_constant=plain)
+        read, _ = read_metrics(path)
+    assert [list(line) for line in read] == [list(line) for line in lines]
+    for got, line in zip(read, lines, strict=True):
+        for name, value in line.items():
+            assert repr(float(got[name])) == repr(float(value))  # NaN too, and the sign of 0
+            assert repr(number(got[name])) == repr(float(value))
+            assert finite(got[name]) == (float(value) if math.isfinite(value) else None)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1.0", "", True, None, [1.0], {}], ids=str)
+def test_what_is_no_number(value):
+    assert number(value) is None
+    assert finite(value) is None
+
+
+def test_the_curves_of_a_run_that_diverged(tmp_path, tiny):
+    diverging = {**tiny, "cl_mode": "none", "learning_rate": 1e30, "grad_clip": 0}
+    (tmp_path / "base.yaml").write_text(yamlfile.dump(diverging))
+    (tmp_path / "sweep.yaml").write_text("name: lost\nbase: base.yaml\nseeds: 1\n")
+    plan = make_plan(tmp_path / "sweep.yaml", tmp_path / "outputs")
+    (run,) = plan.runs
+    folder = plan.run_folder(run)
+    folder.create(run.config)
+    assert execute(folder) == EXIT_FAILED
+    frame = curves(plan, ["train/loss", "val/nll", "val/top1"])
+    loss = frame[frame["name"] == "train/loss"]
+    assert loss["step"].tolist() == [2, 4, 5, 6]
+    assert np.isfinite(loss["value"]).tolist() == [True, False, False, False]
+    assert frame[frame["name"] == "val/nll"]["value"].isna().tolist() == [True]
+    course = courses(frame, pd.DataFrame({"cell": [run.cell]}), "train/loss")[run.cell]
+    assert course.broken.tolist() == [[0.4, loss["value"].iloc[0]]], "the last before it diverged"
+
+
+def test_costs_and_health_of_a_run_with_numbers_that_are_none(tmp_path, tiny):
+    (tmp_path / "base.yaml").write_text(yamlfile.dump(tiny))
+    (tmp_path / "sweep.yaml").write_text("name: odd\nbase: base.yaml\nseeds: 2\n")
+    plan = make_plan(tmp_path / "sweep.yaml", tmp_path / "outputs")
+    speeds = [100.0, math.nan, 300.0, math.inf]
+    for run in plan.runs:
+        folder = plan.run_folder(run)
+        folder.create(run.config)
+        metrics = MetricsFile(folder.metrics_file, 0)
+        for step, speed in enumerate(speeds):
+            wait = {"train/images_per_second": speed, "time/data_ms": -speed}
+            metrics.write({"step": step, "epoch": 0.5, "train/peak_memory_mib": speed, **wait})
+        sign = 1 if run.seed else -1
+        metrics.write({"step": 4, "health/a": math.nan, "health/b": sign * math.inf, "health/c": 2})
+    table = costs(plan)
+    assert table["images_per_second"].tolist() == [200.0, 200.0]
+    assert table["data_ms"].tolist() == [-200.0, -200.0]
+    assert table["peak_memory_mib"].tolist() == [300.0, 300.0]
+    alone = compare._costs_of_run(plan.run_folder(plan.runs[0]))
+    assert (alone["images/s"], alone["peak memory (GiB)"]) == (200.0, 300 / 1024)
+    health = compare._health(plan.run_folder(plan.runs[0]))
+    assert [repr(health[name]) for name in "abc"] == ["nan", "-inf", "2.0"]
+    health = compare._health_of_cell(plan, plan.runs[0].cell)
+    assert [repr(health[name]) for name in "abc"] == ["nan", "nan", "2.0"]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from forked import Forked, Ranks
-from tiny import tiny_run
+from tiny import tiny_run, without_machine
 
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
@@ -72,11 +72,7 @@ def final(folder):
 def numbers(folder):
     """The logged numbers that a network has to do with."""
     lines, _ = read_metrics(folder.metrics_file)
-    machine = ("time", "train/images_per_second", "train/peak_memory_mib")
-    kept = [
-        {k: v for k, v in line.items() if k not in machine and not k.startswith("time/")}
-        for line in lines
-    ]
+    kept = [without_machine(line) for line in lines]
     return [(line.pop("step"), line) for line in kept]
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from forked import Forked
+from tiny import without_machine
 
 from densevit import exam
 from densevit.checkpoint import load, newest_first
@@ -37,9 +38,7 @@ def folder_of(tmp_path, settings, name="run"):
 
 def lines_of(folder):
     """What the run logged, but for what its machine had to do with."""
-    lines, _ = read_metrics(folder.metrics_file)
-    machine = re.compile(r"time|train/images_per_second|train/peak_memory_mib|time/.*")
-    return [{k: v for k, v in line.items() if not machine.fullmatch(k)} for line in lines]
+    return [without_machine(line) for line in read_metrics(folder.metrics_file)[0]]
 
 
 def weights_of(folder):
@@ -236,7 +235,22 @@ def test_a_diverging_run_fails_with_step_and_learning_rate(tmp_path, tiny):
         r"/checkpoint/step-00000005-\w+\.pt; a smaller learning_rate or precision: bf16 may help",
         folder.status().message,
     )
-    json.loads(folder.metrics_file.read_text().splitlines()[-1])  # and no NaN in it
+    lines = lines_of(folder)
+    assert math.isfinite(lines[1]["train/loss"]), "of the step before it diverged"
+    assert lines[-1]["train/loss"] == lines[-1]["train/top1"] == "NaN"
+    assert [line["val/nll"] for line in lines if "val/nll" in line] == ["NaN"]
+    # Plain JSON, without the words for it that only Python and JavaScript know.
+    assert not re.search(r"[^\"](NaN|Infinity)", folder.metrics_file.read_text())
+
+
+def test_float16_says_nothing_of_steps_that_it_skips_to_find_its_scale(tmp_path, tiny):
+    lost = {"learning_rate": 1e30, "grad_clip": 0, "precision": "fp16", "log_every": 1}
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", **lost})
+    assert execute(folder) == EXIT_FAILED
+    trained = [line for line in lines_of(folder) if "train/skipped_steps" in line]
+    assert trained[-1]["train/skipped_steps"] > 1
+    assert "train/loss" not in trained[-1]
+    assert not any(line.get("train/loss") == "NaN" for line in trained)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,5 +1,6 @@
-"""The settings of a run that takes a second."""
+"""A run that takes a second: its settings, and what of its lines is the same everywhere."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ TINY = {
     "log_every": 2,
     "device": "cpu",
 }  # fmt: skip
+
+
+_MACHINE = re.compile(r"time|time/.*|system/.*|train/images_per_second|train/peak_memory_mib")
+
+
+def without_machine(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl without what the machine, and not the run, has to do with."""
+    return {name: value for name, value in line.items() if not _MACHINE.fullmatch(name)}
 
 
 def tiny_run(blobs: Path) -> dict[str, Any]:

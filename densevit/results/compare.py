@@ -12,6 +12,7 @@ import pandas as pd
 
 from densevit.config import SCIENCE, RunConfig, identity
 from densevit.errors import UserError
+from densevit.metricsfile import finite, number
 from densevit.predictions import Answers, read_answers
 from densevit.results.collect import collect, costs
 from densevit.results.sheet import MISSING, NOT_APPLICABLE, Sheet
@@ -296,8 +297,10 @@ def _costs(plan: Plan, cells: Sequence[str]) -> list[dict[str, float]]:
 def _costs_of_run(folder: RunFolder) -> dict[str, float]:
     """As those of a cell; what share of GPUs a single run had, nobody knows."""
     lines = _logged(folder)
-    rates = [line[k] for line in lines if (k := "train/images_per_second") in line]
-    memory = [line[k] for line in lines if (k := "train/peak_memory_mib") in line]
+    rates, memory = (
+        [value for line in lines if (value := finite(line.get(name))) is not None]
+        for name in ("train/images_per_second", "train/peak_memory_mib")
+    )
     return {
         "hours": folder.status().spent / 3600 or math.nan,
         "images/s": statistics.median(rates) if rates else math.nan,
@@ -308,10 +311,10 @@ def _costs_of_run(folder: RunFolder) -> dict[str, float]:
 def _health(folder: RunFolder) -> dict[str, float]:
     """The last value of each number of health, by its name."""
     return {
-        name.removeprefix(HEALTH).replace("_", " "): float(value)
+        name.removeprefix(HEALTH).replace("_", " "): value
         for line in _logged(folder)
-        for name, value in line.items()
-        if name.startswith(HEALTH)
+        for name, logged in line.items()
+        if name.startswith(HEALTH) and (value := number(logged)) is not None
     }
 
 
@@ -324,10 +327,10 @@ def _logged(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _health_of_cell(plan: Plan, cell: str) -> dict[str, float]:
-    """Means over the runs that have logged any."""
+    """Means over the runs that have logged any; NaN where a number of one is NaN."""
     found = [_health(plan.run_folder(run)) for run in plan.runs if run.cell == cell]
-    names = dict.fromkeys(name for numbers in found for name in numbers)
-    return {
-        name: statistics.fmean(numbers[name] for numbers in found if name in numbers)
-        for name in names
-    }
+    values: dict[str, list[float]] = {}
+    for numbers in found:
+        for name, value in numbers.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(held) / len(held) for name, held in values.items()}  # fmean minds infinity

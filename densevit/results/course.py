@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from densevit.errors import UserError
+from densevit.metricsfile import finite, number
 from densevit.results import kept
 from densevit.rundir import RunFolder, read_json
 from densevit.sweep.grid import Run
@@ -41,7 +42,8 @@ def curves(plan: Plan, names: Sequence[str], cells: Collection[str] | None = Non
     `names` are keys of metrics.jsonl, such as val/top1 (percent), train/loss, health/patch_rank or
     watch/imagenet-a/top1; `cells` are ids, None for all. Runs that failed or still run are among
     them, as far as they came: `coverage` tells which these are. A step that was logged twice under
-    a name has its later value; a line that cannot be read is left out.
+    a name has its later value, and one at which a run diverged NaN or an infinite one; a line that
+    cannot be read is left out.
     """
     runs = [run for run in plan.runs if cells is None or run.cell in cells]
     wanted = sorted(set(names))
@@ -72,7 +74,8 @@ def costs(plan: Plan) -> pd.DataFrame:
         resources); an hour without a GPU (`device: cpu`, or `gpus: 0`) counts 1, as in an estimate.
     train_seconds: of the steps alone; NaN until the run is finished.
     images_per_second, step_ms, data_ms, ...: medians over the logged intervals, of which the first
-        has the start in it; step_ms is the sum of all phases. peak_memory_mib: the highest.
+        has the start in it, and of those that are finite; step_ms is the sum of all phases.
+        peak_memory_mib: the highest.
     What a run has not logged is NaN.
     """
     runs = list(plan.runs)
@@ -148,16 +151,18 @@ def _points(
 ) -> list[tuple[int, float, str, float]]:
     points: dict[tuple[str, int], tuple[int, float, str, float]] = {}
     for line in _lines(folder, pattern):
-        step, epoch = line.get("step"), line.get("epoch")
-        if not (_is_number(step) and _is_number(epoch)):
+        step, epoch = finite(line.get("step")), finite(line.get("epoch"))
+        if step is None or epoch is None:
             continue
-        for name, value in line.items():
-            if name in names and _is_number(value):
-                points[name, int(step)] = int(step), float(epoch), name, float(value)
+        for name, logged in line.items():
+            value = number(logged) if name in names else None
+            if value is not None:
+                points[name, int(step)] = int(step), epoch, name, value
     return list(points.values())
 
 
-# As the trainer writes them. To parse all lines for these few numbers takes five times as long.
+# As the trainer writes them if they are finite. To parse all lines for these few numbers takes five
+# times as long.
 _LOGGED = re.compile(
     rb'"(?:time/(\w+_ms)|train/(images_per_second|peak_memory_mib))":'
     rb" ?(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)[,}]"
@@ -167,8 +172,8 @@ _LOGGED = re.compile(
 def _spent(folder: RunFolder) -> list[tuple[str, float]]:
     """The costs of a run by name, and `spent`, its seconds; empty if it has not trained."""
     logged: dict[bytes, list[float]] = {}
-    for phase, other, number in _LOGGED.findall(_whole_lines(folder)):
-        logged.setdefault(phase or other, []).append(float(number))
+    for phase, other, digits in _LOGGED.findall(_whole_lines(folder)):
+        logged.setdefault(phase or other, []).append(float(digits))
     if not logged:
         return []
     found = {name.decode(): statistics.median(values) for name, values in logged.items()}
@@ -186,11 +191,8 @@ def _told(path: Path, name: str) -> dict[str, float]:
     except UserError:
         record = None
     held = record if isinstance(record, dict) else {}
-    return {name: float(held[name])} if _is_number(held.get(name)) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    value = number(held.get(name))
+    return {} if value is None else {name: value}
 
 
 def _devices(run: Run) -> float:

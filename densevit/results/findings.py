@@ -13,10 +13,11 @@ from densevit.data.names import CLEAN
 from densevit.errors import UserError
 from densevit.results import marginals as effects_of
 from densevit.results import stats, words
-from densevit.results.baseline import baselines, cells_frame
+from densevit.results.cells import cells_frame
 from densevit.results.collect import costs, curves, gather
 from densevit.results.resampled import Resampled, resample
 from densevit.results.robustness import comparable, effective
+from densevit.sweep.baseline import baselines
 from densevit.sweep.grid import value_word
 from densevit.sweep.plan import Plan
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from densevit.errors import UserError, nearest
-from densevit.mlflow_store import database_file, open_store, without_password
 from densevit.results.collect import MEASURED
+from densevit.tracking.store import database_file, open_store, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _PAGE = 1000
 _OURS = "densevit.run"
 # What a run logs beside the numbers of its benchmarks.
-_LOGGED = ("train", "time", "health", "watch")
+_LOGGED = ("train", "time", "health", "watch", "system")
 
 
 def from_mlflow(uri: str, sweep: str) -> pd.DataFrame:

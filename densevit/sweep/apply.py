@@ -16,10 +16,12 @@ from densevit import __version__
 from densevit.config import RunConfig
 from densevit.data.sources import Data, check_fingerprint, open_data
 from densevit.errors import UserError
+from densevit.lifecycle import git_state
 from densevit.rundir import read_json, write_atomic, write_json
 from densevit.sweep import search
 from densevit.sweep.grid import Run
-from densevit.sweep.plan import Plan, plan_record
+from densevit.sweep.plan import Plan
+from densevit.sweep.record import plan_record
 from densevit.sweep.state import STARTABLE, Observed, Standing
 from densevit.vit_names import image_size
 
@@ -102,7 +104,8 @@ def prepare(plan: Plan, work: Work) -> None:
         for _ in pool.map(lambda run: _ready(plan, run), work.to_run):
             pass
     write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
-    write_json(plan.folder / "plan.json", plan_record(plan, plan.statuses()))
+    record = plan_record(plan, plan.statuses())
+    write_json(plan.folder / "plan.json", {**record, "git_sha": git_state()["git_sha"]})
     found = search.record(plan.spec)
     if found is not None:
         write_json(search.record_file(plan.spec, plan.outputs), found)

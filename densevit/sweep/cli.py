@@ -13,9 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from densevit.commandline import Parser, add_outputs, points, positive, run_command
+from densevit.commandline import (
+    Parser,
+    add_outputs,
+    add_tracking_uri,
+    heed_tracking_uri,
+    points,
+    positive,
+    run_command,
+)
 from densevit.errors import UserError
 from densevit.rundir import CAUSES, outputs_root
+from densevit.tracking.beside import set_right
 
 COMMANDS = ("run", "plan", "status", "logs", "retry", "cancel", "explain", "report")
 WATCH_SECONDS = 20
@@ -133,6 +142,7 @@ def _command(
 def _add_launching(parser: Any) -> None:
     _add_jobs(parser)
     parser.add_argument("--no-tracking", action="store_true", help="leave MLflow out")
+    add_tracking_uri(parser)
     _add_where(parser)
     for flag, text in (
         ("--live-code", "slurm: jobs run the code as it is then, not a copy of it as it is now"),
@@ -172,12 +182,13 @@ def _add_watch(parser: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from densevit.sweep.command import run_sweep
 
+    heed_tracking_uri(options.tracking_uri)
     return run_sweep(_made(options), options)
 
 
 def _plan(options: argparse.Namespace) -> int:
     from densevit.sweep import show
-    from densevit.sweep.plan import plan_record
+    from densevit.sweep.record import plan_record
 
     if options.diff:
         return _diff(options)
@@ -236,6 +247,7 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps(show.status_record(plan, observed)))
     else:
         show.print_status(plan, observed)
+    set_right(plan.outputs, [run.id for run in plan.runs], plan.name)
     return 0
 
 
@@ -251,6 +263,7 @@ def _logs(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     from densevit.sweep.command import retry_sweep
 
+    heed_tracking_uri(options.tracking_uri)
     if not (options.runs or options.failed or options.causes):
         raise UserError("retry: which runs? give their ids, --failed, or --class")
     return retry_sweep(_made(options), options)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from densevit.config import is_execution
-from densevit.sweep.grid import Run, value_word
+from densevit.sweep.baseline import differences
+from densevit.sweep.grid import Run
 from densevit.sweep.launch.slurm import attempts
 from densevit.sweep.logs import log_file
 from densevit.sweep.plan import Plan
 from densevit.sweep.select import select_one
 from densevit.sweep.show import duration, typed
-from densevit.sweep.spec import matches
 from densevit.sweep.state import Standing, observe
 
 
@@ -27,7 +26,7 @@ def explain(plan: Plan, text: str) -> list[str]:
     lines += _progress(standing)
     lines += _job(standing)
     lines += _starts(plan, run)
-    lines.append(f"baseline  {_difference(plan, run)}")
+    lines.append(f"baseline  {differences(plan).get(run.cell, 'the sweep names none')}")
     lines.append(f"files     {plan.run_folder(run).path}")
     lines.append(f"log       {log_file(plan, run, standing)}")
     lines.append(f"next      {_next(plan, run, standing)}")
@@ -73,23 +72,6 @@ def _starts(plan: Plan, run: Run) -> list[str]:
         lines.append(f"          {when} {attempt.job} on {attempt.node}: "
                      f"step {attempt.first_step}{last}, {end}")  # fmt: skip
     return lines
-
-
-def _difference(plan: Plan, run: Run) -> str:
-    """How the run's settings differ from those of the sweep's baseline."""
-    baseline = plan.spec.baseline
-    if baseline is None:
-        return "the sweep names none"
-    found = [other for other in plan.grid.cells if matches(baseline, other.config)]
-    if any(other.cell == run.cell for other in found):
-        return "it is of the baseline"
-    other = found[0].config
-    told = [
-        f"{name}: {value_word(value)} (there {value_word(getattr(other, name))})"
-        for name, value in run.config
-        if name != "seed" and not is_execution(name) and value != getattr(other, name)
-    ]
-    return ", ".join(told) or "no setting differs"
 
 
 def _next(plan: Plan, run: Run, standing: Standing) -> str:

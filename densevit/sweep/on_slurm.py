@@ -74,7 +74,10 @@ def _apply(
         prepare(plan, work)
         say(f"{plan.name}: {counted(plan, work)}")
         code = None if options.live_code else snapshot.take(plan.outputs)
-        made, left = submit.submit(plan, work.to_run, profile, code, canary=not options.no_canary)
+        made, left = submit.submit(
+            plan, work.to_run, profile, code,
+            canary=not options.no_canary, tracking=not options.no_tracking,
+        )  # fmt: skip
     for submission in made:
         _tell(submission)
     if left:

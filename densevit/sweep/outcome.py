@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from densevit.errors import EXIT_FAILED
+from densevit.rundir import outputs_root
 from densevit.sweep.apply import Work, decide
 from densevit.sweep.plan import Plan
 from densevit.sweep.show import console_for_tables, say
@@ -44,7 +45,7 @@ def mirror(plan: Plan, no_tracking: bool) -> Any:
     """A context in which the plan's runs are mirrored to MLflow."""
     if no_tracking:
         return nullcontext()
-    from densevit.tracking import mirroring
+    from densevit.tracking.beside import mirroring
 
     return mirroring(plan.outputs, [run.id for run in plan.runs], plan.name)
 
@@ -139,9 +140,10 @@ def _viewed(plan: Plan, view: View, store: str | None = None) -> Any:
 
 
 def _print_ui(plan: Plan) -> None:
-    from densevit.tracking import store_uri
-
-    uri = shlex.quote(store_uri(plan.outputs))
     # By its path where the environment is not activated, so that the line can be pasted.
-    mlflow = "mlflow" if shutil.which("mlflow") else str(Path(sys.executable).with_name("mlflow"))
-    say(f"{'MLflow':<7} {shlex.quote(mlflow)} ui --backend-store-uri {uri} --host 127.0.0.1")
+    found = shutil.which("densevit") is not None
+    program = "densevit" if found else str(Path(sys.executable).with_name("densevit"))
+    words = [program, "ui", plan.name]
+    if plan.outputs != outputs_root(None):
+        words += ["--outputs", str(plan.outputs)]
+    say(f"{'MLflow':<7} {shlex.join(words)}")

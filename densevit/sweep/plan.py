@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from densevit.layers import source_of
 from densevit.rundir import RunFolder, Status, run_folder, sweep_folder
@@ -72,19 +71,3 @@ def make_plan(file: Path, outputs: Path) -> Plan:
 def _source(spec: SweepSpec, key: str) -> str:
     """The file that gives a field its value in this sweep."""
     return str(spec.file) if key in spec.axes() else source_of(spec.layers, key)
-
-
-def plan_record(plan: Plan, statuses: dict[str, Status]) -> dict[str, Any]:
-    """The plan for programs: `{"name", "runs": [{"id", "cell", "seed", "config", ...}]}`."""
-    runs = [
-        {
-            "id": run.id,
-            "cell": run.cell,
-            "seed": run.seed,
-            "config": dict(vars(run.config)),
-            "resources": run.resources,
-            "state": statuses[run.id].state,
-        }
-        for run in plan.runs
-    ]
-    return {"name": plan.name, "runs": runs}

@@ -19,7 +19,8 @@ from densevit.rundir import outputs_root
 from densevit.sweep import failures
 from densevit.sweep.grid import Run, cell_values, count, value_word
 from densevit.sweep.launch.slurm.submit import Group
-from densevit.sweep.plan import Plan, plan_record
+from densevit.sweep.plan import Plan
+from densevit.sweep.record import plan_record
 from densevit.sweep.spec import read_spec
 from densevit.sweep.state import WORDS, Observed, Standing, observe
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from densevit.errors import UserError
 from densevit.lifecycle import has_results
-from densevit.rundir import Cause, RunFolder, Status
+from densevit.rundir import SILENT_SECONDS, Cause, RunFolder, Status
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.slurm import attempts, cluster, records
 from densevit.sweep.launch.slurm.records import Submission
@@ -27,8 +27,6 @@ WORDS: tuple[Word, ...] = get_args(Word)
 STARTABLE = ("pending", "failed", "cancelled", "lost", "stopped")
 WAITS_IN_VAIN = "the sweep's command decides"
 MISSING = "a benchmark is still to be evaluated"
-# A run says so often that it is alive; while it is evaluated it says nothing.
-SILENT_SECONDS = 1800.0
 
 # States of jobs that have a machine; others that have not ended wait for one.
 AT_WORK = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"}

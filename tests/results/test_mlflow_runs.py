@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from densevit.errors import UserError
-from densevit.mlflow_store import open_store
 from densevit.results.collect import MEASURED, collect
 from densevit.results.mlflow_runs import from_mlflow
 from densevit.sweep.cli import main_sweep
-from densevit.tracking import mirror_once, store_uri
+from densevit.tracking.beside import mirror_once, store_uri
+from densevit.tracking.store import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from madeup import make_sweep
@@ -24,7 +24,7 @@ def mirrored(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         plan = make_sweep(tmp_path_factory.mktemp("sweep"), 5, 2, epochs=2, failed=1, pending=1)
-        assert mirror_once(plan.outputs, [run.id for run in plan.runs], plan.name) == []
+        assert mirror_once(plan.outputs, [run.id for run in plan.runs], plan.name) == ([], [])
         return plan, store_uri(plan.outputs)
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from scipy.stats import binom
 
 from densevit.errors import UserError
-from densevit.results.baseline import cells_frame
 from densevit.results.best import best_marks
+from densevit.results.cells import cells_frame
 from densevit.results.collect import MEASURED, collect
 from densevit.results.sheet import to_csv as csv_of
 from densevit.results.sheet import to_markdown as markdown

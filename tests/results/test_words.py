@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from densevit.results import words
-from densevit.results.baseline import baselines, cells_frame
+from densevit.results.cells import cells_frame
+from densevit.sweep.baseline import baselines
 
 NAN = math.nan
 COLUMNS = ["cell", "baseline", "benchmark", "metric", "n", "difference", "std", "low", "high",

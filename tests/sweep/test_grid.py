@@ -18,7 +18,8 @@ from densevit.errors import UserError
 from densevit.layers import Layer, build
 from densevit.rundir import RunFolder
 from densevit.sweep.grid import CHECKED_TOGETHER, Count, cell_label, count, expand
-from densevit.sweep.plan import make_plan, plan_record
+from densevit.sweep.plan import make_plan
+from densevit.sweep.record import plan_record
 from densevit.sweep.spec import matches, read_spec
 
 ROOT = Path(__file__).parent.parent.parent

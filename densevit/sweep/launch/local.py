@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 
 from densevit.errors import EXIT_CARRY_ON
+from densevit.lifecycle import JOB, LAUNCHER
 from densevit.sweep.grid import Run
 from densevit.sweep.launch.staying import Interrupted, Progress, Watch, interruptible
 from densevit.sweep.launch.training import settle, start_training
@@ -82,7 +83,7 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
     A number of threads that the user has set is kept.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: "local", JOB: ""}
     gpus = _gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import densevit
+from densevit.lifecycle import JOB, LAUNCHER
 from densevit.rundir import RunFolder
 
 # What a run imports on its way, the last of them when it is evaluated.
@@ -37,7 +38,9 @@ PRELOADED = (
     "densevit.predictions",
     "scipy.stats",
     "torchmetrics",
+    "psutil",
 )
+OF_RAY = {LAUNCHER: "ray", JOB: ""}
 LOOK_SECONDS = 0.05
 GRACE_SECONDS = 60.0  # a run that is asked to stop ends at its next step
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
@@ -56,7 +59,7 @@ class Warm:
         command = [sys.executable, "-m", "densevit.sweep.launch.warm"]
         self._process = subprocess.Popen(  # noqa: S603  (a list, no shell)
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": code_path(), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONPATH": code_path(), "PYTHONUNBUFFERED": "1", **OF_RAY},
         )  # fmt: skip
         self._pid = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED
 from densevit.rundir import RunFolder, write_atomic
+from densevit.sweep.launch.warm import OF_RAY
 
 GRACE_SECONDS = 60.0
 STOP_EVERY = 0.5  # seconds between two looks for a wish to stop, on a disk that may be far away
@@ -98,6 +100,7 @@ def _work(told: dict[str, Any]) -> None:
     from densevit.distributed import world
     from densevit.lifecycle import execute
 
+    os.environ.update(OF_RAY)
     folder = RunFolder(Path(told["folder"]))
     code = execute(folder, folder.config(), asking([Path(wish) for wish in told["wishes"]]))
     if world().writes:

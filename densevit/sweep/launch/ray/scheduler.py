@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
+from densevit.metricsfile import finite
 from densevit.rundir import read_metrics
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
@@ -42,7 +43,8 @@ def make_scheduler(plan: Plan, rule: EarlyStop, runs: Iterable[Run], tell: Tell)
 def _known(plan: Plan, rule: EarlyStop, run: Run) -> list[dict[str, Any]]:
     """What a run has validated so far, an entry an epoch, the last epoch left out."""
     lines = read_metrics(plan.run_folder(run).metrics_file)[0]
-    by_epoch = {line["epoch"]: line[rule.metric] for line in lines if rule.metric in line}
+    told = ((line["epoch"], finite(line.get(rule.metric))) for line in lines)
+    by_epoch = {epoch: value for epoch, value in told if value is not None}
     return [
         {"epoch": epoch, rule.metric: value}
         for epoch, value in sorted(by_epoch.items())

@@ -13,6 +13,7 @@ from typing import Any
 from ray import tune
 
 from densevit.errors import EXIT_CARRY_ON, EXIT_MISTAKE, RunError
+from densevit.metricsfile import finite
 from densevit.rundir import RunFolder, read_json, read_metrics
 from densevit.sweep.launch.ray.gang import Gang, asking
 from densevit.sweep.launch.training import settle
@@ -98,9 +99,10 @@ class Trial(tune.Trainable):
             self.offset = 0
         lines, self.offset = read_metrics(self.folder.metrics_file, self.offset)
         for line in reversed(lines):
-            if metric in line and self.epoch < line["epoch"] < self.run["epochs"]:
+            value = finite(line.get(metric))
+            if value is not None and self.epoch < line["epoch"] < self.run["epochs"]:
                 self.epoch = line["epoch"]
-                return {"epoch": line["epoch"], metric: line[metric]}
+                return {"epoch": line["epoch"], metric: value}
         return {}
 
     def _end(self, code: int) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED
+from densevit.lifecycle import JOB, LAUNCHER
 from densevit.rundir import RunFolder
 from densevit.sweep.launch.slurm import attempts, canary, cluster, memory, records
 from densevit.sweep.launch.slurm.attempts import End
@@ -27,6 +28,8 @@ from densevit.sweep.launch.training import start_training
 POLL_SECONDS = 0.2
 LOCK_PATIENCE = 60.0  # seconds, for what an earlier start has left running
 FOLLOWER_SECONDS = 10.0
+MIRROR_SECONDS = 20.0  # between two looks: many jobs may ask one server
+MIRROR_END = 15.0  # seconds for the last one
 TICK_SECONDS = 60.0  # Slurm signals up to so much earlier than it was asked to
 
 
@@ -71,6 +74,11 @@ class Place:
 def work(folders: Sequence[RunFolder]) -> int:
     """Carry runs to their end or to the next interruption; returns the exit code."""
     place = _place()
+    with _mirror(folders, place):  # which ends last: it must not keep the job from the queue
+        return _work(folders, place)
+
+
+def _work(folders: Sequence[RunFolder], place: Place) -> int:
     with _hearing() as heard:
         heard.oom_kills = memory.oom_kills()
         team = _start(folders, place)
@@ -91,6 +99,16 @@ def work(folders: Sequence[RunFolder]) -> int:
     if any(folder.status().state == "failed" for folder in folders):
         return EXIT_FAILED
     return 0 if ends <= {"finished"} else EXIT_CARRY_ON
+
+
+def _mirror(folders: Sequence[RunFolder], place: Place) -> Any:
+    """A context in which the runs are mirrored to MLflow, if the sweep is tracked."""
+    if not (place.leads and place.submission.tracking):
+        return nullcontext()
+    from densevit.tracking.beside import mirroring
+
+    outputs, ids = folders[0].path.parents[1], [folder.path.name for folder in folders]
+    return mirroring(outputs, ids, place.submission.sweep, every=MIRROR_SECONDS, grace=MIRROR_END)
 
 
 @dataclass
@@ -194,6 +212,8 @@ def _environment(place: Place, number: int, runs: int) -> dict[str, str]:
     environment = {
         "OMP_NUM_THREADS": str(max(1, cpus // runs)),
         **os.environ,
+        LAUNCHER: "slurm",
+        JOB: place.job,
     }
     if place.ranks > 1:
         from submitit.helpers import TorchDistributedEnvironment

@@ -46,7 +46,8 @@ class Submission:
     """Runs with equal resources that were submitted together.
 
     `tasks` are the run ids of each job. With `canary`, all but the first wait until that one has
-    passed its first steps. `code` is the folder of the code that they run, empty for live code.
+    passed its first steps. `code` is the folder of the code that they run, empty for live code;
+    with `tracking` they are mirrored to MLflow.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Submission:
     code: str
     limits: Limits
     signal_seconds: int
+    tracking: bool = True
     created: float = field(default_factory=time.time)
 
     @property

@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,13 @@ def _environment(code: str) -> list[str]:
 
 
 def submit(
-    plan: Plan, runs: Sequence[Run], profile: Profile, code: Path | None, *, canary: bool
+    plan: Plan,
+    runs: Sequence[Run],
+    profile: Profile,
+    code: Path | None,
+    *,
+    canary: bool,
+    tracking: bool = True,
 ) -> tuple[list[Submission], list[str]]:
     """Submit runs, and let them go; returns the submissions and the ids of runs that found no room.
 
@@ -150,7 +156,8 @@ def submit(
             room -= len(kept)
         if kept:
             kept = Group(group.resources, kept)
-            made.append(_new(plan, kept, profile, code, largest, canary))
+            new = _new(plan, kept, profile, code, largest, canary)
+            made.append(replace(new, tracking=tracking))
     _test(made, profile)
     for submission in made:
         records.write(submission)

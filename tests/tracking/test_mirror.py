@@ -4,103 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from rundirs import (
+    CONFIG,
+    START,
+    alive,
+    client_of,
+    history,
+    make_run,
+    runs_of,
+    train_lines,
+    wait_for,
+    write_lines,
+)
 
-from densevit.config import RunConfig, identity
-from densevit.mirror import Mirroring
-from densevit.mlflow_store import open_store
 from densevit.rundir import read_json, run_folder, sweep_folder, write_atomic
-from densevit.tracking import main, mirror_once, mirroring, start_mirror, store_uri, up_to_date
+from densevit.tracking.__main__ import main
+from densevit.tracking.beside import mirror_once, mirroring, start_mirror, store_uri, up_to_date
+from densevit.tracking.mirror import Look, Mirroring
 
-CONFIG = {
-    "dataset": "shapes",
-    "model_kwargs": {"img_size": 32, "patch_size": 4},
-    "epochs": 10,
-    "device": "cpu",
-    "experiment_name": "tests",
-}
-START = 1_700_000_000.0
-
-
-@pytest.fixture(autouse=True)
-def _default_store(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture
-def new_outputs(tmp_path):
-    """A folder without a store."""
-    return tmp_path / "out puts"  # a space, as some home folders have
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{file}").get_experiment_by_name("any")
-    return file
-
-
-@pytest.fixture
-def outputs(new_outputs, empty_store):
-    """A folder with an empty store: to make one takes seconds."""
-    new_outputs.mkdir()
-    shutil.copy(empty_store, new_outputs)
-    return new_outputs
-
-
-def make_run(outputs, lines, state="finished", **changes):
-    """A run directory with a metrics file; returns its id."""
-    config = RunConfig(**{**CONFIG, **changes})
-    run_id = identity(config).run
-    folder = run_folder(outputs, run_id)
-    folder.create(config)
-    write_lines(folder, lines)
-    folder.write_status(state, started=START)
-    return run_id
-
-
-def write_lines(folder, lines, mode="w"):
-    with folder.metrics_file.open(mode) as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-
-
-def train_lines(first, last, offset=0.0):
-    return [
-        {
-            "step": step, "epoch": step / 10, "time": START + step + offset,
-            "train/loss": 1 / step, "train/top1": float(step),
-        }
-        for step in range(first, last + 1)
-    ]  # fmt: skip
-
-
-def client_of(outputs):
-    from mlflow import MlflowClient
-
-    return MlflowClient(store_uri(outputs))
-
-
-def runs_of(outputs, tag="densevit.run"):
-    """Tag value to run, for every run of the store that has the tag; each value once."""
-    client = client_of(outputs)
-    found = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
-    found = [run for run in found if tag in run.data.tags]
-    by_tag = {run.data.tags[tag]: run for run in found}
-    assert len(by_tag) == len(found)
-    return by_tag
-
-
-def history(outputs, run_id, key):
-    """(step, value, timestamp) of every stored point, in the order of steps."""
-    mlflow_id = runs_of(outputs)[run_id].info.run_id
-    points = client_of(outputs).get_metric_history(mlflow_id, key)
-    return sorted((p.step, p.value, p.timestamp) for p in points)
+NOTHING: tuple = ([], [])
 
 
 def test_the_store_equals_the_files(new_outputs):
@@ -111,7 +39,7 @@ def test_the_store_equals_the_files(new_outputs):
     lines += [last | {"val/top1": 40.0, "val/nll": 2.0}, last | {"shapes-a/top1": 20.0}]
     first = make_run(outputs, lines, queue_size=128)
     second = make_run(outputs, train_lines(1, 3), state="failed", cl_mode="none", seed=3)
-    assert mirror_once(outputs, [first, second], "my-sweep") == []
+    assert mirror_once(outputs, [first, second], "my-sweep") == NOTHING
 
     parent = runs_of(outputs, "densevit.sweep")["my-sweep"]
     children = runs_of(outputs)
@@ -136,7 +64,7 @@ def test_the_store_equals_the_files(new_outputs):
 def test_parameters_and_tags(outputs):
     dense = make_run(outputs, [], queue_size=128, log_every=7)
     plain = make_run(outputs, [], cl_mode="none")
-    assert mirror_once(outputs, [dense, plain]) == []
+    assert mirror_once(outputs, [dense, plain]) == NOTHING
     params = {run_id: run.data.params for run_id, run in runs_of(outputs).items()}
     assert params[dense]["queue_size"] == "128"
     assert params[dense]["temperature"] == "0.2"  # also at its default
@@ -155,13 +83,13 @@ def test_parameters_and_tags(outputs):
 def test_a_second_look_sends_nothing_and_up_to_date_says_so(outputs, monkeypatch):
     run_id = make_run(outputs, train_lines(1, 20))
     assert not up_to_date(outputs, [run_id], "s")
-    assert mirror_once(outputs, [run_id], "s") == []
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
     assert up_to_date(outputs, [run_id], "s")
     assert not up_to_date(outputs, [run_id], "another sweep")
     file = run_folder(outputs, run_id).tracking_file
     before = file.read_bytes()
     monkeypatch.setattr("mlflow.MlflowClient.log_batch", _refuse)
-    assert mirror_once(outputs, [run_id], "s") == []
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
     assert file.read_bytes() == before
     write_lines(run_folder(outputs, run_id), [{"step": 21}], "a")
     assert not up_to_date(outputs, [run_id], "s")
@@ -173,9 +101,9 @@ def _refuse(*args, **kwargs):
 
 def test_up_to_date_does_not_import_mlflow(outputs):
     run_id = make_run(outputs, train_lines(1, 2))
-    assert mirror_once(outputs, [run_id]) == []
+    assert mirror_once(outputs, [run_id]) == NOTHING
     code = (
-        "import sys; from pathlib import Path; from densevit.tracking import up_to_date;"
+        "import sys; from pathlib import Path; from densevit.tracking.beside import up_to_date;"
         "assert up_to_date(Path(sys.argv[1]), sys.argv[2:]); assert 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(outputs), run_id], check=True)
@@ -201,14 +129,14 @@ def test_a_file_that_was_cut_back_gives_no_step_twice_and_loses_none(outputs, al
     run_id = make_run(outputs, train_lines(1, 60), state="failed")
     folder = run_folder(outputs, run_id)
     mirror = Mirroring(outputs, store_uri(outputs), [run_id], None)
-    assert mirror.look(last=False) == []
+    assert mirror.look(last=False) == Look()
     # Other times and shorter numbers: the lines no longer end at the same bytes.
     again = [i | {"train/loss": 2.0} for i in train_lines(21, regrown, offset=1000.25)]
     write_lines(folder, train_lines(1, 20) + again)
     folder.write_status("finished", started=START)
     if not alive:
         mirror = Mirroring(outputs, store_uri(outputs), [run_id], None)
-    assert mirror.look(last=False) == []
+    assert mirror.look(last=False) == Look()
     steps = [p[0] for p in history(outputs, run_id, "train/loss")]
     assert steps == list(range(1, max(60, regrown) + 1))
     assert up_to_date(outputs, [run_id])
@@ -235,7 +163,7 @@ def test_a_new_store_is_filled_from_the_files(outputs, tmp_path, monkeypatch):
     mirror_once(outputs, [run_id])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other' / 'store.db'}")
     assert not up_to_date(outputs, [run_id])
-    assert mirror_once(outputs, [run_id]) == []
+    assert mirror_once(outputs, [run_id]) == NOTHING
     assert len(history(outputs, run_id, "train/loss")) == 10
     assert up_to_date(outputs, [run_id])
 
@@ -275,10 +203,10 @@ def test_the_status_follows_the_run(outputs):
 
 def test_pending_runs_are_not_in_the_store(outputs):
     done = make_run(outputs, train_lines(1, 2))
-    assert mirror_once(outputs, [done, "0123456789ab"], "s") == []
+    assert mirror_once(outputs, [done, "0123456789ab"], "s") == NOTHING
     assert set(runs_of(outputs)) == {done}
-    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "KILLED"
-    assert not up_to_date(outputs, [done, "0123456789ab"], "s")
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "SCHEDULED"
+    assert up_to_date(outputs, [done, "0123456789ab"], "s")
 
 
 def test_a_run_of_two_sweeps_is_one_run(outputs):
@@ -296,7 +224,9 @@ def test_a_run_of_two_sweeps_is_one_run(outputs):
 def test_numbers_that_are_none_do_not_break_the_rest(outputs):
     odd = {"step": 3, "epoch": 0, "time": START, "train/loss": math.nan, "train/top1": math.inf}
     run_id = make_run(outputs, [*train_lines(1, 2), odd, *train_lines(4, 5)])
-    assert mirror_once(outputs, [run_id]) == []
+    told = f"{run_id}: not finite: train/loss at step 3, train/top1 at step 3"
+    assert mirror_once(outputs, [run_id]) == ([], [told])
+    assert mirror_once(outputs, [run_id]) == NOTHING  # which is told once
     values = {p[0]: p[1] for p in history(outputs, run_id, "train/loss")}
     assert math.isnan(values.pop(3))
     assert values == {step: 1 / step for step in (1, 2, 4, 5)}
@@ -307,7 +237,7 @@ def test_a_damaged_run_is_told_and_the_others_are_sent(outputs):
     bad = make_run(outputs, train_lines(1, 2))
     write_atomic(run_folder(outputs, bad).metrics_file, '{"step": 1, "ti\n')
     good = make_run(outputs, train_lines(1, 2), seed=1)
-    problems = mirror_once(outputs, [bad, good])
+    problems, _ = mirror_once(outputs, [bad, good])
     assert len(problems) == 1
     assert problems[0].startswith(bad)
     assert len(history(outputs, good, "train/loss")) == 2
@@ -319,7 +249,7 @@ def test_the_sweeps_files_are_artifacts_of_the_parent(outputs):
     folder = sweep_folder(outputs, "s")
     write_atomic(folder / "sweep.yaml", "name: s\n")
     write_atomic(folder / "report" / "table.md", "| a |\n")
-    assert mirror_once(outputs, [run_id], "s") == []
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
     parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
     listed = [*client_of(outputs).list_artifacts(parent)]
     assert {item.path for item in listed} == {"sweep.yaml", "report"}
@@ -331,19 +261,19 @@ def test_an_unreachable_store_is_one_warning(outputs, monkeypatch):
     runs = [make_run(outputs, train_lines(1, 2), seed=seed) for seed in range(3)]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     began = time.monotonic()
-    problems = mirror_once(outputs, runs, "s")
+    problems, _ = mirror_once(outputs, runs, "s")
     assert time.monotonic() - began < 20
     assert len(problems) == 1
     assert "http://127.0.0.1:9" in problems[0]
     assert "secret" not in problems[0]
     assert not run_folder(outputs, runs[0]).tracking_file.exists()
     mirror = start_mirror(outputs, runs, "s")
-    assert mirror.stop()
+    assert not mirror.stop()
     log = mirror.log.read_text()
     assert log.count("warning: MLflow at http://127.0.0.1:9") == 1
     assert "secret" not in log
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert mirror_once(outputs, runs, "s") == []
+    assert mirror_once(outputs, runs, "s") == NOTHING
 
 
 def test_a_driver_is_told_of_an_unreachable_store(new_outputs, monkeypatch, capfd):
@@ -351,30 +281,49 @@ def test_a_driver_is_told_of_an_unreachable_store(new_outputs, monkeypatch, capf
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with mirroring(new_outputs, [run_id]):
         pass
-    assert capfd.readouterr().err.endswith("tracking.log\n")
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == ("warning: MLflow at http://127.0.0.1:9: does not answer: connection refused")
+    assert second == (
+        f"warning: densevit sync {run_id} sends to MLflow what is missing there "
+        f"(log: {new_outputs / 'tracking.log'})"
+    )
 
 
-def test_sigterm_does_a_last_look(outputs):
+def test_a_signal_to_all_does_not_end_the_mirror_before_the_runs_last_words(outputs):
+    """Slurm signals all processes of a job; the mirror waits for the driver, which waits for them."""
     run_id = make_run(outputs, train_lines(1, 5), state="running")
     folder = run_folder(outputs, run_id)
     with folder.lock():
         mirror = start_mirror(outputs, [run_id], "s")
-        _wait_for(folder.tracking_file.exists)
+        wait_for(folder.tracking_file.exists)
         assert runs_of(outputs)[run_id].info.status == "RUNNING"
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            mirror.process.send_signal(number)
         write_lines(folder, train_lines(6, 9), "a")
-        folder.write_status("finished", started=START)
-    mirror.process.send_signal(signal.SIGTERM)
-    assert mirror.process.wait(30) == 0
-    mirror.process.stdin.close()
+        folder.write_status("cancelled", started=START)
+    assert mirror.stop()
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 10))
+    assert runs_of(outputs)[run_id].info.status == "KILLED"
     assert up_to_date(outputs, [run_id], "s")
     assert mirror.log.read_text() == ""
+
+
+def test_a_signal_ends_the_mirror_when_the_driver_does_not_end(outputs):
+    run_id = make_run(outputs, train_lines(1, 5))
+    code = (
+        "import sys, densevit.tracking.__main__ as t; t.GRACE = 0.2; sys.exit(t.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(outputs), run_id]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        wait_for(run_folder(outputs, run_id).tracking_file.exists)
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_the_mirror_ends_with_its_driver(outputs):
     run_id = make_run(outputs, train_lines(1, 5))
     code = (
-        "import os, sys; from pathlib import Path; from densevit.tracking import start_mirror;"
+        "import os, sys; from pathlib import Path; from densevit.tracking.beside import start_mirror;"
         "m = start_mirror(Path(sys.argv[1]), sys.argv[2:]); print(m.process.pid, flush=True);"
         "os.kill(os.getpid(), 9)"
     )
@@ -382,7 +331,7 @@ def test_the_mirror_ends_with_its_driver(outputs):
         [sys.executable, "-c", code, str(outputs), run_id], stdout=subprocess.PIPE, check=False
     )
     assert driver.returncode == -9
-    _wait_for(lambda: not _alive(int(driver.stdout)))
+    wait_for(lambda: not alive(int(driver.stdout)))
     assert up_to_date(outputs, [run_id])
 
 
@@ -418,18 +367,3 @@ def test_no_run_is_a_mistake(outputs):
     with pytest.raises(SystemExit) as error:
         main([str(outputs)])
     assert error.value.code == 2
-
-
-def _wait_for(condition, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.1)
-
-
-def _alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -1,0 +1,220 @@
+"""MLflow beside what starts the runs: when they are mirrored, and the process that does it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from densevit.errors import UserError
+from densevit.rundir import RunFolder, run_folder, sweep_folder
+from densevit.tracking import sent, shown
+from densevit.tracking.child import FINAL
+from densevit.tracking.mirror import Mirroring, sweep_state
+from densevit.tracking.shown import Shelf
+from densevit.tracking.store import database_file, require_usable, store_uri, without_password
+
+INTERVAL = 5.0  # seconds between two looks at the runs
+STOP_SECONDS = 60.0  # that a driver waits for the last look
+_MOST_LINES = 5
+
+
+def up_to_date(
+    outputs: Path,
+    run_ids: Iterable[str],
+    sweep: str | None = None,
+    living: Container[str] | None = None,
+) -> bool:
+    """Whether the store holds all there is of the runs and the sweep; looks at small files only.
+
+    `living` are MLflow's ids of what is there, if that was asked: a store may have been emptied.
+    False while a run works. A run that was not begun has nothing to send.
+    """
+    uri = store_uri(outputs)
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        return False
+    store, ids = without_password(uri), list(run_ids)
+    folders = (run_folder(outputs, run_id) for run_id in ids)
+    begun = [folder for folder in folders if folder.status_file.exists()]
+    shelf = None if sweep is None else shown.read_shelf(outputs, sweep)
+    if not all(_sent_to_its_end(folder, store, shelf, living) for folder in begun):
+        return False
+    return shelf is None or not begun or _sent_sweep(outputs, shelf, store, ids, living)
+
+
+def mirror_once(
+    outputs: Path, run_ids: Sequence[str], sweep: str | None = None, *, restore: bool = False
+) -> tuple[list[str], list[str]]:
+    """Bring the store up to date, in this process, with the sweep's parent run.
+
+    Returns a line for each thing that could not be done, none if all is sent, and notes.
+    """
+    look = Mirroring(outputs, store_uri(outputs), run_ids, sweep, restore).look(last=True)
+    return look.problems, look.notes
+
+
+@contextmanager
+def mirroring(
+    outputs: Path,
+    run_ids: Sequence[str],
+    sweep: str | None = None,
+    *,
+    every: float = INTERVAL,
+    grace: float = STOP_SECONDS,
+) -> Iterator[None]:
+    """Mirror runs while the block executes, and to their end; nothing if all was sent before.
+
+    It looks `every` so many seconds; the last look is waited for, `grace` seconds at most. A store
+    that cannot be used costs a warning.
+    """
+    try:
+        require_usable(store_uri(outputs))
+    except UserError as error:
+        print(f"warning: {error}; the runs go on without", file=sys.stderr)
+        yield
+        return
+    mirror = None
+    if not (up_to_date(outputs, run_ids, sweep) and _all_ended(outputs, run_ids)):
+        mirror = start_mirror(outputs, run_ids, sweep, every)
+    try:
+        yield
+    finally:
+        if mirror is None and not up_to_date(outputs, run_ids, sweep):
+            mirror = start_mirror(outputs, run_ids, sweep, every)
+        if mirror is not None:
+            _end(mirror, sweep or run_ids[0], grace)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The mirror process of a driver. It ends by itself when the driver ends, however it ends.
+
+    `length` is that of its log before it was started, in bytes.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    length: int
+
+    def stop(self, timeout: float = STOP_SECONDS) -> bool:
+        """Let it look a last time; False if not all was sent, in `timeout` seconds at most.
+
+        The sweep's report should be written before: the last look sends it too.
+        """
+        self.let_go()
+        try:
+            return self.process.wait(timeout) == 0
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return False
+
+    def let_go(self) -> None:
+        """Ask for the last look, without waiting for it."""
+        # Not SIGTERM, which would come too early for a process that is still starting.
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+    def said(self) -> list[str]:
+        """The lines that it has written to its log."""
+        with self.log.open("rb") as file:
+            file.seek(self.length)
+            return file.read().decode(errors="replace").splitlines()
+
+
+def start_mirror(
+    outputs: Path, run_ids: Sequence[str], sweep: str | None = None, every: float = INTERVAL
+) -> Mirror:
+    """Start the mirror process; its warnings go to `tracking.log` of the sweep, or of outputs.
+
+    It is in a session of its own, so that Ctrl-C in the terminal reaches the driver alone.
+    """
+    folder = outputs if sweep is None else sweep_folder(outputs, sweep)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "tracking.log"
+    command = [sys.executable, "-m", "densevit.tracking", str(outputs), "--every", str(every)]
+    command += [] if sweep is None else ["--sweep", sweep]
+    with log.open("ab") as output:
+        length = output.tell()
+        process = subprocess.Popen(  # noqa: S603  (our own module)
+            [*command, "--", *run_ids],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    return Mirror(process, log, length)
+
+
+def set_right(outputs: Path, run_ids: Iterable[str], sweep: str | None) -> None:
+    """Have MLflow told, by a process that is not waited for, of runs that it shows as running and
+    that are not: those that ended without a word, and whose mirror did."""
+    store = without_password(store_uri(outputs))
+    wrong = [run_id for run_id in run_ids if _shown_running(run_folder(outputs, run_id), store)]
+    if wrong:
+        start_mirror(outputs, wrong, sweep).let_go()
+
+
+def _end(mirror: Mirror, name: str, grace: float) -> None:
+    """End a mirror, and say what has to be said of it."""
+    complete = mirror.stop(grace)
+    lines = [line.partition("warning: ")[2] or line for line in mirror.said()]
+    lines = list(dict.fromkeys(line for line in lines if line.strip()))
+    for line in lines[:_MOST_LINES]:
+        print(f"warning: {line}", file=sys.stderr)
+    if len(lines) > _MOST_LINES:
+        print(f"warning: {len(lines) - _MOST_LINES} more in {mirror.log}", file=sys.stderr)
+    if not complete:
+        told = f"densevit sync {name} sends to MLflow what is missing there"
+        print(f"warning: {told} (log: {mirror.log})", file=sys.stderr)
+
+
+def _all_ended(outputs: Path, run_ids: Iterable[str]) -> bool:
+    return all(run_folder(outputs, run_id).seen().state in FINAL for run_id in run_ids)
+
+
+def _sent_to_its_end(
+    folder: RunFolder, store: str, shelf: Shelf | None, living: Container[str] | None
+) -> bool:
+    held = sent.remembered(folder, store)
+    try:
+        state = folder.seen().state
+        files = sent.file_stamps(folder, state, shelf)
+        size = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
+        return (
+            state in FINAL
+            and (held.get("state"), held.get("offset")) == (state, size)
+            and (shelf is None or shelf.name in held["sweeps"])
+            and held["files"] == {name: stamp for name, (_, stamp) in files.items()}
+            and (living is None or held["mlflow_run_id"] in living)
+        )
+    except (UserError, OSError, KeyError):
+        return False
+
+
+def _sent_sweep(
+    outputs: Path,
+    shelf: Shelf,
+    store: str,
+    run_ids: Sequence[str],
+    living: Container[str] | None,
+) -> bool:
+    held = sent.remembered_parent(shelf, store)
+    if living is not None and held.get("mlflow_run_id") not in living:
+        return False
+    state, _ = sweep_state(outputs, shelf, run_ids)
+    return (held.get("status"), held.get("files")) == (state, sent.parent_files(shelf))
+
+
+def _shown_running(folder: RunFolder, store: str) -> bool:
+    """Whether the store was told that the run works, which it does not."""
+    held = sent.remembered(folder, store)
+    try:
+        return held.get("state") == "running" and folder.seen().state in FINAL
+    except UserError:
+        return False

@@ -1,0 +1,140 @@
+"""A run in an MLflow store, and what is sent to it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from densevit.rundir import RunFolder, State, Status, read_metrics
+from densevit.tracking import sent, shown
+from densevit.tracking.bulk import log_points
+from densevit.tracking.shown import milliseconds
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FINAL: tuple[State, ...] = ("finished", "failed", "cancelled", "stopped")
+
+_MLFLOW_STATUS = {
+    "pending": "SCHEDULED",
+    "running": "RUNNING",
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "cancelled": "KILLED",
+    "stopped": "KILLED",
+}
+
+
+@dataclass
+class Child:
+    """A run in the store. `last_steps`: metric to its last step there; `offset`: in bytes.
+
+    `files` are the artifacts that are there: name to size and time of change.
+    """
+
+    id: str
+    status: str
+    end_time: int | None
+    sweeps: list[str]
+    last_steps: dict[str, int]
+    begun: int
+    wants_model: bool
+    experiment: str
+    has_model: bool = False
+    offset: int = 0
+    mark: str = ""
+    files: dict[str, list[int | str]] = field(default_factory=dict)
+    renamed: set[str] = field(default_factory=set)
+    odd: set[str] = field(default_factory=set)
+    settled: tuple[int, int] | None = None
+
+    def resumed(self, held: Mapping[str, Any]) -> Child:
+        """With what an earlier mirror remembers of the same run in the same store."""
+        child = replace(
+            self, files=held.get("files", {}), has_model=held.get("has_model", False),
+            renamed=set(held.get("renamed", ())), odd=set(held.get("odd", ())),
+        )  # fmt: skip
+        if self.last_steps == held.get("last_steps"):
+            child.offset, child.mark = held["offset"], held["mark"]
+        return child
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "mlflow_run_id": self.id,
+            "experiment_id": self.experiment,
+            "status": self.status,
+            "sweeps": self.sweeps,
+            "offset": self.offset,
+            "mark": self.mark,
+            "last_steps": self.last_steps,
+            "files": self.files,
+            "has_model": self.has_model,
+            "renamed": sorted(self.renamed),
+            "odd": sorted(self.odd),
+        }
+
+
+def send_points(client: MlflowClient, uri: str, folder: RunFolder, child: Child) -> list[str]:
+    """Send the new lines of a run's metrics; returns notes."""
+    grown = child.mark == sent.mark(folder.metrics_file, child.offset)
+    lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
+    if not lines:
+        return []
+    # Asked again each time: another mirror may have sent some of it.
+    child.last_steps = steps_of(client.get_run(child.id))
+    found = shown.new_points(lines, child.last_steps)
+    log_points(client, uri, child.id, found.points)
+    child.last_steps |= {point.key: point.step for point in found.points}
+    child.offset, child.mark = offset, sent.mark(folder.metrics_file, offset)
+    notes = []
+    if new := {n: k for n, k in found.renamed.items() if k not in child.renamed}:
+        child.renamed |= set(new.values())
+        told = ", ".join(f"{name} is called {key}" for name, key in new.items())
+        notes.append(f"{told} in MLflow, which does not take its characters")
+    if odd := {key: step for key, step in found.odd.items() if key not in child.odd}:
+        child.odd |= odd.keys()
+        told = ", ".join(f"{key} at step {step}" for key, step in odd.items())
+        notes.append(f"not finite: {told}")
+    return notes
+
+
+def send_files(
+    client: MlflowClient, child: Child, files: Mapping[str, tuple[Path, list[int | str]]]
+) -> None:
+    for name, (file, stamp) in files.items():
+        if child.files.get(name) != stamp:
+            log_file(client, child.id, file, name)
+            child.files = {**child.files, name: stamp}
+
+
+def log_file(client: MlflowClient, mlflow_id: str, file: Path, name: str) -> None:
+    """Send a file as an artifact of some name, whose last part is the file's or another."""
+    place = str(Path(name).parent)
+    with tempfile.TemporaryDirectory() as folder:
+        if file.name != Path(name).name:
+            file = Path(shutil.copy(file, Path(folder) / Path(name).name))
+        client.log_artifact(mlflow_id, str(file), None if place == "." else place)
+
+
+def steps_of(run: Any) -> dict[str, int]:
+    return {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+
+def set_status(client: MlflowClient, child: Child, status: Status) -> None:
+    wanted = _MLFLOW_STATUS[status.state]
+    end = milliseconds(status.updated) if status.state in FINAL else None
+    if child.status == wanted and end in (None, child.end_time):
+        return
+    set_state(client, child.id, wanted, end)
+    child.status, child.end_time = wanted, end
+
+
+def set_state(client: MlflowClient, mlflow_id: str, status: str, end: int | None) -> None:
+    if end is None:
+        client.update_run(mlflow_id, status=status)
+    else:
+        client.set_terminated(mlflow_id, status, end)

@@ -1,0 +1,273 @@
+"""An MLflow store: which one, whether it can be used, and finding or making things in it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from densevit.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+SERVERS = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_OTHERS = ("databricks", "databricks-uc")
+# Where a file lock does not hold for all machines, SQLite loses its data.
+_NETWORK = {
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "fhgfs", "cifs", "smb3", "smbfs", "ceph",
+    "glusterfs", "afs", "9p", "panfs", "orangefs", "pvfs2", "fuse.sshfs",
+    "fuse.glusterfs", "fuse.ceph", "fuse.beegfs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse",
+    "wekafs", "daos",
+}  # fmt: skip
+_WAYS_OUT = (
+    "an MLflow server (docs/tracking.md), MLFLOW_TRACKING_URI=sqlite:////a/local/disk/mlflow.db, "
+    "or --no-tracking and densevit sync later"
+)
+
+
+class Left(Exception):
+    """Something is not sent because a person has deleted it in MLflow, and how it comes back."""
+
+
+def store_uri(outputs: Path) -> str:
+    """$MLFLOW_TRACKING_URI, else an SQLite file in the outputs folder."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not given:
+        return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
+    database = database_file(given)
+    if database is None or database.is_absolute():
+        return given
+    # Other processes, which are told of it, may stand in other folders.
+    return given.replace(str(database), str(database.absolute()), 1)
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite store, None for another store."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+
+
+def is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in SERVERS
+
+
+def without_password(text: str) -> str:
+    """Text whose addresses have lost their `user:password@`."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
+def require_usable(uri: str) -> None:
+    """Refuse a URI that is none, and SQLite where it would lose data; asks no server.
+
+    Errors: `UserError` with the way out.
+    """
+    if uri in _OTHERS:
+        return
+    told = without_password(uri)
+    try:
+        scheme, host = urlsplit(uri).scheme, urlsplit(uri).hostname
+    except ValueError as error:
+        raise UserError(f"MLflow store {told}: {error}") from None
+    kind = scheme.partition("+")[0]
+    if scheme == "file" or not scheme:
+        raise UserError(
+            f"MLflow store {told}: MLflow keeps no runs in folders any more; give sqlite:///FILE, "
+            f"or http://HOST:PORT of a server"
+        )
+    known = (*SERVERS, *_DATABASES, *_OTHERS)
+    if kind not in known:
+        raise UserError(f"MLflow store {told}: unknown kind {scheme!r}; {nearest(scheme, known)}")
+    if kind in SERVERS and not host:
+        raise UserError(f"MLflow store {told}: names no host; write http://HOST:PORT")
+    database = database_file(uri)
+    if kind == "sqlite" and (database is None or not database.name):
+        raise UserError(f"MLflow store {told}: names no file; write sqlite:////FOLDER/mlflow.db")
+    if database is not None:
+        _require_local(database)
+
+
+def _require_local(database: Path) -> None:
+    kind = file_system(database)
+    if kind in _NETWORK:
+        raise UserError(
+            f"MLflow store {database}: SQLite is not safe on a network file system ({kind}); "
+            f"use {_WAYS_OUT}"
+        )
+    if database.is_dir():
+        raise UserError(f"MLflow store {database}: is a folder and no file")
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that a file is on, or will be; empty where nobody says so."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    place, found, longest = str(path.resolve()), "", -1
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        where = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
+        inside = place == where or place.startswith(where.rstrip("/") + "/")
+        if inside and len(where) >= longest:  # of two at one place the later one is seen
+            found, longest = after.split()[0], len(where)
+    return found
+
+
+@contextmanager
+def alone(path: Path, *, patient: bool = True) -> Iterator[bool]:
+    """Hold a lock file for this process; without patience yields False if another one has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
+def opened(uri: str, outputs: Path) -> Iterator[MlflowClient]:
+    """A client of a store; of a database that processes open themselves, the first one makes the
+    tables, alone: two that make them together break it. SQLite is held on to: it has one writer."""
+    database = database_file(uri)
+    if is_server(uri):
+        yield open_store(uri)
+    elif database is not None:
+        with alone(database.with_suffix(".lock")):
+            yield open_store(uri)
+    else:
+        with alone(outputs / "mlflow.lock"):
+            client = open_store(uri)
+            client.search_experiments(max_results=1)
+        yield client
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client; the first one on an SQLite file makes its tables."""
+    quiet = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # The mirror tries again by itself, and must not hang in a call while the runs go on.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells each try
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def find_or_make_experiment(
+    client: MlflowClient, name: str, outputs: Path, uri: str, restore: bool = False
+) -> str:
+    """The id of an experiment. Errors: `Left` if it was deleted and shall not be restored."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # A server has a place of its own; a database knows of none.
+        apart = is_server(uri) or uri.startswith(_OTHERS)
+        place = None if apart else (outputs.absolute() / "mlartifacts").as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except Exception:  # another machine may have been quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        if not restore:
+            raise Left(f"experiment {name!r} was deleted in MLflow; densevit sync NAME restores it")
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+def find_run(
+    client: MlflowClient, experiment: str, tag: str, value: str, held: str | None, restore: bool
+) -> MlflowRun | None:
+    """The run with a tag, by its remembered id if it has it still; None if there never was one.
+
+    Errors: `Left` if it was deleted and shall not be restored.
+    """
+    from mlflow.entities import ViewType
+
+    run = _by_id(client, held)
+    if run is None or run.data.tags.get(tag) != value:
+        found = _tagged(client, experiment, tag, value, ViewType.ALL)
+        living = [run for run in found if run.info.lifecycle_stage == "active"]
+        run = next(iter(living or found), None)
+    if run is None or run.info.lifecycle_stage == "active":
+        return run
+    if not restore:
+        raise Left(f"was deleted in MLflow; densevit sync {value} restores it")
+    client.restore_run(run.info.run_id)
+    return client.get_run(run.info.run_id)
+
+
+def make_run(
+    client: MlflowClient, experiment: str, tag: str, value: str, name: str, started: int | None
+) -> MlflowRun:
+    """A new run, or the one that another machine has made at the same time."""
+    from mlflow.entities import ViewType
+
+    tags = {tag: value, _MADE: str(time.time_ns())}
+    made = client.create_run(experiment, started, tags, name)
+    first, *_ = _tagged(client, experiment, tag, value, ViewType.ACTIVE_ONLY) or [made]
+    if first.info.run_id == made.info.run_id:
+        return made
+    client.delete_run(made.info.run_id)
+    return first
+
+
+_MADE = "densevit.made"
+
+
+def _tagged(
+    client: MlflowClient, experiment: str, tag: str, value: str, view: Any
+) -> list[MlflowRun]:
+    """The runs with a tag, the one that was made first at the front."""
+    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", view, max_results=100)
+    return sorted(found, key=lambda run: int(run.data.tags.get(_MADE, "0")))
+
+
+def _by_id(client: MlflowClient, mlflow_id: str | None) -> MlflowRun | None:
+    """A run of the store by its id, None if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    if mlflow_id is None:
+        return None
+    try:
+        return client.get_run(mlflow_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def describe(
+    client: MlflowClient, run: MlflowRun, params: dict[str, str], tags: dict[str, str]
+) -> None:
+    """Add the parameters that are missing (they never change) and the tags that differ."""
+    from mlflow.entities import Param, RunTag
+
+    missing = [Param(k, v) for k, v in params.items() if k not in run.data.params]
+    other = [RunTag(k, v) for k, v in tags.items() if run.data.tags.get(k) != v]
+    for some, others in zip_longest(_hundreds(missing), _hundreds(other), fillvalue=()):
+        client.log_batch(run.info.run_id, params=some, tags=others)
+
+
+def _hundreds(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[i : i + 100] for i in range(0, len(items), 100)]

@@ -1,0 +1,124 @@
+"""slurm/mlflow_server.sbatch: an MLflow server as a job of Slurm's, for a user who is not root."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from lab import ROOT, wait_for
+from test_slurm_faults import user  # noqa: F401
+from tracking.servers import free_port, need, postgres_missing
+
+pytestmark = pytest.mark.cluster
+
+# On another node, under the name of the server's: refused without the password, let in with it.
+CLIENT = """
+import os, sys, urllib.error, urllib.request
+from mlflow import MlflowClient
+uri = os.environ["MLFLOW_TRACKING_URI"]
+try:
+    urllib.request.urlopen(uri + "/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=20)
+except urllib.error.HTTPError as error:
+    print(error.code)
+client = MlflowClient(uri)
+if sys.argv[1] == "write":
+    run = client.create_run(client.create_experiment("kept")).info.run_id
+    client.log_metric(run, "loss", 0.5, step=1)
+    client.log_text(run, "text", "file.txt")
+(run,) = client.search_runs([client.get_experiment_by_name("kept").experiment_id])
+print(run.data.metrics, [each.path for each in client.list_artifacts(run.info.run_id)])
+"""
+
+
+class Site:
+    """What the user has, and her shell."""
+
+    def __init__(self, name, home, show):
+        packages = next(path for path in sys.path if path.endswith("site-packages"))
+        shown = show(packages=packages, code=str(ROOT))
+        self.name, self.home, self.outputs = name, home, home / "my out's 50%"
+        self.script = shown / "code" / "slurm" / "mlflow_server.sbatch"
+        commands = home / "bin"
+        commands.mkdir()
+        (commands / "python").symlink_to("/usr/bin/python3")
+        mlflow = commands / "mlflow"
+        mlflow.write_text("#!/usr/bin/python3\nfrom mlflow.cli import cli\ncli()\n")
+        mlflow.chmod(0o755)
+        self.environment = {
+            "HOME": home, "PATH": f"{commands}:/usr/bin:/bin", "PYTHONPATH": shown / "packages",
+            "DENSEVIT_OUTPUTS": self.outputs, "DENSEVIT_MLFLOW_HOST": "0.0.0.0",
+            "DENSEVIT_MLFLOW_PORT": free_port(),
+        }  # fmt: skip
+
+    def call(self, *words, code=0, **environment):
+        """Run a command as the user; what it prints."""
+        variables = [f"{k}={v}" for k, v in {**self.environment, **environment}.items()]
+        command = ["runuser", "-u", self.name, "--", "env", "-i", *variables, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.home)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def start(self):
+        """Submit the server and wait until it says how to reach it: the job and what is to be set."""
+        job = self.call("sbatch", "--parsable", "--nodelist=node1", self.script)
+        how = self.outputs / "mlflow-server.txt"
+        log = self.home / f"mlflow-server-{job}.log"
+
+        def told():
+            running = job in self.call("squeue", "--noheader", "--format=%i").split()
+            assert running, log.read_text() if log.exists() else "the job has ended"
+            return how.exists() and how.read_text()
+
+        text = wait_for(told, 60, "the server")
+        assert how.stat().st_mode & 0o777 == 0o600
+        assert (self.outputs / "mlflow-password").stat().st_mode & 0o777 == 0o600
+        return job, dict(re.findall(r"export (\w+)=(\S+)", text))
+
+    def refused(self):
+        """What another server says that is started on the other node, and must not run."""
+        log = self.home / "refused.log"
+        self.call("sbatch", "--wait", "--nodelist=node2", f"--output={log}", self.script, code=2)
+        return log.read_text()
+
+    def ask(self, what, variables):
+        return self.call(
+            "srun", "--nodelist=node2", "python", "-c", CLIENT, what, **variables
+        ).splitlines()
+
+    def stop(self, job):
+        """Cancel the job, of which nothing is left then."""
+        self.call("scancel", job)
+        mine = ["pgrep", "-u", self.name]
+        wait_for(lambda: subprocess.run(mine, check=False).returncode == 1, 30, "the server's end")
+        assert not (self.outputs / "mlflow-server.txt").exists()
+        assert not (self.outputs / "mlflow-postgres" / "postmaster.pid").exists()
+        left = ["find", "/tmp", "-maxdepth", "1", "-name", "mlflow-*", "-user", self.name]
+        assert not subprocess.run(left, capture_output=True, check=True).stdout
+
+
+@pytest.fixture
+def site(user):  # noqa: F811
+    need(postgres_missing())
+    made = Site(*user)
+    yield made
+    made.call("scancel", "--user", made.name)
+
+
+def test_a_server_with_a_password_that_keeps_what_it_has(site):
+    job, variables = site.start()
+    assert variables["MLFLOW_TRACKING_URI"] == f"http://node1:{site.environment['DENSEVIT_MLFLOW_PORT']}"  # fmt: skip
+    assert site.ask("write", variables) == ["401", "{'loss': 0.5} ['file.txt']"]
+    assert "runs on node1" in site.refused()
+    commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert variables["MLFLOW_TRACKING_PASSWORD"] not in commands
+    site.stop(job)
+
+    left = site.outputs / "mlflow-postgres" / "postmaster.pid"
+    left.touch()  # as of a PostgreSQL on another node, which does not share the lock
+    assert "has not ended on node1" in site.refused()
+    left.unlink()
+
+    job, again = site.start()
+    assert again == variables
+    assert site.ask("read", again) == ["401", "{'loss': 0.5} ['file.txt']"]
+    site.stop(job)

@@ -1,0 +1,298 @@
+"""What of a run and a sweep is shown in MLflow, and that it is sent once."""
+
+import json
+import socket
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_metric_name
+from rundirs import (
+    START,
+    artifacts_of,
+    begin,
+    client_of,
+    history,
+    make_plan,
+    make_run,
+    runs_of,
+    train_lines,
+    write_lines,
+)
+
+from densevit.rundir import run_folder, sweep_folder, write_atomic, write_json
+from densevit.tracking import shown, store
+from densevit.tracking.beside import mirror_once, up_to_date
+from densevit.tracking.mirror import Mirroring
+from densevit.tracking.shown import metric_key
+from densevit.tracking.store import store_uri
+
+NOTHING: tuple = ([], [])
+NOTE = "mlflow.note.content"
+
+
+def looking(outputs, *run_ids, sweep=None):
+    return Mirroring(outputs, store_uri(outputs), run_ids, sweep)
+
+
+def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):
+    run_id = make_run(outputs, train_lines(1, 2), cl_mode="none", seed=4)
+    about = {"label": "none · 0.2", "axes": {"cl_mode": "none", "drop_path": 0.2},
+             "differs": "cl_mode: none (there dense)"}  # fmt: skip
+    make_plan(outputs, "s", [run_id], description="Why?", git_sha="f00", axes=["cl_mode"],
+              **{run_id: about})  # fmt: skip
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
+    run, parent = runs_of(outputs)[run_id], runs_of(outputs, "densevit.sweep")["s"]
+    assert run.info.run_name == "none · 0.2, seed 4"
+    assert run.data.tags["cl_mode"] == "none"
+    assert run.data.tags["drop_path"] == "0.2"
+    assert run.data.tags[NOTE] == (
+        "What differs from the baseline of s: cl_mode: none (there dense)."
+    )
+    assert run.data.tags["densevit.host"] == "here"
+    assert run.data.tags["densevit.restarts"] == "0"
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    assert parent.data.tags[NOTE] == "Why?"
+    assert parent.data.tags["mlflow.source.git.commit"] == "f00"
+    assert parent.data.tags["densevit.axes"] == "cl_mode"
+
+
+def test_a_run_that_is_started_again_elsewhere_is_the_same_run_with_other_facts(outputs):
+    run_id = make_run(outputs, train_lines(1, 2), state="cancelled")
+    mirror = looking(outputs, run_id)
+    mirror.look(last=False)
+    folder = run_folder(outputs, run_id)
+    begin(folder, host="there", launcher="slurm", job="7_1")
+    folder.write_status("running", started=START + 100)
+    with folder.lock():
+        write_lines(folder, train_lines(3, 4), "a")
+        for look in (mirror, looking(outputs, run_id)):  # one that lived on, and a new one
+            assert look.look(last=False).problems == []
+            run = runs_of(outputs)[run_id]
+            assert run.info.status == "RUNNING"
+            tags = {k: run.data.tags[f"densevit.{k}"] for k in ("host", "launcher", "job")}
+            assert tags == {"host": "there", "launcher": "slurm", "job": "7_1"}
+            assert run.data.tags["densevit.restarts"] == "1"
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == [1, 2, 3, 4]
+
+
+def test_artifacts_come_once_and_again_when_they_have_changed(outputs, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 2), state="running")
+    make_plan(outputs, "s", [run_id])
+    folder = run_folder(outputs, run_id)
+    (folder.path / "predictions").mkdir()
+    folder.predictions_file("val").write_bytes(b"answers")
+    (folder.path / "predictions" / ".half").write_bytes(b"x")
+    mirror = looking(outputs, run_id, sweep="s")
+    with folder.lock():
+        mirror.look(last=False)
+    mlflow_id = runs_of(outputs)[run_id].info.run_id
+    assert artifacts_of(outputs, mlflow_id) == {"config.yaml", "provenance.json"}
+    folder.write_status("finished", started=START)
+    picture = sweep_folder(outputs, "s") / "report" / f"matches-{run_id}.png"
+    write_atomic(picture, b"a picture")
+    write_atomic(folder.matches_file("after"), b"pairs")
+    assert mirror.look(last=True).problems == []
+    wanted = {"config.yaml", "provenance.json", "identity.json", "predictions/val.parquet",
+              "matches/after.npz", "matches/correspondences.png"}  # fmt: skip
+    assert artifacts_of(outputs, mlflow_id) == wanted
+    stored = outputs / "mlartifacts" / mlflow_id / "artifacts" / "matches"
+    assert (stored / "correspondences.png").read_bytes() == b"a picture"
+
+    sent = []
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *given: sent.append(given[2:]))
+    write_atomic(picture, b"a picture")  # as each report does
+    assert up_to_date(outputs, [run_id], "s")
+    assert looking(outputs, run_id, sweep="s").look(last=True).problems == []
+    assert sent == []
+    write_atomic(folder.results_file, "{}\n")
+    assert not up_to_date(outputs, [run_id], "s")
+    looking(outputs, run_id, sweep="s").look(last=True)
+    assert sent == [(str(folder.results_file), None)]
+    assert up_to_date(outputs, [run_id], "s")
+
+
+def test_what_mlflow_does_not_take_is_told_once_and_stays_whole_in_the_files(outputs):
+    lines = [{**line, "dense-probe/iou_café (old)": 3.0, "a//b": 1.0} for line in train_lines(1, 2)]
+    long = {"x": "y" * 7000}
+    run_id = make_run(outputs, lines, model_kwargs=long)
+    problems, notes = mirror_once(outputs, [run_id])
+    assert problems == []
+    assert len(notes) == 2
+    assert notes[0].startswith(f"{run_id}: model_kwargs: longer than the 6000 characters")
+    renamed = metric_key("dense-probe/iou_café (old)")
+    assert f"dense-probe/iou_café (old) is called {renamed}" in notes[1]
+    assert [p[1] for p in history(outputs, run_id, renamed)] == [3.0, 3.0]
+    assert [p[1] for p in history(outputs, run_id, metric_key("a//b"))] == [1.0, 1.0]
+    param = runs_of(outputs)[run_id].data.params["model_kwargs"]
+    assert len(param) == 6000
+    assert json.dumps(long).startswith(param[:-1])
+    write_lines(run_folder(outputs, run_id), [{**lines[1], "step": 3}], "a")
+    assert mirror_once(outputs, [run_id])[1] == notes[:1]
+
+
+@given(st.lists(st.text(min_size=1, max_size=300), unique=True, max_size=20))
+def test_every_name_of_a_metric_has_one_that_mlflow_takes_and_no_two_share_it(names):
+    keys = [metric_key(name) for name in names]
+    for name, key in zip(names, keys, strict=True):
+        _validate_metric_name(key)
+        assert len(key) <= 250
+        assert key == metric_key(name)
+    assert len(set(keys)) == len(names)
+
+
+@pytest.mark.parametrize("name", ["train/loss", "imagenet-a/top1_low", "mine/iou_traffic light"])
+def test_a_usual_name_is_kept(name):
+    assert metric_key(name) == name
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["a", "b", "c"]),
+            st.floats() | st.sampled_from(["NaN", "Infinity", "-Infinity", "text", None, True]),
+        ),
+        max_size=30,
+    ),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.integers(-1, 10)),
+)
+def test_points_are_those_of_the_lines_beyond_the_last_steps(lines, last):
+    written = [{"step": n // 2, "epoch": 0, "time": START, **x} for n, x in enumerate(lines)]
+    found = shown.new_points(written, last)
+    got = [(p.key, p.step) for p in found.points]
+    wanted = {}
+    for line in written:
+        for key in "abc":
+            number = line.get(key)
+            if isinstance(number, float) or (isinstance(number, str) and number != "text"):
+                wanted.setdefault((key, line["step"]), repr(float(number)))
+    wanted = {k: v for k, v in wanted.items() if k[1] > last.get(k[0], -1)}
+    assert sorted(got) == sorted(wanted)
+    assert {(p.key, p.step): repr(p.value) for p in found.points} == wanted
+
+
+def test_a_run_that_was_deleted_stays_so_until_it_is_wanted_again(outputs):
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    other = make_run(outputs, train_lines(1, 3), seed=1)
+    mirror = looking(outputs, run_id, other)
+    mirror.look(last=False)
+    mlflow_id = runs_of(outputs)[run_id].info.run_id
+    client_of(outputs).delete_run(mlflow_id)
+    write_lines(run_folder(outputs, run_id), train_lines(4, 6), "a")
+    told = f"{run_id}: was deleted in MLflow; densevit sync {run_id} restores it"
+    for look in (mirror, looking(outputs, run_id, other)):
+        assert (look.look(last=False).problems, look.look(last=False).notes) == ([], [told])
+    assert set(runs_of(outputs)) == {other}
+    assert mirror_once(outputs, [run_id], restore=True) == NOTHING
+    assert runs_of(outputs)[run_id].info.run_id == mlflow_id
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_deleted_experiment_is_told_in_one_line_and_restored_on_demand(outputs):
+    runs = [make_run(outputs, train_lines(1, 3), seed=seed) for seed in range(5)]
+    assert mirror_once(outputs, runs, "s") == NOTHING
+    client = client_of(outputs)
+    client.delete_experiment(client.get_experiment_by_name("tests").experiment_id)
+    runs.append(make_run(outputs, train_lines(1, 3), seed=9))
+    problems, notes = mirror_once(outputs, runs, "s")
+    assert problems == []
+    assert len(notes) == 1
+    assert "and 3 more: experiment 'tests' was deleted in MLflow; densevit sync NAME" in notes[0]
+    assert mirror_once(outputs, runs, "s", restore=True) == NOTHING
+    assert set(runs_of(outputs)) == set(runs)
+    assert up_to_date(outputs, runs, "s")
+
+
+def test_children_of_a_deleted_parent_are_sent_all_the_same(outputs):
+    run_id = make_run(outputs, train_lines(1, 3))
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
+    parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
+    client_of(outputs).delete_run(parent)
+    write_lines(run_folder(outputs, run_id), train_lines(4, 5), "a")
+    told = "sweep s: was deleted in MLflow; densevit sync s restores it"
+    assert mirror_once(outputs, [run_id], "s") == ([], [told])
+    assert len(history(outputs, run_id, "train/loss")) == 5
+    assert mirror_once(outputs, [run_id], "s", restore=True) == NOTHING
+    assert runs_of(outputs, "densevit.sweep")["s"].info.run_id == parent
+
+
+def test_a_store_that_was_emptied_under_a_living_mirror_is_filled_again(outputs):
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    mirror = looking(outputs, run_id, sweep="s")
+    folder = run_folder(outputs, run_id)
+    with folder.lock():
+        mirror.look(last=False)
+        client = client_of(outputs)
+        for run in [*runs_of(outputs).values(), *runs_of(outputs, "densevit.sweep").values()]:
+            client._tracking_client.store._hard_delete_run(run.info.run_id)
+        write_lines(folder, train_lines(4, 5), "a")
+        assert mirror.look(last=False).problems == []
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == [1, 2, 3, 4, 5]
+    parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
+    assert runs_of(outputs)[run_id].data.tags["mlflow.parentRunId"] == parent
+
+
+@pytest.mark.parametrize("cut_to", [3, 6])
+def test_two_mirrors_that_both_live_send_a_step_of_a_resumed_run_once(outputs, cut_to):
+    """One of them must not trust what it knows of the store: the other has written to it since."""
+    run_id = make_run(outputs, train_lines(1, 6), state="running")
+    folder = run_folder(outputs, run_id)
+    first, second = looking(outputs, run_id), looking(outputs, run_id)
+    first.look(last=False)
+    second.look(last=False)
+    write_lines(folder, train_lines(7, 9), "a")
+    first.look(last=False)
+    again = train_lines(cut_to + 1, 12, offset=500.0)
+    write_lines(folder, train_lines(1, cut_to) + again)
+    second.look(last=False)
+    first.look(last=False)
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 13))
+
+
+def test_two_machines_that_make_a_run_at_the_same_time_end_with_one(outputs):
+    client = client_of(outputs)
+    experiment = client.create_experiment("tests")
+    known = client, experiment, "densevit.run", "0123456789ab"
+    first = store.make_run(*known, "name", 1)
+    second = store.make_run(*known, "name", 1)  # had looked before the first was there
+    assert second.info.run_id == first.info.run_id
+    assert store.find_run(*known, None, False).info.run_id == first.info.run_id
+    assert set(runs_of(outputs)) == {"0123456789ab"}
+
+
+def test_a_run_of_another_machine_that_cannot_be_seen_to_have_died_is_running(outputs):
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    folder = run_folder(outputs, run_id)
+    assert folder.seen().state == "failed"  # of this machine, whose locks are seen
+    record = json.loads(folder.status_file.read_text())
+    assert record["host"] == socket.gethostname()
+    write_json(folder.status_file, {**record, "host": "elsewhere"})
+    mirror_once(outputs, [run_id], "s")
+    assert runs_of(outputs)[run_id].info.status == "RUNNING"
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "RUNNING"
+    write_json(folder.status_file, {**record, "host": "elsewhere", "updated": time.time() - 9e4})
+    mirror_once(outputs, [run_id], "s")
+    assert runs_of(outputs)[run_id].info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("states", "wanted"),
+    [
+        (("finished", "stopped"), "FINISHED"),
+        (("finished", "failed"), "FAILED"),
+        (("finished", "cancelled"), "KILLED"),
+        (("finished", "pending"), "SCHEDULED"),
+        (("cancelled", "failed"), "FAILED"),
+    ],
+)
+def test_the_sweeps_state_follows_from_its_runs(outputs, states, wanted):
+    runs = []
+    for seed, state in enumerate(states):
+        runs.append("0123456789ab")
+        if state != "pending":
+            runs[-1] = make_run(outputs, [], state=state, seed=seed)
+    make_plan(outputs, "s", runs)
+    # Of a job, which knows one of its sweep's runs alone.
+    assert mirror_once(outputs, runs[:1], "s") == NOTHING
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == wanted

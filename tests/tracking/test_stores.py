@@ -1,0 +1,180 @@
+"""Which stores are taken, and what is wrong with one that is not."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
+import pytest
+from rundirs import history, make_run, train_lines
+
+from densevit.errors import UserError
+from densevit.tracking.beside import mirror_once, mirroring
+from densevit.tracking.quick import living_runs
+from densevit.tracking.store import file_system, open_store, require_usable, store_uri
+
+MOUNTS = r"""
+22 27 0:21 / /proc rw,relatime - proc proc rw
+27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+40 27 0:40 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2
+41 27 0:41 / /scratch/big\040disk rw shared:3 master:4 - lustre mgs@tcp:/fs rw
+42 40 0:42 / /home/me/local rw - xfs /dev/sdb1 rw
+43 27 0:43 / /mnt rw - ext4 /dev/sdc1 rw
+44 27 0:44 / /mnt rw - fuse.sshfs me@there: rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/x.db", "ext4"),
+        ("/home/x/mlflow.db", "nfs4"),
+        ("/home", "nfs4"),
+        ("/homes/x", "ext4"),
+        ("/home/me/local/mlflow.db", "xfs"),
+        ("/scratch/big disk/mlflow.db", "lustre"),
+        ("/mnt/x", "fuse.sshfs"),
+    ],
+)
+def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(tmp_path, path, kind):
+    from pathlib import Path
+
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS.lstrip())
+    assert file_system(Path(path), mounts) == kind
+
+
+def test_here_it_is_what_the_system_says(tmp_path):
+    told = subprocess.run(
+        ["df", "--output=fstype", tmp_path], capture_output=True, text=True, check=True
+    )
+    assert file_system(tmp_path / "new" / "mlflow.db") == told.stdout.split()[-1]
+
+
+@pytest.mark.parametrize("kind", ["nfs", "lustre", "fuse.sshfs"])
+def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
+    new_outputs, monkeypatch, capfd, kind
+):
+    run_id = make_run(new_outputs, train_lines(1, 2))
+    monkeypatch.setattr("densevit.tracking.store.file_system", lambda path: kind)
+    with pytest.raises(UserError, match=rf"not safe on a network file system \({kind}\).*server"):
+        require_usable(store_uri(new_outputs))
+    with mirroring(new_outputs, [run_id]):
+        assert not (new_outputs / "mlflow.db").exists()
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("warning: MLflow store")
+    assert not list(new_outputs.glob("mlflow*"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("htp://host:5000", "unknown kind 'htp'; did you mean 'http'?"),
+        ("file:///tmp/mlruns", "keeps no runs in folders any more"),
+        ("./mlruns", "keeps no runs in folders any more"),
+        ("http://", "names no host"),
+        ("http://me:secret@[::1:5000", "Invalid IPv6 URL"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+    ],
+)
+def test_what_is_no_store_is_one_line_and_no_obstacle(new_outputs, monkeypatch, capfd, uri, told):
+    run_id = make_run(new_outputs, train_lines(1, 2))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    went_on = False
+    with mirroring(new_outputs, [run_id]):
+        went_on = True
+    said = capfd.readouterr().err
+    assert went_on
+    assert told in said
+    assert "secret" not in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://127.0.0.1:5000",
+        "https://me:secret@host/path",
+        "postgresql://me@host/db",
+        "postgresql+psycopg2://host/db",
+        "mysql+pymysql://host/db",
+        "databricks",
+        "databricks://profile",
+        "sqlite:////tmp/x.db",
+    ],
+)
+def test_what_is_a_store_is_taken(uri):
+    require_usable(uri)
+
+
+def test_a_relative_file_is_the_same_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///stores/a.db")
+    assert store_uri(tmp_path / "other") == f"sqlite:///{tmp_path}/stores/a.db"
+
+
+def test_a_store_of_another_schema_is_told_and_the_runs_are_kept(outputs):
+    run_id = make_run(outputs, train_lines(1, 2))
+    with closing(sqlite3.connect(outputs / "mlflow.db")) as store, store:
+        ((held,),) = store.execute("SELECT version_num FROM alembic_version").fetchall()
+        store.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    (problem,), _ = mirror_once(outputs, [run_id])
+    assert problem.startswith(f"MLflow at sqlite:///{outputs}/mlflow.db: MlflowException: ")
+    assert "schema" in problem
+    assert "\n" not in problem
+    with closing(sqlite3.connect(outputs / "mlflow.db")) as store, store:
+        store.execute(f"UPDATE alembic_version SET version_num = '{held}'")
+    assert mirror_once(outputs, [run_id]) == ([], [])
+    assert len(history(outputs, run_id, "train/loss")) == 2
+
+
+@pytest.mark.parametrize("content", [b"no database at all", b""], ids=["text", "empty"])
+def test_a_file_that_is_no_store(outputs, content):
+    run_id = make_run(outputs, train_lines(1, 2))
+    (outputs / "mlflow.db").write_bytes(content)
+    problems, _ = mirror_once(outputs, [run_id])
+    if content:
+        assert len(problems) == 1
+        assert "not a database" in problems[0]
+        assert (outputs / "mlflow.db").read_bytes() == content
+    else:  # which SQLite takes for a new one
+        assert problems == []
+        assert len(history(outputs, run_id, "train/loss")) == 2
+
+
+def test_a_mirror_notices_that_its_file_is_another_one(outputs, empty_store):
+    """SQLite goes on writing to a file that was deleted, and nobody would find it there."""
+    run_id = make_run(outputs, train_lines(1, 5))
+    code = (
+        "import sys, shutil; from pathlib import Path; import densevit.tracking.__main__ as t;"
+        "outputs, run, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3];"
+        "m = t.Mirroring(outputs, t.store_uri(outputs), [run]); m.look(False);"
+        "place = t._again_if_replaced(m.uri, None); (outputs / 'mlflow.db').unlink();"
+        "shutil.copy(other, outputs / 'mlflow.db');"
+        "sys.argv = [sys.argv[0], str(outputs), run]; t._again_if_replaced(m.uri, place)"
+    )
+    command = [sys.executable, "-c", code, str(outputs), run_id, str(empty_store)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert len(history(outputs, run_id, "train/loss")) == 5
+
+
+def test_which_runs_live_is_told_without_mlflow(outputs):
+    runs = [make_run(outputs, train_lines(1, 2), seed=seed) for seed in range(3)]
+    uri = store_uri(outputs)
+    assert living_runs(uri, []) == set()
+    mirror_once(outputs, runs)
+    client = open_store(uri)
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    found = {run.info.run_id for run in client.search_runs([experiment])}
+    assert living_runs(uri, []) == found
+    gone = found.pop()
+    client.delete_run(gone)
+    assert living_runs(uri, []) == found
+    assert living_runs("sqlite:////nowhere/mlflow.db", []) is None
+    shutil.copy(__file__, outputs / "mlflow.db")
+    assert living_runs(uri, []) is None
+    assert living_runs("http://127.0.0.1:9", ["1"]) is None
+    assert living_runs("postgresql://host/db", ["1"]) is None

@@ -1,0 +1,150 @@
+"""`densevit sync` as it is typed."""
+
+import subprocess
+import sys
+
+import pytest
+from rundirs import (
+    client_of,
+    history,
+    make_plan,
+    make_run,
+    runs_of,
+    train_lines,
+    wait_for,
+    write_lines,
+)
+
+from densevit.cli import main
+from densevit.rundir import run_folder
+from densevit.tracking.beside import mirror_once, set_right, start_mirror
+
+
+@pytest.fixture
+def filled(outputs):
+    """Outputs with two sweeps that share a run, and a run of none; returns them with the ids."""
+    a, b, c, alone = (make_run(outputs, train_lines(1, 4), seed=seed) for seed in range(4))
+    make_plan(outputs, "one", [a, b])
+    make_plan(outputs, "two", [b, c, "0123456789ab"])
+    return outputs, (a, b, c, alone)
+
+
+def sync(outputs, *names):
+    return main(["sync", *names, "--outputs", str(outputs)])
+
+
+def test_all_there_is_and_then_nothing(filled, capsys):
+    outputs, ids = filled
+    assert sync(outputs) == 0
+    told = ["one: sending 2 runs", "two: sending 2 runs", "runs of no sweep: sending 1 runs"]
+    assert capsys.readouterr().out.splitlines() == told
+    runs = runs_of(outputs)
+    assert set(runs) == set(ids)
+    assert runs[ids[1]].data.tags["densevit.sweeps"] == "one,two"
+    assert set(runs_of(outputs, "densevit.sweep")) == {"one", "two"}
+    for run_id in ids:
+        assert len(history(outputs, run_id, "train/loss")) == 4
+    assert sync(outputs) == 0
+    out, err = capsys.readouterr()
+    assert all("up to date" in line for line in out.splitlines())
+    assert err == ""
+
+
+def test_up_to_date_is_told_without_mlflow(filled):
+    outputs, _ = filled
+    assert sync(outputs) == 0
+    code = (
+        "import sys; from densevit.cli import main;"
+        "assert main(['sync', '--outputs', sys.argv[1]]) == 0;"
+        "assert not {'mlflow', 'torch', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(outputs)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("up to date") == 3
+
+
+@pytest.mark.parametrize("which", ["sweep", "run", "file"])
+def test_named_ones_alone(filled, tmp_path, which, capsys):
+    outputs, (_, b, c, _) = filled
+    file = tmp_path / "two.yaml"
+    file.write_text("name: two\ngrid: {cl_mode: [none, dense]}\n")
+    name, wanted = {
+        "sweep": ("two", {b, c}), "run": (c, {c}), "file": (str(file), {b, c}),
+    }[which]  # fmt: skip
+    assert sync(outputs, name) == 0
+    assert set(runs_of(outputs)) == wanted
+    assert set(runs_of(outputs, "densevit.sweep")) == {"two"}
+
+
+def test_what_was_deleted_comes_back_only_when_it_is_named(filled, capsys):
+    outputs, (a, b, _, _) = filled
+    assert sync(outputs) == 0
+    client_of(outputs).delete_run(runs_of(outputs)[a].info.run_id)
+    capsys.readouterr()
+    assert sync(outputs) == 0
+    assert f"warning: {a}: was deleted in MLflow; densevit sync {a} restores" in (
+        capsys.readouterr().err
+    )
+    assert a not in runs_of(outputs)
+    assert sync(outputs, "one") == 0
+    assert set(runs_of(outputs)) >= {a, b}
+    assert len(history(outputs, a, "train/loss")) == 4
+
+
+def test_a_wrong_name_is_one_line(filled, capsys):
+    outputs, _ = filled
+    assert sync(outputs, "onne") == 2
+    err = capsys.readouterr().err
+    assert err.endswith("did you mean 'one'?\n")
+    assert err.count("\n") == 1
+    assert main(["sync", "--outputs", str(outputs / "none")]) == 2
+    assert "has no runs" in capsys.readouterr().err
+
+
+def test_a_store_that_does_not_answer(filled, capsys, monkeypatch):
+    outputs, _ = filled
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what the flag sets is taken back
+    assert main(["sync", "--outputs", str(outputs), "--tracking-uri", "http://127.0.0.1:9"]) == 75
+    lines = capsys.readouterr().err.splitlines()
+    assert "http://127.0.0.1:9: does not answer: connection refused" in lines[0]
+    assert "the same command sends the rest" in lines[-1]
+    assert main(["sync", "--outputs", str(outputs), "--tracking-uri", "ftp://x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_damaged_run_is_told_and_makes_the_exit_code(filled, capsys):
+    outputs, (a, *others) = filled
+    run_folder(outputs, a).metrics_file.write_text("{half a line\n")
+    assert sync(outputs) == 1
+    assert f"warning: {a}: " in capsys.readouterr().err
+    for run_id in others:
+        assert len(history(outputs, run_id, "train/loss")) == 4
+
+
+def test_a_run_that_died_without_a_word_is_set_right(outputs):
+    """By `status`, which starts this and does not wait."""
+    run_id = make_run(outputs, train_lines(1, 5), state="running")
+    folder = run_folder(outputs, run_id)
+    with folder.lock():
+        mirror_once(outputs, [run_id], "s")
+    assert runs_of(outputs)[run_id].info.status == "RUNNING"  # and its mirror has died with it
+    set_right(outputs, [run_id], "s")
+    wait_for(lambda: runs_of(outputs)[run_id].info.status == "FAILED")
+    wait_for(lambda: runs_of(outputs, "densevit.sweep")["s"].info.status == "FAILED")
+    assert (outputs / "sweeps" / "s" / "tracking.log").read_text() == ""
+
+
+def test_while_a_mirror_is_at_work(outputs):
+    run_id = make_run(outputs, train_lines(1, 5), state="running")
+    make_plan(outputs, "s", [run_id])
+    folder = run_folder(outputs, run_id)
+    with folder.lock():
+        mirror = start_mirror(outputs, [run_id], "s", 0.1)
+        for last in range(6, 26):
+            write_lines(folder, train_lines(last, last), "a")
+            if last % 5 == 0:
+                assert sync(outputs, "s") == 0
+        folder.write_status("finished")
+    assert mirror.stop()
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 26))
