@@ -1,6 +1,7 @@
 # make demo   set up, run the quickstart sweep, say where its results are
 # make test   set up, lint, run the tests
 # make slow   the long tests
+# make tracking   the mirror against a real MLflow server on PostgreSQL, and MLflow's pages in Chromium
 # make ray-cluster   sweeps on a real Ray of two nodes, which it starts and stops
 # make cluster-faults   what a real Slurm does to runs; root on Debian, sets up and breaks a cluster
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test ray-cluster cluster-faults lint slow constraints clean
+.PHONY: demo test tracking ray-cluster cluster-faults lint slow constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
@@ -20,6 +21,9 @@ test: lint
 
 cluster-faults: $(VENV)/.installed
 	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh with $(BIN)/pytest -m "cluster and not slow" tests/cluster
+
+tracking: $(VENV)/.installed
+	$(BIN)/pytest -m "tracking and not slow" tests/tracking
 
 ray-cluster: $(VENV)/.installed
 	$(BIN)/pytest -m "ray and not slow" tests/ray

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,34 @@ def sweep(tmp_path, tiny, cluster):
         return Sweep(tmp_path / name, settings, profile, **parts)
 
     return make
+
+
+@pytest.fixture
+def user(cluster):
+    """A user of this machine and her home; of what only root may enter she sees read-only mounts."""
+    name, home, shown = "densevit-tester", Path("/tmp/densevit-tester"), Path("/tmp/densevit-shown")
+    mounted = []
+
+    def show(**places):
+        for place, source in places.items():
+            (shown / place).mkdir(parents=True)
+            subprocess.run(["mount", "--bind", source, shown / place], check=True)
+            mounted.append(shown / place)
+            subprocess.run(["mount", "-o", "remount,bind,ro", shown / place], check=True)
+        for node in ("node1", "node2"):  # which see what was mounted when they were started
+            script("daemon", "kill", f"slurmd-{node}", check=True)
+            script("daemon", "start", f"slurmd-{node}", check=True)
+        return shown
+
+    subprocess.run(["useradd", "--no-create-home", "--home-dir", home, name], check=True)
+    home.mkdir()
+    shutil.chown(home, name)
+    yield name, home, show
+    subprocess.run(["pkill", "-KILL", "-u", name], check=False)
+    # Nothing is removed that may still hold a mount.
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", place], check=True)
+        place.rmdir()
+    subprocess.run(["userdel", name], check=True)
+    shutil.rmtree(home)
+    shown.rmdir()

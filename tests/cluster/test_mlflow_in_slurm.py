@@ -1,13 +1,15 @@
-"""slurm/mlflow_server.sbatch: an MLflow server as a job of Slurm's, for a user who is not root."""
+"""MLflow and Slurm: the server as a job, and runs whose jobs mirror them."""
 
+import json
 import re
 import subprocess
 import sys
 
 import pytest
-from lab import ROOT, wait_for
-from test_slurm_faults import user  # noqa: F401
-from tracking.servers import free_port, need, postgres_missing
+from lab import ROOT, kill, processes, wait_for
+from servers import free_port, need, points, postgres_missing, query
+
+from densevit.rundir import read_json
 
 pytestmark = pytest.mark.cluster
 
@@ -97,7 +99,7 @@ class Site:
 
 
 @pytest.fixture
-def site(user):  # noqa: F811
+def site(user):
     need(postgres_missing())
     made = Site(*user)
     yield made
@@ -122,3 +124,46 @@ def test_a_server_with_a_password_that_keeps_what_it_has(site):
     assert again == variables
     assert site.ask("read", again) == ["401", "{'loss': 0.5} ['file.txt']"]
     site.stop(job)
+
+
+def test_a_run_that_is_killed_under_one_launcher_and_resumed_by_another_is_one_run(sweep):
+    runs = sweep("resumed", base={"epochs": 60}, grid={"cl_mode": ["dense"]})
+    store = runs.outputs / "mlflow.db"
+    driver = subprocess.Popen(runs.command("run", runs.file, "--launcher", "local"))
+    (folder,) = runs.folders()
+
+    def sent():
+        held = read_json(folder.tracking_file) or {}
+        return held if held.get("offset") else None
+
+    held = wait_for(sent, what="the mirror's first numbers")
+    own = f"WHERE run_uuid = '{held['mlflow_run_id']}'"
+    assert query(store, f"SELECT status FROM runs {own}") == [("RUNNING",)]
+    (mirror,) = pgrep(f"densevit.tracking {runs.outputs}")
+    for pid in [*processes(folder), driver.pid, mirror]:
+        kill(pid)
+    driver.wait()
+    lines = len(folder.metrics_file.read_text().splitlines())
+
+    runs.call("run")
+    assert runs.wait() == ["finished"]
+    wait_for(lambda: not pgrep(f"densevit.tracking {runs.outputs}"), what="the job's mirror")
+    wanted = {json.loads(line)["step"] for line in folder.metrics_file.read_text().splitlines()}
+    assert len(wanted) > lines / 2
+    counted = points(store)
+    assert counted["metrics"] == counted["distinct"]
+    of_loss = query(store, "SELECT step FROM metrics WHERE key = 'train/loss' ORDER BY step")
+    assert of_loss == sorted(set(of_loss))
+    assert {step for (step,) in query(store, "SELECT step FROM metrics")} == wanted
+    tags = dict(query(store, f"SELECT key, value FROM tags {own}"))
+    assert tags["densevit.launcher"] == "slurm"
+    assert tags["densevit.job"] == runs.job(folder)
+    assert tags["densevit.restarts"] == "1"
+    assert query(store, "SELECT name, status FROM runs ORDER BY name") == [
+        ("dense, seed 0", "FINISHED"), ("resumed", "FINISHED"),
+    ]  # fmt: skip
+
+
+def pgrep(text):
+    found = subprocess.run(["pgrep", "-f", text], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]

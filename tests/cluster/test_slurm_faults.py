@@ -340,37 +340,6 @@ def test_a_cluster_without_accounts(other_cluster, tmp_path, tiny, undisturbed):
     check_all(runs, undisturbed)
 
 
-@pytest.fixture
-def user(cluster):
-    """A user of this machine and her home; of what only root may enter she sees read-only mounts."""
-    name, home, shown = "densevit-tester", Path("/tmp/densevit-tester"), Path("/tmp/densevit-shown")
-    mounted = []
-
-    def show(**places):
-        for place, source in places.items():
-            (shown / place).mkdir(parents=True)
-            subprocess.run(["mount", "--bind", source, shown / place], check=True)
-            mounted.append(shown / place)
-            subprocess.run(["mount", "-o", "remount,bind,ro", shown / place], check=True)
-        for node in ("node1", "node2"):  # which see what was mounted when they were started
-            script("daemon", "kill", f"slurmd-{node}", check=True)
-            script("daemon", "start", f"slurmd-{node}", check=True)
-        return shown
-
-    subprocess.run(["useradd", "--no-create-home", "--home-dir", home, name], check=True)
-    home.mkdir()
-    shutil.chown(home, name)
-    yield name, home, show
-    subprocess.run(["pkill", "-KILL", "-u", name], check=False)
-    # Nothing is removed that may still hold a mount.
-    for place in mounted:
-        subprocess.run(["umount", "--lazy", place], check=True)
-        place.rmdir()
-    subprocess.run(["userdel", name], check=True)
-    shutil.rmtree(home)
-    shown.rmdir()
-
-
 def test_a_user_who_is_not_root(user, tiny):
     name, home, show = user
     packages = next(path for path in sys.path if path.endswith("site-packages"))
