@@ -155,7 +155,9 @@ class RunFolder:
                 f"and not {json.dumps(ids.preimage)}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config_file, yamlfile.dump(config.model_dump()))
+        text = yamlfile.dump(config.model_dump())
+        if not self.config_file.exists() or self.config_file.read_text(encoding="utf-8") != text:
+            write_atomic(self.config_file, text)
         if held is None:
             write_json(self.identity_file, ids._asdict())
         return ids

@@ -103,6 +103,9 @@ def prepare(plan: Plan, work: Work) -> None:
     with ThreadPoolExecutor(WRITERS) as pool:  # the disk is waited for side by side
         for _ in pool.map(lambda run: _ready(plan, run), work.to_run):
             pass
+    for run in work.done:
+        if run.config.log_model:  # which the mirror reads there, also when it is wished for later
+            plan.run_folder(run).create(run.config)
     write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
     record = plan_record(plan, plan.statuses())
     write_json(plan.folder / "plan.json", {**record, "git_sha": git_state()["git_sha"]})
