@@ -4,7 +4,6 @@ python .ci/check_quickstart.py OUTPUTS
 """
 
 import csv
-import sqlite3
 import sys
 from pathlib import Path
 
@@ -34,9 +33,6 @@ def main(outputs: Path) -> None:
     text = (report / "report.md").read_text()
     assert "## Dense probe" in text, "the dense probe is missing in the report"
     assert len(list(report.glob("matches-*.png"))) == text.count("![Matched patches") == len(rows)
-    store = sqlite3.connect(f"file:{outputs / 'mlflow.db'}?mode=ro", uri=True)
-    finished = store.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0]
-    assert finished == 1 + len(rows) * SEEDS, f"MLflow shows {finished} finished runs"
     print("quickstart: every cell is there")
 
 

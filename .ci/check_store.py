@@ -1,0 +1,53 @@
+"""Whether an MLflow store shows all that some run directories hold, and no step of it twice.
+
+python .ci/check_store.py OUTPUTS LAUNCHER
+"""
+
+import json
+import sqlite3
+import sys
+from pathlib import Path
+
+GROUPS = {"train", "val", "health", "time", "system", "knn", "dense-probe", "shapes-a"}
+
+
+def main(outputs: Path, launcher: str) -> None:
+    store = sqlite3.connect(f"file:{outputs / 'mlflow.db'}?mode=ro", uri=True)
+    tagged = "select value, run_uuid from tags where key = ?"
+    shown = dict(store.execute(tagged, ("densevit.run",)))
+    folders = sorted((outputs / "runs").iterdir())
+    assert set(shown) == {folder.name for folder in folders}, shown
+    parents = dict(store.execute(tagged, ("densevit.sweep",)))
+    assert len(parents) == 1, parents
+    states = store.execute("select status, count(*) from runs group by status").fetchall()
+    assert states == [("FINISHED", len(folders) + 1)], f"MLflow shows {states}"
+    for folder in folders:
+        _check_run(store, folder, shown[folder.name], *parents.values(), launcher)
+    print(f"MLflow: {len(folders)} runs under {', '.join(parents)}, each step once")
+
+
+def _check_run(
+    store: sqlite3.Connection, folder: Path, mlflow_id: str, parent: str, launcher: str
+) -> None:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    written = sorted(
+        (key, line["step"], float(value))
+        for line in lines
+        for key, value in line.items()
+        if key not in ("step", "epoch", "time")
+    )
+    of_run = "select key, step, value from metrics where run_uuid = ? order by key, step"
+    assert store.execute(of_run, (mlflow_id,)).fetchall() == written, folder
+    missing = GROUPS - {key.partition("/")[0] for key, _, _ in written}
+    assert not missing, f"{folder}: nothing of {missing} was logged"
+    tags = dict(store.execute("select key, value from tags where run_uuid = ?", (mlflow_id,)))
+    assert tags["mlflow.parentRunId"] == parent, tags
+    assert tags["densevit.launcher"] == launcher, tags
+    assert "differs from the baseline" in tags["mlflow.note.content"], tags
+    artifacts = folder.parents[1] / "mlartifacts" / mlflow_id / "artifacts"
+    held = {str(file.relative_to(artifacts)) for file in artifacts.rglob("*") if file.is_file()}
+    assert {"config.yaml", "results.json", "predictions/val.parquet"} <= held, held
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
