@@ -41,6 +41,10 @@ class _Group(NamedTuple):
     def __str__(self) -> str:
         return self.sweep or "runs of no sweep"
 
+    @property
+    def counted(self) -> str:
+        return f"{len(self.run_ids)} run{'' if len(self.run_ids) == 1 else 's'}"
+
 
 def _sync(options: argparse.Namespace) -> int:
     heed_tracking_uri(options.tracking_uri)
@@ -54,7 +58,7 @@ def _sync(options: argparse.Namespace) -> int:
     failed = False
     for group in groups:
         if living is not None and up_to_date(outputs, group.run_ids, group.sweep, living):
-            print(f"{group}: up to date ({len(group.run_ids)} runs)", flush=True)
+            print(f"{group}: up to date ({group.counted})", flush=True)
         else:
             failed = not _send(outputs, group, bool(options.names)) or failed
     return EXIT_FAILED if failed else 0
@@ -70,7 +74,7 @@ def _experiments(outputs: Path, uri: str, groups: Sequence[_Group]) -> set[str]:
 
 def _send(outputs: Path, group: _Group, restore: bool) -> bool:
     """Send a group; whether all of it is there now."""
-    print(f"{group}: sending {len(group.run_ids)} runs", flush=True)
+    print(f"{group}: sending {group.counted}", flush=True)
     problems, notes = mirror_once(outputs, group.run_ids, group.sweep, restore=restore)
     for line in [*notes, *problems]:
         print(f"warning: {line}", file=sys.stderr)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from rundirs import (
+    CONFIG,
     client_of,
     history,
     make_plan,
@@ -15,7 +16,8 @@ from rundirs import (
     write_lines,
 )
 
-from densevit.cli import main
+from densevit import yamlfile
+from densevit.cli import main, main_sweep
 from densevit.rundir import run_folder
 from densevit.tracking.beside import mirror_once, set_right, start_mirror
 
@@ -36,7 +38,7 @@ def sync(outputs, *names):
 def test_all_there_is_and_then_nothing(filled, capsys):
     outputs, ids = filled
     assert sync(outputs) == 0
-    told = ["one: sending 2 runs", "two: sending 2 runs", "runs of no sweep: sending 1 runs"]
+    told = ["one: sending 2 runs", "two: sending 2 runs", "runs of no sweep: sending 1 run"]
     assert capsys.readouterr().out.splitlines() == told
     runs = runs_of(outputs)
     assert set(runs) == set(ids)
@@ -148,3 +150,20 @@ def test_while_a_mirror_is_at_work(outputs):
         folder.write_status("finished")
     assert mirror.stop()
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 26))
+
+
+def test_status_sets_right_what_died_without_a_word(outputs, tmp_path, capsys):
+    settings = {**CONFIG, "cl_mode": "none"}
+    (tmp_path / "base.yaml").write_text(yamlfile.dump(settings))
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\nbase: base.yaml\ngrid: {cl_mode: [none]}\n")
+    run_id = make_run(outputs, train_lines(1, 5), state="running", cl_mode="none")
+    with run_folder(outputs, run_id).lock():
+        mirror_once(outputs, [run_id], "s")
+        assert main_sweep(["status", str(file), "--outputs", str(outputs)]) == 0
+        assert not (outputs / "sweeps" / "s" / "tracking.log").exists()  # it is right as it is
+    assert runs_of(outputs)[run_id].info.status == "RUNNING"
+    assert main_sweep(["status", str(file), "--outputs", str(outputs)]) == 0
+    assert run_id in capsys.readouterr().out
+    wait_for(lambda: runs_of(outputs)[run_id].info.status == "FAILED")
+    wait_for(lambda: runs_of(outputs, "densevit.sweep")["s"].info.status == "FAILED")
