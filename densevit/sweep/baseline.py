@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from densevit.config import RunConfig, applies, is_execution
+from densevit.config import RunConfig, inapplicable, is_execution
 from densevit.sweep.grid import Run, cell_values, value_word
 from densevit.sweep.plan import Plan
 from densevit.sweep.spec import matches
@@ -41,17 +41,20 @@ def differences(plan: Plan) -> dict[str, str]:
 
 def difference(config: RunConfig, base: RunConfig) -> str:
     """What a configuration differs in from another one, in words."""
+    ours, theirs = vars(config), vars(base)
+    differing = [
+        name
+        for name, value in ours.items()
+        if value != theirs[name] and name != "seed" and not is_execution(name)
+    ]
+    unused, unused_there = inapplicable(config), inapplicable(base)
     told = [
-        f"{name}: {_word(name, config)} (there {_word(name, base)})"
-        for name, value in config
-        if name != "seed" and not is_execution(name) and value != getattr(base, name)
-        if applies(name, config) or applies(name, base)
+        f"{name}: {value_word(None if name in unused else ours[name])} "
+        f"(there {value_word(None if name in unused_there else theirs[name])})"
+        for name in differing
+        if name not in unused or name not in unused_there
     ]
     return ", ".join(told) or "no setting differs"
-
-
-def _word(name: str, config: RunConfig) -> str:
-    return value_word(getattr(config, name) if applies(name, config) else None)
 
 
 def _bases(plan: Plan) -> dict[str, Run | None]:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from densevit.config import RunConfig, applies, cell_text, digest, run_id, science_texts
+from densevit.config import (
+    RunConfig,
+    applies,
+    cell_text,
+    digest,
+    inapplicable,
+    run_id,
+    science_texts,
+)
 from densevit.errors import UserError
 from densevit.layers import Layer, build
 from densevit.sweep.spec import Exclusion, Settings, SweepSpec, matches
@@ -97,9 +105,10 @@ def cell_values(config: RunConfig, axes: tuple[str, ...]) -> dict[str, Any]:
     """A cell's value on each axis; None where the axis does not apply to it, and `NULL` for a value
     of None, which is one like any other: `init_checkpoint: [null, w.pt]`."""
     found: dict[str, Any] = {}
+    unused = inapplicable(config)
     for name in axes:
         value = getattr(config, name)
-        found[name] = (NULL if value is None else value) if applies(name, config) else None
+        found[name] = None if name in unused else NULL if value is None else value
     return found
 
 

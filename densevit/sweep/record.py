@@ -18,14 +18,20 @@ def plan_record(plan: Plan, statuses: Mapping[str, Status]) -> dict[str, Any]:
     its baseline, empty where the sweep names none.
     """
     told = differences(plan)
+    cells = {
+        run.cell: {
+            "label": plan.label(run),
+            "axes": {k: v for k, v in cell_values(run.config, plan.axes).items() if v is not None},
+            "differs": told.get(run.cell, ""),
+        }
+        for run in plan.grid.cells
+    }
     runs = [
         {
             "id": run.id,
             "cell": run.cell,
             "seed": run.seed,
-            "label": plan.label(run),
-            "axes": {k: v for k, v in cell_values(run.config, plan.axes).items() if v is not None},
-            "differs": told.get(run.cell, ""),
+            **cells[run.cell],
             "config": dict(vars(run.config)),
             "resources": run.resources,
             "state": statuses[run.id].state,
