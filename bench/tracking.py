@@ -1,21 +1,19 @@
-"""What mirroring runs to MLflow costs: a training, whose hot path it must not be in, and whoever
-waits for it.
+"""What mirroring runs to MLflow costs a training, and whoever waits for it.
 
     python bench/tracking.py [--only hot,step,bulk,sync] [--rounds N] [--json FILE]
 
-    hot   what a training pays for a logged line of 25 numbers, the gauges' read included; a round
-          is the median of --lines calls
+    hot   what a training pays for a logged line of 25 numbers, with the gauges' read, 2000 a round
     step  steps of --step-ms of work on one thread, each of them logged, beside a mirror process
           that looks every --every seconds, and beside one that is held (SIGSTOP), in turns of one
           such interval; how far a third kind of turns, without again, differs is the noise
-    bulk  `mirror_once` of a run of --steps, and of --few, steps of 20 metrics, into a new SQLite
-          file and into an MLflow server on this machine (of 2 workers, on PostgreSQL if that is
-          installed); everything must be in the database once
+    bulk  `mirror_once` of a run of --steps steps of 20 metrics, and of a twentieth of them, into a
+          new SQLite file and into an MLflow server on this machine (of 2 workers, on PostgreSQL if
+          that is installed); everything must be in the database once
     sync  `densevit sync` of a sweep of --runs runs that is up to date, as a command, the start of
           Python included; the first time, which reads its files from the disk, is left out
 
-Prints a Markdown table of medians over the rounds, with the goal of each and the ratio to it: 1 and
-less is reached. `--json` writes all of it. The servers are those of the tests.
+Prints a Markdown table of medians with the goal of each and the ratio to it: 1 and less is reached.
+`--json` writes all of it. The servers are those of the tests.
 """
 
 from __future__ import annotations
@@ -33,9 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +47,6 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "tracking"))
 NUMBERS = 25  # of a logged line, with step, epoch and time
 METRICS = 20  # of a line in bulk
 NO_GOAL = 0.0
-SYNCED = (40, 50)  # steps and metrics of each run of the sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,24 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--only", default=",".join(MEASUREMENTS), metavar="NAMES", help="of %(default)s (all)")
     add("--rounds", type=positive, default=3, help="(%(default)s)")
-    add("--lines", type=positive, default=2000, help="of hot, a round (%(default)s)")
     add("--step-ms", type=float, default=100.0, help="of work a step (%(default)s)")
     add("--every", type=float, default=1.0, help="seconds from look to look (%(default)s; else 5)")
     add("--turns", type=positive, default=10, help="of each kind in step (%(default)s)")
     add("--steps", type=positive, default=10_000, help="of bulk (%(default)s)")
-    add("--few", type=positive, default=500, help="steps of bulk's small run (%(default)s)")
     add("--runs", type=positive, default=100, help="of the sweep in sync (%(default)s)")
     add("--no-server", action="store_true", help="measure bulk and sync with SQLite only")
     add("--json", type=Path, metavar="FILE", help="write every number")
     options = parser.parse_args(given)
-    names = options.only.split(",")
-    for unknown in set(names) - MEASUREMENTS.keys():
+    for unknown in set(options.only.split(",")) - MEASUREMENTS.keys():
         parser.error(f"--only: unknown name {unknown!r}; {nearest(unknown, MEASUREMENTS)}")
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         del os.environ[name]  # whatever store the caller's shell belongs to
     rows = []
     try:
-        for name in names:
+        for name in options.only.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 rows += MEASUREMENTS[name](Path(folder), options)
     except RunError as error:
@@ -85,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     print(table(rows))
     if options.json:
-        import torch
-        from contrast_arm import machine
+        from contrast_arm import machine, torch
 
         command = shlex.join(["python", "bench/tracking.py", *given])
         numbers = {"machine": machine(torch.device("cpu")), "rows": [row._asdict() for row in rows]}
@@ -97,28 +88,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def hot(folder: Path, options: argparse.Namespace) -> list[Row]:
     """Microseconds that a logged line keeps a training."""
     from densevit.gauges import Gauges, _machine
-    from densevit.metricsfile import MetricsFile
-    from densevit.trainer import write_line
 
-    gauges = Gauges(_machine())
+    gauges, trainer, medians = Gauges(_machine()), _trainer(folder / "metrics.jsonl"), []
     sample = gauges._sample()
-    metrics = MetricsFile(folder / "metrics.jsonl", 0)
-    trainer: Any = SimpleNamespace(metrics=metrics, step=0, steps_per_epoch=1000)
-    medians = []
     for _ in range(options.rounds):
         spent = []
-        for _ in range(options.lines):
-            trainer.step += 1
+        for _ in range(2000):
             gauges._samples.append(sample)  # a line every few seconds finds one
-            line = _numbers("train/number", NUMBERS - 3 - len(sample))
-            start = time.perf_counter()
-            write_line(trainer, line | gauges.read())
-            spent.append(time.perf_counter() - start)
+            spent.append(_logged(trainer, gauges.read, NUMBERS - 3 - len(sample)))
         medians.append(1e6 * statistics.median(spent))
     return [
         Row(f"a logged line of {NUMBERS} numbers", "µs", medians, goal=50),
         Row("of a step of 100 ms", "%", [us / 1000 for us in medians], goal=0.1),
     ]
+
+
+def _trainer(file: Path) -> Any:
+    """What `write_line` asks of a trainer."""
+    from densevit.metricsfile import MetricsFile
+
+    return SimpleNamespace(metrics=MetricsFile(file, 0), step=0, steps_per_epoch=1000)
+
+
+def _logged(trainer: Any, work: Callable[[], dict[str, float]], count: int) -> float:
+    """Seconds of a step that does some work and logs what it gives and so many numbers."""
+    from densevit.trainer import write_line
+
+    line = _numbers("train/number", count)
+    start = time.perf_counter()
+    trainer.step += 1
+    write_line(trainer, line | work())
+    return time.perf_counter() - start
 
 
 def _numbers(name: str, count: int) -> dict[str, float]:
@@ -129,17 +129,13 @@ def step(folder: Path, options: argparse.Namespace) -> list[Row]:
     """Steps beside a mirror and without one."""
     import psutil
 
-    from densevit.metricsfile import MetricsFile
     from densevit.rundir import run_folder
     from densevit.tracking.beside import start_mirror
 
     runs = [run_folder(folder, _make_run(folder, 0, 0, turn)) for turn in range(3)]
-    metrics = [MetricsFile(run.metrics_file, 0) for run in runs]
-    trainers: list[Any] = [
-        SimpleNamespace(metrics=m, step=0, steps_per_epoch=1000) for m in metrics
-    ]
+    trainers = [_trainer(run.metrics_file) for run in runs]
     work = _calibrated(options.step_ms)
-    count = max(1, round(1000 * options.every / options.step_ms))
+    steps = range(max(1, round(1000 * options.every / options.step_ms)))
     spent: list[list[list[float]]] = [[], [], []]  # without, with, without again
     beside = runs[1]
     with beside.lock():
@@ -147,15 +143,13 @@ def step(folder: Path, options: argparse.Namespace) -> list[Row]:
         mirror = start_mirror(folder, [beside.path.name], every=options.every)
         process = psutil.Process(mirror.process.pid)
         try:
-            while not beside.tracking_file.exists():
-                if mirror.process.poll() is not None:
-                    raise RunError(f"step: the mirror has ended: {mirror.said()}")
+            while process.is_running() and not beside.tracking_file.exists():
                 time.sleep(0.05)
             begun = sum(process.cpu_times()[:2])
             for number in range(options.turns):
                 for turn in (number % 3, (number + 1) % 3, (number + 2) % 3):
                     process.send_signal(signal.SIGCONT if turn == 1 else signal.SIGSTOP)
-                    spent[turn].append([_one_step(trainers[turn], work) for _ in range(count)])
+                    spent[turn].append([_logged(trainers[turn], work, NUMBERS - 4) for _ in steps])
             used = sum(process.cpu_times()[:2]) - begun
             process.send_signal(signal.SIGCONT)
             if not mirror.stop():
@@ -163,14 +157,14 @@ def step(folder: Path, options: argparse.Namespace) -> list[Row]:
         finally:
             mirror.process.kill()
             mirror.process.wait()
-    logged = options.turns * count
+    logged = options.turns * len(steps)
     _require(f"sqlite:///{folder / 'mlflow.db'}", logged * (NUMBERS - 3))
-    whole = [statistics.median(chain(*turns)) for turns in spent]
+    whole = [statistics.median([t for turn in turns for t in turn]) for turns in spent]
     first, *others = [[statistics.median(turn) for turn in turns] for turns in spent]
     pairs, noise = ([a / b for a, b in zip(other, first, strict=True)] for other in others)
     return [
         Row("median step beside a mirror / without", "x", [whole[1] / whole[0]], 1.001),
-        Row("the same turn by turn", "x", pairs, 1.001),
+        Row("turn by turn", "x", pairs, 1.001),
         Row("noise: without again / without", "x", [whole[2] / whole[0]], NO_GOAL),
         Row("noise turn by turn", "x", noise, NO_GOAL),
         Row("a step without", "ms", [1000 * seconds for seconds in first], NO_GOAL),
@@ -179,41 +173,33 @@ def step(folder: Path, options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _one_step(trainer: Any, work: Callable[[], object]) -> float:
-    from densevit.trainer import write_line
-
-    start = time.perf_counter()
-    work()
-    trainer.step += 1
-    write_line(trainer, _numbers("train/number", NUMBERS - 3))
-    return time.perf_counter() - start
-
-
-def _calibrated(milliseconds: float) -> Callable[[], object]:
+def _calibrated(milliseconds: float) -> Callable[[], dict[str, float]]:
     """Work of about so many milliseconds for one thread of a machine that does nothing else."""
     import torch
 
     torch.set_num_threads(1)
     matrix = torch.rand(128, 128)
 
-    def work(count: int) -> float:
+    def work(count: int) -> dict[str, float]:
         start = time.perf_counter()
         for _ in range(count):
             torch.mm(matrix, matrix)
-        return 1000 * (time.perf_counter() - start)
+        return {"ms": 1000 * (time.perf_counter() - start)}
 
-    return partial(work, max(1, round(50 * milliseconds / min(work(50) for _ in range(100)))))
+    count = max(1, round(50 * milliseconds / min(work(50)["ms"] for _ in range(100))))
+    return lambda: work(count)
 
 
 def bulk(folder: Path, options: argparse.Namespace) -> list[Row]:
     """A long run that the store knows nothing of."""
-    import mlflow  # noqa: F401  (a mirror that works has done it)
+    from densevit.tracking.store import open_store
 
+    open_store("http://nowhere")  # imports MLflow, as a mirror that works has done
     rows, count = [], 0
     with closing(_stores(folder, options)) as stores:
         for kind, database in stores:
             stored = 0
-            for steps in (options.steps, options.few):
+            for steps in filter(None, (options.steps, options.steps // 20)):
                 values = []
                 for _ in range(options.rounds):
                     outputs, count = folder / f"outputs{count}", count + 1
@@ -228,11 +214,9 @@ def sync(folder: Path, options: argparse.Namespace) -> list[Row]:
     """A sweep of which nothing is missing."""
     from rundirs import make_plan
 
-    from densevit.rundir import run_folder
-
-    runs = [_make_run(folder, *SYNCED, seed) for seed in range(options.runs)]
+    runs = [_make_run(folder, 40, 50, seed) for seed in range(options.runs)]
     for run_id in runs:
-        file = run_folder(folder, run_id).predictions_file("val")
+        file = folder / "runs" / run_id / "predictions" / "val.parquet"
         file.parent.mkdir()
         file.write_bytes(random.randbytes(100_000))
     make_plan(folder, "scale", runs)
@@ -240,7 +224,7 @@ def sync(folder: Path, options: argparse.Namespace) -> list[Row]:
     rows = []
     with closing(_stores(folder, options)) as stores:
         for kind, database in stores:
-            _sent(folder, runs, "scale", database, options.runs * SYNCED[0] * SYNCED[1])
+            _sent(folder, runs, "scale", database, options.runs * 40 * 50)
             values = []
             for _ in range(options.rounds + 1):
                 start = time.perf_counter()
@@ -248,8 +232,7 @@ def sync(folder: Path, options: argparse.Namespace) -> list[Row]:
                 values.append(time.perf_counter() - start)
                 if done.returncode or done.stdout != f"scale: up to date ({options.runs} runs)\n":
                     raise RunError(f"sync: {done.stdout}{done.stderr}")
-            told = f"densevit sync of {options.runs} runs, up to date, {kind}"
-            rows.append(Row(told, "s", values[1:], goal=1))
+            rows.append(Row(f"sync of {options.runs} runs, up to date, {kind}", "s", values[1:], 1))
     return rows
 
 
@@ -257,16 +240,13 @@ def _make_run(outputs: Path, steps: int, metrics: int, seed: int) -> str:
     """A finished run of so many steps of so many metrics."""
     from rundirs import START, make_run
 
-    lines = (
-        {"step": step, "epoch": step / 1000, "time": START + step, **_numbers("m/", metrics)}
-        for step in range(1, steps + 1)
-    )
+    lines = [{"step": n, "epoch": n, "time": START + n} for n in range(1, steps + 1)]
+    lines = [line | _numbers("m/", metrics) for line in lines]
     return make_run(outputs, lines, seed=seed)
 
 
 def _stores(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What each store is called and the URI of its database, "" for the file in an outputs folder;
-    meanwhile it is the one of this process."""
+    """What each store is called, and the URI of its database; "" for that of an outputs folder."""
     import servers
 
     yield "SQLite", ""
@@ -289,19 +269,17 @@ def _sent(outputs: Path, runs: list[str], sweep: str | None, database: str, want
     start = time.perf_counter()
     problems, _ = mirror_once(outputs, runs, sweep)
     seconds = time.perf_counter() - start
-    if problems:
-        raise RunError(f"not everything was sent: {problems}")
-    _require(database or f"sqlite:///{outputs / 'mlflow.db'}", wanted)
+    _require(database or f"sqlite:///{outputs / 'mlflow.db'}", wanted, problems)
     return seconds
 
 
-def _require(database: str, wanted: int) -> None:
+def _require(database: str, wanted: int, problems: Sequence[str] = ()) -> None:
     """Each value must be there once."""
-    import servers
+    from servers import points
 
-    held = servers.points(database)
-    if (held["metrics"], held["distinct"]) != (wanted, wanted):
-        raise RunError(f"{wanted} values were sent; the store has {held}")
+    held = points(database)
+    if problems or (held["metrics"], held["distinct"]) != (wanted, wanted):
+        raise RunError(f"{wanted} values were sent; the store has {held}; {problems}")
 
 
 MEASUREMENTS = {measurement.__name__: measurement for measurement in (hot, step, bulk, sync)}
@@ -313,9 +291,8 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         ends = statistics.quantiles(row.values, n=4) if len(row.values) > 2 else sorted(row.values)
         aim = f"{row.goal:g} {row.unit} | {row.ratio:.3f}" if row.goal else " | "
-        median, least = statistics.median(row.values), min(row.values)
-        told = f"{median:.4g} {row.unit} | {least:.4g} | {ends[0]:.4g}–{ends[-1]:.4g} | {aim}"
-        lines.append(f"| {row.name} | {told} |")
+        found = f"{statistics.median(row.values):.4g} {row.unit} | {min(row.values):.4g}"
+        lines.append(f"| {row.name} | {found} | {ends[0]:.4g}–{ends[-1]:.4g} | {aim} |")
     return "\n".join(lines)
 
 

@@ -36,6 +36,7 @@ from densevit.errors import (
     StoppedNow,
     UserError,
 )
+from densevit.passwords import without_password
 from densevit.rundir import Cause, RunFolder, State, read_json, write_json
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _record_start(folder: RunFolder) -> None:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)),
-        "command": shlex.join(sys.argv),
+        "command": without_password(shlex.join(sys.argv)),
         "launcher": os.environ.get(LAUNCHER, ""),
         "job": os.environ.get(JOB, ""),
         "versions": versions,

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from densevit.commandline import add_outputs, add_tracking_uri, heed_tracking_uri
 from densevit.errors import EXIT_FAILED, Unreachable, UserError, nearest
+from densevit.passwords import without_password
 from densevit.rundir import outputs_root, read_json, run_folder
 from densevit.tracking.beside import mirror_once, up_to_date
 from densevit.tracking.quick import living_runs
 from densevit.tracking.sent import remembered
-from densevit.tracking.store import require_usable, store_uri, without_password
+from densevit.tracking.store import require_usable, store_uri
 
 
 def add_sync(commands: Any) -> None:
@@ -79,8 +80,11 @@ def _send(outputs: Path, group: _Group, restore: bool) -> bool:
     for line in [*notes, *problems]:
         print(f"warning: {line}", file=sys.stderr)
     store = without_password(store_uri(outputs))
-    if any(line.startswith(f"MLflow at {store}") for line in problems):
+    of_store = [line for line in problems if line.startswith(f"MLflow at {store}: ")]
+    if any("does not answer" in line for line in of_store):
         raise Unreachable("not everything was sent; the same command sends the rest")
+    if of_store:
+        raise UserError("nothing more can be sent there")
     return not problems
 
 

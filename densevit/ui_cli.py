@@ -25,6 +25,7 @@ from urllib.parse import quote, urlencode
 
 from densevit.commandline import add_outputs, add_tracking_uri, heed_tracking_uri
 from densevit.errors import RunError, Unreachable, UserError, nearest
+from densevit.passwords import without_password
 from densevit.rundir import outputs_root, sweep_folder
 from densevit.tracking.store import (
     database_file,
@@ -33,7 +34,6 @@ from densevit.tracking.store import (
     opened,
     require_usable,
     store_uri,
-    without_password,
 )
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from densevit.errors import UserError, nearest
+from densevit.passwords import without_password
 from densevit.results.collect import MEASURED
-from densevit.tracking.store import database_file, open_store, without_password
+from densevit.tracking.store import database_file, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,8 +31,6 @@ def from_mlflow(uri: str, sweep: str) -> pd.DataFrame:
     Errors: `UserError` for a store that is not there or does not answer, and for a sweep that it
     does not know or that was deleted in it.
     """
-    from mlflow.exceptions import MlflowException
-
     if not uri.strip():
         raise UserError("--tracking-uri: wanted the URI of an MLflow store, found none")
     told = without_password(uri)
@@ -41,10 +40,15 @@ def from_mlflow(uri: str, sweep: str) -> pd.DataFrame:
     try:
         client = open_store(uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = [run for run in _search(client, experiments, _OURS) if sweep in _sweeps(run)]
+        found = [run for run in _search(client, experiments, _OURS) if sweep in _sweeps(run)]
+        # Of a run that was trained more than once, anew or by several people, the newest.
+        found.sort(key=lambda run: run.info.start_time)
+        runs = list({run.data.tags[_OURS]: run for run in found}.values())
         if not runs:
             raise UserError(f"{told}: {_why_none(client, experiments, sweep)}")
-    except MlflowException as error:
+    except UserError:
+        raise
+    except Exception as error:  # MLflow's own, or of the driver of a database
         reason = without_password(" ".join(str(error).split()))[:200]
         raise UserError(f"{told}: MLflow does not answer: {reason}") from None
     return _frame(runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,10 +109,20 @@ def prepare(plan: Plan, work: Work) -> None:
             plan.run_folder(run).create(run.config)
     write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
     record = plan_record(plan, plan.statuses())
-    write_json(plan.folder / "plan.json", {**record, "git_sha": git_state()["git_sha"]})
+    record |= {"begun": _begun(plan), "git_sha": git_state()["git_sha"]}
+    write_json(plan.folder / "plan.json", record)
     found = search.record(plan.spec)
     if found is not None:
         write_json(search.record_file(plan.spec, plan.outputs), found)
+
+
+def _begun(plan: Plan) -> float:
+    """When the sweep was first prepared in this folder, in Unix seconds."""
+    try:
+        held = read_json(plan.folder / "plan.json") or {}
+    except UserError:
+        held = {}
+    return held.get("begun") or time.time()
 
 
 def _ready(plan: Plan, run: Run) -> None:

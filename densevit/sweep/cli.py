@@ -63,6 +63,7 @@ def _add_commands(commands: Any) -> None:
     _add_where(plan)
     status = _command(commands, "status", _status, "say how far each run is")
     _add_watch(status)
+    add_tracking_uri(status)
     for parser in (plan, status):
         parser.add_argument("--json", action="store_true", help="for programs")
     logs = _command(commands, "logs", _logs, "show the logs of runs", runs="*")
@@ -238,8 +239,10 @@ def _status(options: argparse.Namespace) -> int:
     from densevit.sweep import show
     from densevit.sweep.state import observe
 
+    heed_tracking_uri(options.tracking_uri)
     plan = _made(options)
     if options.watch:
+        set_right(plan.outputs, [run.id for run in plan.runs], plan.name)
         show.watch_status(plan, options.every, as_json=options.json)
         return 0
     observed = observe(plan)

@@ -18,7 +18,8 @@ from densevit.tracking.mirror import Mirroring
 from densevit.tracking.store import database_file, store_uri
 
 LONGEST_WAIT = 60.0  # seconds, while the store does not answer
-GRACE = 15.0  # seconds that a driver has to end, after both were told to
+GRACE = 90.0  # seconds that a driver has to end, after both were told to
+NICE = 10  # of lower priority than what trains here
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=INTERVAL, help="seconds between two looks")
     parser.add_argument("runs", nargs="+", metavar="RUN_ID", help="the runs to mirror")
     given = parser.parse_args(arguments)
+    os.nice(NICE)
     stop = _stop_wanted()
     uri = store_uri(given.outputs)
     mirroring = Mirroring(given.outputs, uri, given.runs, given.sweep)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Container, Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from densevit.errors import UserError
+from densevit.passwords import without_password
 from densevit.rundir import RunFolder, run_folder, sweep_folder
 from densevit.tracking import sent, shown
 from densevit.tracking.child import FINAL
 from densevit.tracking.mirror import Mirroring, sweep_state
+from densevit.tracking.quick import Standing
 from densevit.tracking.shown import Shelf
-from densevit.tracking.store import database_file, require_usable, store_uri, without_password
+from densevit.tracking.store import database_file, require_usable, store_uri
 
 INTERVAL = 5.0  # seconds between two looks at the runs
+RIGHT_SECONDS = 60.0  # between two that set states right, of which one may still be at it
 STOP_SECONDS = 60.0  # that a driver waits for the last look
 _MOST_LINES = 5
 
@@ -26,11 +33,12 @@ def up_to_date(
     outputs: Path,
     run_ids: Iterable[str],
     sweep: str | None = None,
-    living: Container[str] | None = None,
+    living: Mapping[str, Standing] | None = None,
 ) -> bool:
     """Whether the store holds all there is of the runs and the sweep; looks at small files only.
 
-    `living` are MLflow's ids of what is there, if that was asked: a store may have been emptied.
+    `living` is what the store says of its runs, if it was asked: it may have been emptied, or put
+    back as it was before.
     False while a run works. A run that was not begun has nothing to send.
     """
     uri = store_uri(outputs)
@@ -71,22 +79,69 @@ def mirroring(
     It looks `every` so many seconds; the last look is waited for, `grace` seconds at most. A store
     that cannot be used costs a warning.
     """
-    try:
-        require_usable(store_uri(outputs))
-    except UserError as error:
-        print(f"warning: {error}; the runs go on without", file=sys.stderr)
-        yield
-        return
-    mirror = None
-    if not (up_to_date(outputs, run_ids, sweep) and _all_ended(outputs, run_ids)):
-        mirror = start_mirror(outputs, run_ids, sweep, every)
+    beside = _Beside(outputs, run_ids, sweep, every, grace)
+    with _harmless():
+        beside.start()
     try:
         yield
     finally:
-        if mirror is None and not up_to_date(outputs, run_ids, sweep):
-            mirror = start_mirror(outputs, run_ids, sweep, every)
-        if mirror is not None:
-            _end(mirror, sweep or run_ids[0], grace)
+        with _harmless():
+            beside.end()
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """What is wrong with the mirror costs a warning, and no run."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"warning: {error}; the runs go on without MLflow", file=sys.stderr)
+
+
+@dataclass
+class _Beside:
+    """The mirror that a driver has, if it needs one."""
+
+    outputs: Path
+    run_ids: Sequence[str]
+    sweep: str | None
+    every: float
+    grace: float
+    mirror: Mirror | None = None
+    usable: bool = False
+
+    def start(self) -> None:
+        require_usable(store_uri(self.outputs))
+        self.usable = True
+        if not (self._sent() and _all_ended(self.outputs, self.run_ids)):
+            self.mirror = self._started()
+
+    def end(self) -> None:
+        """Let the mirror look a last time, and say what has to be said of it. One that was killed
+        before, or gave up on its driver, gets a successor for that."""
+        gone = self.mirror is not None and self.mirror.process.poll() is not None
+        if self.usable and (gone or self.mirror is None) and not self._sent():
+            self.mirror = self._started()
+        if self.mirror is None:
+            return
+        complete = self.mirror.stop(self.grace)
+        lines = [line.partition("warning: ")[2] or line for line in self.mirror.said()]
+        lines = list(dict.fromkeys(line for line in lines if line.strip()))
+        for line in lines[:_MOST_LINES]:
+            print(f"warning: {line}", file=sys.stderr)
+        if len(lines) > _MOST_LINES:
+            more = len(lines) - _MOST_LINES
+            print(f"warning: {more} more in {self.mirror.log}", file=sys.stderr)
+        if not complete:
+            name = self.sweep or self.run_ids[0]
+            told = f"densevit sync {name} sends to MLflow what is missing there"
+            print(f"warning: {told} (log: {self.mirror.log})", file=sys.stderr)
+
+    def _sent(self) -> bool:
+        return up_to_date(self.outputs, self.run_ids, self.sweep)
+
+    def _started(self) -> Mirror:
+        return start_mirror(self.outputs, self.run_ids, self.sweep, self.every)
 
 
 @dataclass(frozen=True)
@@ -109,7 +164,7 @@ class Mirror:
         try:
             return self.process.wait(timeout) == 0
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with what helps it
             self.process.wait()
             return False
 
@@ -122,9 +177,12 @@ class Mirror:
 
     def said(self) -> list[str]:
         """The lines that it has written to its log."""
-        with self.log.open("rb") as file:
-            file.seek(self.length)
-            return file.read().decode(errors="replace").splitlines()
+        try:
+            with self.log.open("rb") as file:
+                file.seek(self.length)
+                return file.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:  # the outputs were removed meanwhile
+            return []
 
 
 def start_mirror(
@@ -146,6 +204,8 @@ def start_mirror(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
+            # A network is exported there now and then: the processors are for what trains.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
     return Mirror(process, log, length)
@@ -154,24 +214,14 @@ def start_mirror(
 def set_right(outputs: Path, run_ids: Iterable[str], sweep: str | None) -> None:
     """Have MLflow told, by a process that is not waited for, of runs that it shows as running and
     that are not: those that ended without a word, and whose mirror did."""
-    store = without_password(store_uri(outputs))
-    wrong = [run_id for run_id in run_ids if _shown_running(run_folder(outputs, run_id), store)]
-    if wrong:
+    with suppress(UserError, OSError):  # as where only somebody else may write
+        store = without_password(store_uri(outputs))
+        wrong = [run_id for run_id in run_ids if _shown_running(run_folder(outputs, run_id), store)]
+        begun = (outputs if sweep is None else sweep_folder(outputs, sweep)) / "tracking.right"
+        if not wrong or (begun.exists() and time.time() - begun.stat().st_mtime < RIGHT_SECONDS):
+            return
+        begun.touch()
         start_mirror(outputs, wrong, sweep).let_go()
-
-
-def _end(mirror: Mirror, name: str, grace: float) -> None:
-    """End a mirror, and say what has to be said of it."""
-    complete = mirror.stop(grace)
-    lines = [line.partition("warning: ")[2] or line for line in mirror.said()]
-    lines = list(dict.fromkeys(line for line in lines if line.strip()))
-    for line in lines[:_MOST_LINES]:
-        print(f"warning: {line}", file=sys.stderr)
-    if len(lines) > _MOST_LINES:
-        print(f"warning: {len(lines) - _MOST_LINES} more in {mirror.log}", file=sys.stderr)
-    if not complete:
-        told = f"densevit sync {name} sends to MLflow what is missing there"
-        print(f"warning: {told} (log: {mirror.log})", file=sys.stderr)
 
 
 def _all_ended(outputs: Path, run_ids: Iterable[str]) -> bool:
@@ -179,7 +229,7 @@ def _all_ended(outputs: Path, run_ids: Iterable[str]) -> bool:
 
 
 def _sent_to_its_end(
-    folder: RunFolder, store: str, shelf: Shelf | None, living: Container[str] | None
+    folder: RunFolder, store: str, shelf: Shelf | None, living: Mapping[str, Standing] | None
 ) -> bool:
     held = sent.remembered(folder, store)
     try:
@@ -191,9 +241,9 @@ def _sent_to_its_end(
             and (held.get("state"), held.get("offset")) == (state, size)
             and (shelf is None or shelf.name in held["sweeps"])
             and held["files"] == {name: stamp for name, (_, stamp) in files.items()}
-            and (living is None or held["mlflow_run_id"] in living)
+            and (living is None or living.get(held["mlflow_run_id"]) == _standing(held))
         )
-    except (UserError, OSError, KeyError):
+    except (UserError, OSError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -202,13 +252,20 @@ def _sent_sweep(
     shelf: Shelf,
     store: str,
     run_ids: Sequence[str],
-    living: Container[str] | None,
+    living: Mapping[str, Standing] | None,
 ) -> bool:
     held = sent.remembered_parent(shelf, store)
-    if living is not None and held.get("mlflow_run_id") not in living:
-        return False
+    if living is not None:
+        found = living.get(held.get("mlflow_run_id", ""))
+        if found is None or found.status != held["status"]:
+            return False
     state, _ = sweep_state(outputs, shelf, run_ids)
     return (held.get("status"), held.get("files")) == (state, sent.parent_files(shelf))
+
+
+def _standing(held: Mapping[str, Any]) -> Standing:
+    """A run as the store has it, if it has what was sent."""
+    return Standing(held["status"], held["last_steps"])
 
 
 def _shown_running(folder: RunFolder, store: str) -> bool:

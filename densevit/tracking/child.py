@@ -50,6 +50,7 @@ class Child:
     files: dict[str, list[int | str]] = field(default_factory=dict)
     renamed: set[str] = field(default_factory=set)
     odd: set[str] = field(default_factory=set)
+    fresh: bool = False  # made just now: whether it is the only one is asked once more
     settled: tuple[int, int] | None = None
 
     def resumed(self, held: Mapping[str, Any]) -> Child:
@@ -75,6 +76,7 @@ class Child:
             "has_model": self.has_model,
             "renamed": sorted(self.renamed),
             "odd": sorted(self.odd),
+            "fresh": self.fresh,
         }
 
 
@@ -84,12 +86,14 @@ def send_points(client: MlflowClient, uri: str, folder: RunFolder, child: Child)
     lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
     if not lines:
         return []
+    mark = sent.mark(folder.metrics_file, offset)  # now: the file may be cut back meanwhile
     # Asked again each time: another mirror may have sent some of it.
-    child.last_steps = steps_of(client.get_run(child.id))
+    run = client.get_run(child.id)
+    child.last_steps, child.status = steps_of(run), run.info.status
     found = shown.new_points(lines, child.last_steps)
     log_points(client, uri, child.id, found.points)
     child.last_steps |= {point.key: point.step for point in found.points}
-    child.offset, child.mark = offset, sent.mark(folder.metrics_file, offset)
+    child.offset, child.mark = offset, mark
     notes = []
     if new := {n: k for n, k in found.renamed.items() if k not in child.renamed}:
         child.renamed |= set(new.values())

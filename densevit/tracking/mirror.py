@@ -8,14 +8,15 @@ metrics file back and writes the same steps again. A run's `tracking.json` saves
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from densevit.config import RunConfig
 from densevit.errors import UserError
+from densevit.passwords import without_password
 from densevit.rundir import (
     RunFolder,
     Status,
@@ -34,14 +35,14 @@ from densevit.tracking.child import (
     steps_of,
 )
 from densevit.tracking.shown import Shelf, milliseconds
-from densevit.tracking.store import Left, alone, opened, without_password
+from densevit.tracking.store import BEGUN, Left, Name, alone, opened
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
-# The store answers, and finds fault with one run: the others can be sent.
-_FAULTS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS",
-           "BAD_REQUEST", "INVALID_STATE"}  # fmt: skip
+# What a store says of a run that is not there any more, or deleted.
+_GONE = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,13 @@ class Mirroring:
     children: dict[str, Child] = field(default_factory=dict)
     parent: _Parent | None = None
     shelf: Shelf | None = None
+    shelf_stamp: tuple[int, int] = (0, 0)
     left: str = ""  # why the sweep's own run is not shown
 
     def look(self, last: bool) -> Look:
         """Send what is new, with `last` also the sweep's report and state."""
         if self.sweep is not None:
-            self.shelf = shown.read_shelf(self.outputs, self.sweep)
+            self._read_shelf(self.sweep)
         try:
             with opened(self.uri, self.outputs) as client:
                 return self._send(client, last)
@@ -85,6 +87,12 @@ class Mirroring:
             self.parent = None
             return Look([f"MLflow at {without_password(self.uri)}: {_one_line(error)}"])
 
+    def _read_shelf(self, sweep: str) -> None:
+        """Read the sweep's plan, if it is another one: it may be of thousands of runs."""
+        stamp = shown.shelf_stamp(self.outputs, sweep)
+        if self.shelf is None or self.shelf_stamp != stamp:
+            self.shelf, self.shelf_stamp = shown.read_shelf(self.outputs, sweep), stamp
+
     def _send(self, client: MlflowClient, last: bool) -> Look:
         look = Look()
         for run_id in self.run_ids:
@@ -92,21 +100,24 @@ class Mirroring:
             child = self.children.get(run_id)
             if not last and child is not None and child.settled == sent.settled(folder):
                 continue
-            with self._one(run_id, folder.tracking_lock, look, patient=last) as mine:
+            with self._one(client, run_id, folder.tracking_lock, look, patient=last) as mine:
                 if mine:
-                    look.notes.extend(self._send_run(client, run_id))
+                    self._send_run(client, run_id, look)
         if last and self.shelf is not None and self.parent is not None:
             lock = sent.parent_lock(self.shelf)
-            with self._one(f"sweep {self.sweep}", lock, look, patient=True):
+            with self._one(client, f"sweep {self.sweep}", lock, look, patient=True):
                 self._settle_parent(client, self.shelf, self.parent)
         look.notes.extend(filter(None, [self.left]))
         return Look(_grouped(look.problems), _grouped(look.notes))
 
     @contextmanager
-    def _one(self, subject: str, lock: Path, look: Look, *, patient: bool) -> Iterator[bool]:
-        """Work on a run, alone among mirrors; a fault with it is told and stops no other."""
-        from mlflow.exceptions import MlflowException
+    def _one(
+        self, client: MlflowClient, subject: str, lock: Path, look: Look, *, patient: bool
+    ) -> Iterator[bool]:
+        """Work on a run, alone among mirrors; a fault with it is told and stops no other.
 
+        What is no fault with it, since the store answers nothing else either, is raised.
+        """
         if not lock.parent.is_dir():  # a run that was not begun
             yield False
             return
@@ -115,77 +126,90 @@ class Mirroring:
                 yield mine
         except Left as left:
             look.notes.append(f"{subject}: {left}")
-        except (UserError, OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:
+            if not isinstance(error, UserError | ValueError):
+                _raise_if_silent(client, error)
             told = str(error) if isinstance(error, UserError) else _one_line(error)
             look.problems.append(f"{subject}: {told}")
-        except MlflowException as error:
-            if error.error_code not in _FAULTS:
-                raise
-            look.problems.append(f"{subject}: {_one_line(error)}")
         else:
             return
         self.children.pop(subject, None)  # what has arrived is asked again
 
-    def _send_run(self, client: MlflowClient, run_id: str) -> list[str]:
-        """Bring a run in the store up to date; returns notes."""
+    def _send_run(self, client: MlflowClient, run_id: str, look: Look) -> None:
+        """Bring a run in the store up to date."""
         from mlflow.exceptions import MlflowException
 
         known = run_id in self.children
         try:
-            return self._send_news(client, run_id)
+            self._send_news(client, run_id, look)
+            return
         except MlflowException as error:
-            if not known or error.error_code not in _FAULTS:
+            if not known or error.error_code not in _GONE:
                 raise
         # It was deleted since, or the store is another one: as if it was never seen.
         self.children.clear()
         self.parent = None
-        return self._send_news(client, run_id)
+        self._send_news(client, run_id, look)
 
-    def _send_news(self, client: MlflowClient, run_id: str) -> list[str]:
+    def _send_news(self, client: MlflowClient, run_id: str, look: Look) -> None:
         folder = run_folder(self.outputs, run_id)
-        settled = sent.settled(folder)
+        settled, begun = sent.settled(folder), sent.begun(folder)
         # Before the metrics: a run writes its final state after its last line.
         status = folder.seen()
-        if status.state == "pending" and not folder.metrics_file.exists():
-            return []
+        if status.state == "pending" or (status.state == "running" and not begun):
+            return  # it will say in a moment what it is
         child, notes = self.children.get(run_id), []
-        if child is None or child.begun != sent.begun(folder):
-            child, notes = self._child(client, folder, status)
-        notes += send_points(client, self.uri, folder, child)
+        try:
+            if child is None or child.begun != begun or child.fresh:
+                child, notes = self._child(client, folder, status)
+        except Left:
+            self._remember(folder, status, self._held(folder))
+            raise
+        try:
+            notes += send_points(client, self.uri, folder, child)
+        finally:  # what cannot be sent must not leave a run that has ended running for ever
+            set_status(client, child, status)
+            self._remember(folder, status, child.record())
+        look.notes.extend(f"{run_id}: {note}" for note in notes)
         send_files(client, child, sent.file_stamps(folder, status.state, self.shelf))
         if status.state == "finished" and child.wants_model and not child.has_model:
             from densevit.tracking.model import log_model
 
             log_model(client, child.id, folder, self.uri)
             child.has_model = True
-        set_status(client, child, status)
-        child.settled = settled if status.state in FINAL else None
+        child.settled = settled if status.state in FINAL and not child.fresh else None
         self.children[run_id] = child
-        record = {"store": without_password(self.uri), "state": status.state, **child.record()}
-        if record != sent.remembered(folder, record["store"]):
+        self._remember(folder, status, child.record())
+
+    def _held(self, folder: RunFolder) -> dict[str, Any]:
+        return sent.remembered(folder, without_password(self.uri))
+
+    def _remember(self, folder: RunFolder, status: Status, facts: Mapping[str, Any]) -> None:
+        record = {**facts, "store": without_password(self.uri), "state": status.state}
+        if record != self._held(folder):
             write_json(folder.tracking_file, record)
-        return [f"{run_id}: {note}" for note in notes]
 
     def _child(
         self, client: MlflowClient, folder: RunFolder, status: Status
     ) -> tuple[Child, list[str]]:
         """The run in the store, made if it is not there, with its parameters and tags."""
-        config, run_id, begun = folder.config(), folder.path.name, sent.begun(folder)
+        config, begun = folder.config(), sent.begun(folder)
         experiment = self._experiment(client, config)
-        parent = self._parent(client, experiment, status)
-        held = sent.remembered(folder, without_password(self.uri))
-        known = client, experiment, "densevit.run", run_id
-        run = store.find_run(*known, held.get("mlflow_run_id"), self.restore)
+        parent = self._parent(client, experiment, folder, status)
+        held, first = self._held(folder), shown.first_start(folder, status)
+        name = Name("densevit.run", folder.path.name, str(first))
+        trusted = None if held.get("fresh") else held.get("mlflow_run_id")
+        run = store.find_run(client, experiment, name, trusted, self.restore)
+        fresh = run is None
         if run is None:
-            name = shown.run_name(folder, config, self.shelf)
-            run = store.make_run(*known, name, shown.started(status))
+            title = shown.run_name(folder, config, self.shelf)
+            run = store.make_run(client, experiment, name, title, milliseconds(first))
         sweeps = {s for s in run.data.tags.get("densevit.sweeps", "").split(",") if s}
         sweeps |= {self.sweep} if self.sweep else set()
-        tags = shown.run_tags(folder, config, self.shelf)
+        tags = {BEGUN: name.begun, **shown.run_tags(folder, config, self.shelf)}
         if sweeps:
             tags["densevit.sweeps"] = ",".join(sorted(sweeps))
-        # A run that belongs to two sweeps is shown under the first.
-        if parent is not None and "mlflow.parentRunId" not in run.data.tags:
+        if parent is not None and _is_orphan(client, run, parent):
             tags["mlflow.parentRunId"] = parent
         params, notes = shown.run_params(config)
         store.describe(client, run, params, tags)
@@ -195,6 +219,7 @@ class Mirroring:
         )  # fmt: skip
         if held.get("mlflow_run_id") == child.id:
             child = child.resumed(held)
+        child.fresh = fresh
         return child, notes
 
     def _experiment(self, client: MlflowClient, config: RunConfig) -> str:
@@ -202,13 +227,16 @@ class Mirroring:
             client, config.experiment_name, self.outputs, self.uri, self.restore
         )
 
-    def _parent(self, client: MlflowClient, experiment: str, status: Status) -> str | None:
+    def _parent(
+        self, client: MlflowClient, experiment: str, folder: RunFolder, status: Status
+    ) -> str | None:
         """The sweep's run in the store, open while any of its runs is."""
         if self.shelf is None or self.left:
             return None
-        if self.parent is None:
+        if self.parent is None or self.parent.fresh:
+            first = shown.first_start(folder, status)
             try:
-                self.parent = self._found_parent(client, experiment, self.shelf, status)
+                self.parent = self._found_parent(client, experiment, self.shelf, first)
             except Left as left:  # its runs are shown all the same
                 self.left = f"sweep {self.sweep}: {left}"
                 return None
@@ -218,31 +246,34 @@ class Mirroring:
         return self.parent.id
 
     def _found_parent(
-        self, client: MlflowClient, experiment: str, shelf: Shelf, status: Status
+        self, client: MlflowClient, experiment: str, shelf: Shelf, first: float
     ) -> _Parent:
         held = sent.remembered_parent(shelf, without_password(self.uri))
-        known = client, experiment, "densevit.sweep", shelf.name
+        name = Name("densevit.sweep", shelf.name, shelf.begun)
+        sure = self.parent is None and not held.get("fresh")
         with alone(sent.parent_lock(shelf)):
-            run = store.find_run(*known, held.get("mlflow_run_id"), self.restore)
+            known = held.get("mlflow_run_id") if sure else None
+            run = store.find_run(client, experiment, name, known, self.restore)
+            fresh = run is None
             if run is None:
-                run = store.make_run(*known, shelf.name, shown.started(status))
+                run = store.make_run(client, experiment, name, shelf.name, milliseconds(first))
         store.describe(client, run, {}, shown.shelf_tags(shelf))
-        return _Parent(run.info.run_id, run.info.status, run.info.end_time)
+        return _Parent(run.info.run_id, run.info.status, run.info.end_time, fresh)
 
     def _settle_parent(self, client: MlflowClient, shelf: Shelf, parent: _Parent) -> None:
         """The sweep's files, and a state that follows from its runs'."""
+        state, end = sweep_state(self.outputs, shelf, self.run_ids)
+        if (parent.status, parent.end_time) != (state, end):
+            set_state(client, parent.id, state, end)
+            self.parent = replace(parent, status=state, end_time=end)
         held = sent.remembered_parent(shelf, without_password(self.uri))
         known = held.get("files", {}) if held.get("mlflow_run_id") == parent.id else {}
         now = sent.parent_files(shelf)
         for name, digest in now.items():
             if known.get(name) != digest:
                 log_file(client, parent.id, shelf.folder / name, name)
-        state, end = sweep_state(self.outputs, shelf, self.run_ids)
-        if (parent.status, parent.end_time) != (state, end):
-            set_state(client, parent.id, state, end)
-            self.parent = replace(parent, status=state, end_time=end)
         record = {"store": without_password(self.uri), "mlflow_run_id": parent.id,
-                  "status": state, "files": now}  # fmt: skip
+                  "status": state, "files": now, "fresh": parent.fresh}  # fmt: skip
         if record != held:
             write_json(sent.parent_record(shelf), record)
 
@@ -254,11 +285,13 @@ class _Parent:
     id: str
     status: str
     end_time: int | None
+    fresh: bool  # as `Child.fresh`
 
 
 def sweep_state(outputs: Path, shelf: Shelf, run_ids: Iterable[str]) -> tuple[str, int | None]:
     """MLflow's word for a sweep, from its runs', and when the last of them ended."""
-    found = [run_folder(outputs, run).seen() for run in dict.fromkeys([*shelf.runs, *run_ids])]
+    runs = dict.fromkeys([*shelf.runs, *run_ids])
+    found = [_seen(run_folder(outputs, run)) for run in runs]
     states = {status.state for status in found}
     if "running" in states:
         return "RUNNING", None
@@ -270,6 +303,33 @@ def sweep_state(outputs: Path, shelf: Shelf, run_ids: Iterable[str]) -> tuple[st
         word = "KILLED" if "cancelled" in states else "SCHEDULED"
     ended = max((s.updated for s in found if s.state in FINAL), default=0.0)
     return word, None if word == "SCHEDULED" else milliseconds(ended)
+
+
+def _seen(folder: RunFolder) -> Status:
+    """Where a run stands; one that has a damaged file has failed."""
+    try:
+        return folder.seen()
+    except (UserError, TypeError, AttributeError):
+        return Status("failed")
+
+
+def _is_orphan(client: MlflowClient, run: MlflowRun, parent: str) -> bool:
+    """Whether a run has no parent in the store: one of two sweeps is shown under the first."""
+    held = run.data.tags.get("mlflow.parentRunId")
+    if held in (None, parent):
+        return held is None
+    found = store.by_id(client, held)
+    return found is None or found.info.lifecycle_stage != "active"
+
+
+def _raise_if_silent(client: MlflowClient, error: Exception) -> None:
+    """Raise an error, if the store does not answer an easy question either."""
+    if "timed out" in str(error).lower():  # it would be waited for once more
+        raise error
+    try:
+        client.search_experiments(max_results=1)
+    except Exception:
+        raise error from None
 
 
 def _grouped(lines: Sequence[str]) -> list[str]:
@@ -292,11 +352,16 @@ def _one_line(error: Exception) -> str:
     for pattern in _REASONS:
         if found := re.search(pattern, text, re.IGNORECASE):
             return f"does not answer: {found[0].lower()}"
+    if found := re.search(r"error code (40[13])", text):
+        return f"refuses this account ({found[1]}); {_ACCOUNT}"
+    if isinstance(error, ModuleNotFoundError) and error.name in ("psycopg", "psycopg2"):
+        return f"{error}; pip install 'densevit[postgres]'"
     return f"{type(error).__name__}: {text[:300]}"
 
 
+_ACCOUNT = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD say who you are"
 _REASONS = (
-    r"(?<=\] )(Connection refused|Network is unreachable|No route to host)",
+    r"Connection refused|Network is unreachable|No route to host",
     r"Name or service not known|Temporary failure in name resolution",
     r"too many \d+ error responses",
     r"(read |connect )?timed out",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from densevit.config import identity
 from densevit.errors import UserError
+from densevit.passwords import without_password
 from densevit.rundir import UMASK, RunFolder
-from densevit.tracking.store import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from densevit.tracking.store import database_file, is_server
 
@@ -18,34 +18,51 @@ _PAGE = 1000
 _SECONDS = 20.0
 
 
-def living_runs(uri: str, experiments: Iterable[str]) -> set[str] | None:
-    """MLflow's ids of the runs in some experiments that are not deleted; None: not to be told."""
+class Standing(NamedTuple):
+    """A run as a store has it: MLflow's status, and the last step of each metric."""
+
+    status: str
+    last_steps: Mapping[str, int]
+
+
+def living_runs(uri: str, experiments: Iterable[str]) -> dict[str, Standing] | None:
+    """The runs in some experiments that are not deleted, by MLflow's id; None: not to be told."""
     database = database_file(uri)
     if database is not None:
         return _in_sqlite(database)
     return _on_server(uri, sorted(set(experiments))) if is_server(uri) else None
 
 
-def _in_sqlite(database: Path) -> set[str] | None:
+def _in_sqlite(database: Path) -> dict[str, Standing] | None:
     if not database.exists():
         return None
-    wanted = "SELECT run_uuid FROM runs WHERE lifecycle_stage = 'active'"
+    runs = "SELECT run_uuid, status FROM runs WHERE lifecycle_stage = 'active'"
+    steps = "SELECT run_uuid, key, step FROM latest_metrics"
     try:
         with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as store:
-            return {run for (run,) in store.execute(wanted)}
+            found = {run: Standing(status, {}) for run, status in store.execute(runs)}
+            for run, key, step in store.execute(steps):
+                if run in found:
+                    found[run].last_steps[key] = step
+            return found
     except sqlite3.Error:
         return None
 
 
-def _on_server(uri: str, experiments: list[str]) -> set[str] | None:
+def _on_server(uri: str, experiments: list[str]) -> dict[str, Standing] | None:
     if not experiments:
-        return set()
+        return {}
     import requests
 
     try:
-        return {run["info"]["run_id"] for run in _searched(uri, experiments)}
+        return {run["info"]["run_id"]: _standing(run) for run in _searched(uri, experiments)}
     except (requests.RequestException, ValueError, KeyError, TypeError):
         return None
+
+
+def _standing(run: dict[str, Any]) -> Standing:
+    metrics = run["data"].get("metrics", [])
+    return Standing(run["info"]["status"], {m["key"]: int(m.get("step", 0)) for m in metrics})
 
 
 def _searched(uri: str, experiments: list[str]) -> Iterator[dict[str, Any]]:

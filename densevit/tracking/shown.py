@@ -36,10 +36,12 @@ PICTURE = "matches/correspondences.png"
 
 @dataclass(frozen=True)
 class Shelf:
-    """What the sweep's folder says of the sweep: `runs` is what plan.json has of each run."""
+    """What the sweep's folder says of the sweep: `runs` is what plan.json has of each run, `begun`
+    when the sweep was first prepared there."""
 
     name: str
     folder: Path
+    begun: str = ""
     description: str = ""
     git_sha: str | None = None
     axes: Sequence[str] = ()
@@ -51,11 +53,25 @@ def read_shelf(outputs: Path, name: str) -> Shelf:
     folder = sweep_folder(outputs, name)
     try:
         record = read_json(folder / "plan.json") or {}
-        runs = {run["id"]: run for run in record.get("runs", [])}
+        runs = {
+            run["id"]: {key: run.get(key) for key in ("label", "axes", "differs")}
+            for run in record.get("runs", [])
+        }
     except (UserError, KeyError, TypeError, AttributeError):
         return Shelf(name, folder)
-    described = record.get("description") or "", record.get("git_sha"), record.get("axes") or ()
-    return Shelf(name, folder, *described, runs)
+    return Shelf(
+        name, folder, str(record.get("begun") or ""), record.get("description") or "",
+        record.get("git_sha"), record.get("axes") or (), runs,
+    )  # fmt: skip
+
+
+def shelf_stamp(outputs: Path, name: str) -> tuple[int, int]:
+    """By which a plan is known to be as it was."""
+    try:
+        stat = (sweep_folder(outputs, name) / "plan.json").stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 def shelf_tags(shelf: Shelf) -> dict[str, str]:
@@ -63,6 +79,7 @@ def shelf_tags(shelf: Shelf) -> dict[str, str]:
     tags = {NOTE: shelf.description, COMMIT: shelf.git_sha or ""}
     tags["densevit.axes"] = ", ".join(shelf.axes)
     tags["densevit.runs"] = str(len(shelf.runs))
+    tags["densevit.begun"] = shelf.begun
     return {key: value[:LONGEST_TAG] for key, value in tags.items() if value}
 
 
@@ -105,7 +122,7 @@ def run_tags(folder: RunFolder, config: RunConfig, shelf: Shelf | None) -> dict[
     tags["densevit.cell"] = (read_json(folder.identity_file) or {}).get("cell", "")
     tags |= _started_tags(folder)
     known = {} if shelf is None else shelf.runs.get(folder.path.name, {})
-    tags |= {str(axis): _text(value) for axis, value in known.get("axes", {}).items()}
+    tags |= {str(axis): _text(value) for axis, value in (known.get("axes") or {}).items()}
     if known.get("differs"):
         tags[NOTE] = f"What differs from the baseline of {shelf.name}: {known['differs']}."
     return {key: value[:LONGEST_TAG] for key, value in tags.items() if value}
@@ -195,9 +212,10 @@ def milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def started(status: Status) -> int | None:
-    """When a run has begun, in milliseconds."""
-    return milliseconds(status.started or status.updated) or None
+def first_start(folder: RunFolder, status: Status) -> float:
+    """When a run was started for the first time, in Unix seconds."""
+    starts = (read_json(folder.provenance_file) or {}).get("starts") or [{}]
+    return starts[0].get("time") or status.started or status.updated
 
 
 def _text(value: Any) -> str:

@@ -6,21 +6,25 @@ import fcntl
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from densevit.errors import UserError, nearest
+from densevit.passwords import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
 SERVERS = ("http", "https")
+_SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _OTHERS = ("databricks", "databricks-uc")
 # Where a file lock does not hold for all machines, SQLite loses its data.
@@ -30,6 +34,7 @@ _NETWORK = {
     "fuse.glusterfs", "fuse.ceph", "fuse.beegfs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse",
     "wekafs", "daos",
 }  # fmt: skip
+_KNOCK_SECONDS = 10
 _WAYS_OUT = (
     "an MLflow server (docs/tracking.md), MLFLOW_TRACKING_URI=sqlite:////a/local/disk/mlflow.db, "
     "or --no-tracking and densevit sync later"
@@ -46,25 +51,20 @@ def store_uri(outputs: Path) -> str:
     if not given:
         return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
     database = database_file(given)
-    if database is None or database.is_absolute():
+    if database is None or not database.name:
         return given
     # Other processes, which are told of it, may stand in other folders.
-    return given.replace(str(database), str(database.absolute()), 1)
+    return f"{_SQLITE}{database.absolute()}{''.join(given.partition('?')[1:])}"
 
 
 def database_file(uri: str) -> Path | None:
     """The file of an SQLite store, None for another store."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+    path = uri.removeprefix(_SQLITE).partition("?")[0]
+    return Path(path) if uri.startswith(_SQLITE) else None
 
 
 def is_server(uri: str) -> bool:
     return urlsplit(uri).scheme in SERVERS
-
-
-def without_password(text: str) -> str:
-    """Text whose addresses have lost their `user:password@`."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def require_usable(uri: str) -> None:
@@ -94,6 +94,11 @@ def require_usable(uri: str) -> None:
     if kind == "sqlite" and (database is None or not database.name):
         raise UserError(f"MLflow store {told}: names no file; write sqlite:////FOLDER/mlflow.db")
     if database is not None:
+        if "%" in str(database) or "/" in uri.partition("?")[2]:
+            odd = "%" if "%" in str(database) else "?"
+            raise UserError(
+                f"MLflow store {told}: MLflow misreads {odd!r} in a path; use {_WAYS_OUT}"
+            )
         _require_local(database)
 
 
@@ -162,15 +167,33 @@ def open_store(uri: str) -> MlflowClient:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         # The mirror tries again by itself, and must not hang in a call while the runs go on.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it tells each try
+    for name in ("urllib3", "mlflow.store.db.utils"):  # which tell each try
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not is_server(uri) and uri not in _OTHERS:
+        _knock(uri)
     from mlflow import MlflowClient
 
     return MlflowClient(uri)
+
+
+def _knock(uri: str) -> None:
+    """Connect to a database once: MLflow would try for minutes. Errors: its driver's."""
+    database = database_file(uri)
+    if database is not None:
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("PRAGMA schema_version")
+        return
+    from sqlalchemy import create_engine, make_url
+    from sqlalchemy.pool import NullPool
+
+    timed = make_url(uri).get_backend_name() in ("postgresql", "mysql")
+    given = {"connect_timeout": _KNOCK_SECONDS} if timed else {}
+    create_engine(uri, poolclass=NullPool, connect_args=given).connect().close()
 
 
 def find_or_make_experiment(
@@ -195,55 +218,71 @@ def find_or_make_experiment(
     return found.experiment_id
 
 
-def find_run(
-    client: MlflowClient, experiment: str, tag: str, value: str, held: str | None, restore: bool
-) -> MlflowRun | None:
-    """The run with a tag, by its remembered id if it has it still; None if there never was one.
+@dataclass(frozen=True)
+class Name:
+    """By what a run of ours is found: a tag of this value, and `begun`, when that began.
 
+    The same run that is trained in another folder, by somebody else or anew, began at another time.
+    """
+
+    tag: str
+    value: str
+    begun: str
+
+    def fits(self, run: MlflowRun) -> bool:
+        begun = run.data.tags.get(BEGUN)
+        known = begun and self.begun  # an older version did not note it
+        return run.data.tags.get(self.tag) == self.value and (not known or begun == self.begun)
+
+
+BEGUN, _MADE = "densevit.begun", "densevit.made"
+
+
+def find_run(
+    client: MlflowClient, experiment: str, name: Name, held: str | None, restore: bool
+) -> MlflowRun | None:
+    """The run of a name, by its remembered id if it has it still; None if there never was one.
+
+    Of several that machines have made at the same time, the first is taken and the others go.
     Errors: `Left` if it was deleted and shall not be restored.
     """
-    from mlflow.entities import ViewType
-
-    run = _by_id(client, held)
-    if run is None or run.data.tags.get(tag) != value:
-        found = _tagged(client, experiment, tag, value, ViewType.ALL)
+    run = by_id(client, held)
+    if run is None or not name.fits(run):
+        found = _named(client, experiment, name)
         living = [run for run in found if run.info.lifecycle_stage == "active"]
+        for other in living[1:]:
+            client.delete_run(other.info.run_id)
         run = next(iter(living or found), None)
     if run is None or run.info.lifecycle_stage == "active":
         return run
     if not restore:
-        raise Left(f"was deleted in MLflow; densevit sync {value} restores it")
+        raise Left(f"was deleted in MLflow; densevit sync {name.value} restores it")
     client.restore_run(run.info.run_id)
     return client.get_run(run.info.run_id)
 
 
 def make_run(
-    client: MlflowClient, experiment: str, tag: str, value: str, name: str, started: int | None
+    client: MlflowClient, experiment: str, name: Name, title: str, started: int | None
 ) -> MlflowRun:
-    """A new run, or the one that another machine has made at the same time."""
+    """A new run, or the one that another machine has made at the same time.
+
+    Which of the two it is, clocks may see differently: it should be looked for again later.
+    """
+    tags = {name.tag: name.value, BEGUN: name.begun, _MADE: str(time.time_ns())}
+    made = client.create_run(experiment, started, tags, title)
+    return find_run(client, experiment, name, None, False) or made
+
+
+def _named(client: MlflowClient, experiment: str, name: Name) -> list[MlflowRun]:
+    """The runs of a name, deleted ones too; the one that was made first at the front."""
     from mlflow.entities import ViewType
 
-    tags = {tag: value, _MADE: str(time.time_ns())}
-    made = client.create_run(experiment, started, tags, name)
-    first, *_ = _tagged(client, experiment, tag, value, ViewType.ACTIVE_ONLY) or [made]
-    if first.info.run_id == made.info.run_id:
-        return made
-    client.delete_run(made.info.run_id)
-    return first
+    wanted = f"tags.`{name.tag}` = '{name.value}'"
+    found = client.search_runs([experiment], wanted, ViewType.ALL, max_results=1000)
+    return sorted(filter(name.fits, found), key=lambda run: int(run.data.tags.get(_MADE, "0")))
 
 
-_MADE = "densevit.made"
-
-
-def _tagged(
-    client: MlflowClient, experiment: str, tag: str, value: str, view: Any
-) -> list[MlflowRun]:
-    """The runs with a tag, the one that was made first at the front."""
-    found = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", view, max_results=100)
-    return sorted(found, key=lambda run: int(run.data.tags.get(_MADE, "0")))
-
-
-def _by_id(client: MlflowClient, mlflow_id: str | None) -> MlflowRun | None:
+def by_id(client: MlflowClient, mlflow_id: str | None) -> MlflowRun | None:
     """A run of the store by its id, None if it is not there."""
     from mlflow.exceptions import MlflowException
 

@@ -1,7 +1,7 @@
 """Run directories that look like those of runs, made by hand; and what a store has of them."""
 
 import json
-import time
+import time as clock
 
 from densevit.config import RunConfig, identity
 from densevit.rundir import run_folder, write_json
@@ -17,15 +17,15 @@ CONFIG = {
 START = 1_700_000_000.0
 
 
-def make_run(outputs, lines, state="finished", **changes):
-    """A run directory with a metrics file; returns its id."""
+def make_run(outputs, lines, state="finished", time=START, **changes):
+    """A run directory with a metrics file, of a run that was started at some time; returns its id."""
     config = RunConfig(**{**CONFIG, **changes})
     run_id = identity(config).run
     folder = run_folder(outputs, run_id)
     folder.create(config)
     write_lines(folder, lines)
-    begin(folder)
-    folder.write_status(state, started=START)
+    begin(folder, time=time)
+    folder.write_status(state, started=time)
     return run_id
 
 
@@ -93,10 +93,10 @@ def artifacts_of(outputs, mlflow_id, path=None):
 
 
 def wait_for(condition, seconds=40):
-    deadline = time.monotonic() + seconds
+    deadline = clock.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.1)
+        assert clock.monotonic() < deadline, "it took too long"
+        clock.sleep(0.1)
 
 
 def alive(pid):

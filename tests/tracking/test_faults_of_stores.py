@@ -210,7 +210,7 @@ def test_a_server_that_hangs_costs_one_time_out_a_look(new_outputs, fresh, proxy
     proxy.delay = 8.0
     began = time.monotonic()
     (problem,), _ = mirror_once(new_outputs, runs, "hangs")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 6
     assert "does not answer: read timed out" in problem
     proxy.delay = 0.0
     assert mirror_once(new_outputs, runs, "hangs") == NOTHING
@@ -274,7 +274,7 @@ def test_a_server_that_asks_for_a_password(new_outputs, fresh, tmp_path, monkeyp
     store = f"sqlite:///{tmp_path / 'auth.db'}"
     with servers.mlflow_server(store, tmp_path / "art", auth=("lab", "a long secret")) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        assert main(["sync", "--outputs", str(new_outputs)]) == 75
+        assert main(["sync", "--outputs", str(new_outputs)]) == 2
         assert "401" in capsys.readouterr().err
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "lab")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long secret")

@@ -87,6 +87,7 @@ def test_a_second_look_sends_nothing_and_up_to_date_says_so(outputs, monkeypatch
     assert up_to_date(outputs, [run_id], "s")
     assert not up_to_date(outputs, [run_id], "another sweep")
     file = run_folder(outputs, run_id).tracking_file
+    assert mirror_once(outputs, [run_id], "s") == NOTHING  # it is the only one of its name
     before = file.read_bytes()
     monkeypatch.setattr("mlflow.MlflowClient.log_batch", _refuse)
     assert mirror_once(outputs, [run_id], "s") == NOTHING

@@ -1,12 +1,15 @@
 """What of a run and a sweep is shown in MLflow, and that it is sent once."""
 
 import json
+import shutil
 import socket
 import time
 
+import mlflow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import _validate_metric_name
 from rundirs import (
     START,
@@ -250,15 +253,50 @@ def test_two_mirrors_that_both_live_send_a_step_of_a_resumed_run_once(outputs, c
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 13))
 
 
-def test_two_machines_that_make_a_run_at_the_same_time_end_with_one(outputs):
+@pytest.mark.parametrize("behind", [0, 60], ids=["one clock", "a clock behind"])
+def test_two_machines_that_make_a_run_at_the_same_time_end_with_one(outputs, monkeypatch, behind):
+    """The second has looked before the first had made it."""
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    folder = run_folder(outputs, run_id)
+    with folder.lock():
+        first = looking(outputs, run_id, sweep="s")
+        assert first.look(last=False).problems == []
+        found, asked = store._named, []
+
+        def not_yet(*given):
+            asked.append(given)
+            return [] if len(asked) < 3 else found(*given)  # the parent, and the run
+
+        with monkeypatch.context() as patch:
+            folder.tracking_file.unlink()  # which another machine's disk does not show
+            (outputs / "sweeps" / "s" / "tracking.json").unlink(missing_ok=True)
+            patch.setattr(store, "_named", not_yet)
+            clock = time.time_ns()
+            patch.setattr(store.time, "time_ns", lambda: clock - behind * 10**9)
+            second = looking(outputs, run_id, sweep="s")
+            assert second.look(last=False).problems == []
+        for last in range(4, 8):
+            write_lines(folder, train_lines(last, last), "a")
+            assert (first if last % 2 else second).look(last=False).problems == []
+    parent = runs_of(outputs, "densevit.sweep")["s"]  # each once
+    assert runs_of(outputs)[run_id].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 8))
+
+
+def test_a_run_that_is_trained_anew_or_by_somebody_else_is_another_one(outputs):
+    run_id = make_run(outputs, train_lines(1, 9))
+    assert mirror_once(outputs, [run_id]) == NOTHING
+    shutil.rmtree(run_folder(outputs, run_id).path)
+    assert make_run(outputs, train_lines(1, 3, offset=1e6), time=START + 1e6) == run_id
+    assert not up_to_date(outputs, [run_id])
+    assert mirror_once(outputs, [run_id]) == NOTHING
     client = client_of(outputs)
-    experiment = client.create_experiment("tests")
-    known = client, experiment, "densevit.run", "0123456789ab"
-    first = store.make_run(*known, "name", 1)
-    second = store.make_run(*known, "name", 1)  # had looked before the first was there
-    assert second.info.run_id == first.info.run_id
-    assert store.find_run(*known, None, False).info.run_id == first.info.run_id
-    assert set(runs_of(outputs)) == {"0123456789ab"}
+    found = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    old, new = sorted(found, key=lambda run: run.info.start_time)
+    points = {run: client.get_metric_history(run.info.run_id, "train/loss") for run in (old, new)}
+    assert [len(points[old]), len(points[new])] == [9, 3]
+    assert new.info.start_time == int((START + 1e6) * 1000)
+    assert up_to_date(outputs, [run_id])
 
 
 def test_a_run_of_another_machine_that_cannot_be_seen_to_have_died_is_running(outputs):
@@ -296,3 +334,49 @@ def test_the_sweeps_state_follows_from_its_runs(outputs, states, wanted):
     # Of a job, which knows one of its sweep's runs alone.
     assert mirror_once(outputs, runs[:1], "s") == NOTHING
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == wanted
+
+
+@pytest.mark.parametrize("what", ["line", "artifact", "model"])
+def test_what_cannot_be_sent_leaves_no_run_running_and_stops_no_other(outputs, monkeypatch, what):
+    """Damage, a place for artifacts that does not work, a network that is not there."""
+    bad = make_run(outputs, train_lines(1, 3), state="running", log_model=what == "model")
+    good = make_run(outputs, train_lines(1, 3), seed=1)
+    mirror = looking(outputs, bad, good, sweep="s")
+    folder = run_folder(outputs, bad)
+    with folder.lock():
+        mirror.look(last=False)
+    if what == "line":
+        folder.metrics_file.write_text('{"step": 1, "ti\n')
+    elif what == "artifact":
+        log = mlflow.MlflowClient.log_artifact
+
+        def refuse(client, run, path, place=None):
+            if bad in path:
+                raise MlflowException("no such bucket")
+            log(client, run, path, place)
+
+        monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
+    folder.write_status("finished", started=START)
+    for look in (mirror.look(last=True), looking(outputs, bad, good, sweep="s").look(last=True)):
+        (problem,) = look.problems
+        assert problem.startswith(f"{bad}: ")
+        assert {run.info.status for run in runs_of(outputs).values()} == {"FINISHED"}
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
+    assert len(history(outputs, good, "train/loss")) == 3
+    assert not up_to_date(outputs, [bad], "s") or what == "model"
+    assert up_to_date(outputs, [good])
+
+
+def test_a_plan_is_read_once_and_again_when_it_is_another_one(outputs, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 2))
+    make_plan(outputs, "s", [run_id])
+    read, seen = shown.read_shelf, []
+    monkeypatch.setattr(shown, "read_shelf", lambda *given: seen.append(given) or read(*given))
+    mirror = looking(outputs, run_id, sweep="s")
+    for _ in range(3):
+        mirror.look(last=False)
+    assert len(seen) == 1
+    make_plan(outputs, "s", [run_id, "0123456789ab"])
+    mirror.look(last=True)
+    assert len(seen) == 2
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "SCHEDULED"

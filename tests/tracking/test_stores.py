@@ -4,14 +4,18 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
-from rundirs import history, make_run, train_lines
+from rundirs import START, history, make_plan, make_run, train_lines, wait_for, write_lines
 
 from densevit.errors import UserError
+from densevit.passwords import without_password
+from densevit.rundir import run_folder
+from densevit.tracking import beside
 from densevit.tracking.beside import mirror_once, mirroring
-from densevit.tracking.quick import living_runs
+from densevit.tracking.quick import Standing, living_runs
 from densevit.tracking.store import file_system, open_store, require_usable, store_uri
 
 MOUNTS = r"""
@@ -110,10 +114,83 @@ def test_what_is_a_store_is_taken(uri):
     require_usable(uri)
 
 
-def test_a_relative_file_is_the_same_from_everywhere(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("sqlite:///stores/a.db", "sqlite:///{here}/stores/a.db"),
+        ("sqlite:///./a.db", "sqlite:///{here}/a.db"),
+        ("sqlite:///sqlite", "sqlite:///{here}/sqlite"),
+        ("sqlite:///a//b.db?timeout=9", "sqlite:///{here}/a/b.db?timeout=9"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+        ("http://host:5000", "http://host:5000"),
+    ],
+)
+def test_a_relative_file_is_the_same_from_everywhere(tmp_path, monkeypatch, given, wanted):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///stores/a.db")
-    assert store_uri(tmp_path / "other") == f"sqlite:///{tmp_path}/stores/a.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert store_uri(tmp_path / "other") == wanted.format(here=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["50% done", "what?"])
+def test_folders_that_mlflow_misreads_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"MLflow misreads '[%?]' in a path; use an MLflow server"):
+        require_usable(store_uri(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("http://me:secret@host:5000/a@b", "http://host:5000/a@b"),
+        ("https://me:se@cret@host", "https://host"),
+        ("postgresql://me:se/cr@et@host:5432/db", "postgresql://host:5432/db"),
+        ("postgresql+psycopg2://host/db?user=me&password=secret", "postgresql+psycopg2://host/db?user=me&password=***"),
+        ("to http://a:secret@x failed, and mysql://b:secret@y/z", "to http://x failed, and mysql://y/z"),
+        ("sqlite:////a/b@c.db", "sqlite:////a/b@c.db"),
+    ],
+)  # fmt: skip
+def test_passwords_are_not_shown(given, shown):
+    assert without_password(given) == shown
+
+
+def test_a_database_that_is_not_there_is_told_at_once(outputs, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 2))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/db")
+    began = time.monotonic()
+    (problem,), _ = mirror_once(outputs, [run_id])
+    assert time.monotonic() - began < 10
+    assert problem == "MLflow at postgresql://127.0.0.1:9/db: does not answer: connection refused"
+
+
+def test_what_is_wrong_with_the_mirror_stops_no_run(outputs, capfd):
+    """A log that is somebody else's, and another run's damage, while one is trained."""
+    run_id = make_run(outputs, train_lines(1, 2))
+    assert mirror_once(outputs, [run_id], "s") == ([], [])
+    other = make_run(outputs, [], seed=1)
+    make_plan(outputs, "s", [run_id, other])
+    run_folder(outputs, other).status_file.write_text("{half")
+    (outputs / "sweeps" / "s" / "tracking.log").mkdir()
+    went_on = False
+    with mirroring(outputs, [run_id], "s"):
+        went_on = True
+    assert went_on
+    assert "the runs go on without MLflow" in capfd.readouterr().err
+
+
+def test_a_mirror_that_was_killed_has_a_successor_at_the_end(outputs, monkeypatch, capfd):
+    run_id = make_run(outputs, train_lines(1, 2), state="running")
+    folder = run_folder(outputs, run_id)
+    started = []
+    start = beside.start_mirror
+    monkeypatch.setattr(beside, "start_mirror", lambda *g: started.append(start(*g)) or started[-1])
+    with folder.lock(), mirroring(outputs, [run_id]):
+        wait_for(folder.tracking_file.exists)
+        started[0].process.kill()
+        started[0].process.wait()
+        write_lines(folder, train_lines(3, 5), "a")
+        folder.write_status("finished", started=START)
+    assert len(started) == 2
+    assert len(history(outputs, run_id, "train/loss")) == 5
+    assert capfd.readouterr().err == ""
 
 
 def test_a_store_of_another_schema_is_told_and_the_runs_are_kept(outputs):
@@ -164,13 +241,16 @@ def test_a_mirror_notices_that_its_file_is_another_one(outputs, empty_store):
 def test_which_runs_live_is_told_without_mlflow(outputs):
     runs = [make_run(outputs, train_lines(1, 2), seed=seed) for seed in range(3)]
     uri = store_uri(outputs)
-    assert living_runs(uri, []) == set()
+    assert living_runs(uri, []) == {}
     mirror_once(outputs, runs)
     client = open_store(uri)
     experiment = client.get_experiment_by_name("tests").experiment_id
-    found = {run.info.run_id for run in client.search_runs([experiment])}
+    found = {
+        run.info.run_id: Standing("FINISHED", {"train/loss": 2, "train/top1": 2})
+        for run in client.search_runs([experiment])
+    }
     assert living_runs(uri, []) == found
-    gone = found.pop()
+    gone, _ = found.popitem()
     client.delete_run(gone)
     assert living_runs(uri, []) == found
     assert living_runs("sqlite:////nowhere/mlflow.db", []) is None

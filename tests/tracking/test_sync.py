@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from mlflow.exceptions import MlflowException
 from rundirs import (
     CONFIG,
     client_of,
@@ -19,6 +20,7 @@ from rundirs import (
 from densevit import yamlfile
 from densevit.cli import main, main_sweep
 from densevit.rundir import run_folder
+from densevit.tracking import beside
 from densevit.tracking.beside import mirror_once, set_right, start_mirror
 
 
@@ -167,3 +169,66 @@ def test_status_sets_right_what_died_without_a_word(outputs, tmp_path, capsys):
     assert run_id in capsys.readouterr().out
     wait_for(lambda: runs_of(outputs)[run_id].info.status == "FAILED")
     wait_for(lambda: runs_of(outputs, "densevit.sweep")["s"].info.status == "FAILED")
+
+
+def test_a_store_that_was_put_back_as_it_was_before_is_not_up_to_date(filled, capsys):
+    outputs, (a, *_) = filled
+    folder = run_folder(outputs, a)
+    folder.write_status("running")
+    with folder.lock():
+        assert sync(outputs) == 0
+        backup = (outputs / "mlflow.db").read_bytes()
+        write_lines(folder, train_lines(5, 9), "a")
+        folder.write_status("finished")
+    assert sync(outputs) == 0
+    (outputs / "mlflow.db").write_bytes(backup)
+    capsys.readouterr()
+    code = "import sys; from densevit.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "sync", "--outputs", str(outputs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "one: sending 2 runs" in done.stdout
+    assert "two: up to date" in done.stdout
+    assert len(history(outputs, a, "train/loss")) == 9
+    assert runs_of(outputs)[a].info.status == "FINISHED"
+    assert sync(outputs) == 0
+    assert "sending" not in capsys.readouterr().out
+
+
+def test_states_are_set_right_by_one_process_at_a_time_and_not_for_ever(outputs, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 5), state="running")
+    with run_folder(outputs, run_id).lock():
+        mirror_once(outputs, [run_id], "s")
+    client_of(outputs).delete_run(runs_of(outputs)[run_id].info.run_id)
+    started = []
+
+    class Mirror:
+        def let_go(self):
+            mirror_once(outputs, [run_id], "s")
+
+    monkeypatch.setattr(beside, "start_mirror", lambda *given: started.append(given) or Mirror())
+    for _ in range(3):
+        set_right(outputs, [run_id], "s")
+    assert len(started) == 1
+    monkeypatch.setattr(beside, "RIGHT_SECONDS", 0.0)
+    set_right(outputs, [run_id], "s")  # it stays deleted, and that is known
+    assert len(started) == 1
+    monkeypatch.setattr(beside, "run_folder", _raise)
+    set_right(outputs, [run_id], "s")
+
+
+def _raise(*_):
+    raise PermissionError("read-only")
+
+
+def test_an_account_that_is_refused_and_a_schema_are_mistakes(filled, capsys, monkeypatch):
+    outputs, _ = filled
+
+    def refuse(*given, **named):
+        raise MlflowException("API request to endpoint /x failed with error code 401 != 200. 'No'")
+
+    monkeypatch.setattr("mlflow.MlflowClient.get_experiment_by_name", refuse)
+    monkeypatch.setattr("mlflow.MlflowClient.search_experiments", refuse)
+    assert sync(outputs) == 2
+    err = capsys.readouterr().err
+    assert "refuses this account (401); MLFLOW_TRACKING_USERNAME" in err
+    assert "nothing more can be sent" in err

@@ -30,6 +30,7 @@ LOCK_PATIENCE = 60.0  # seconds, for what an earlier start has left running
 FOLLOWER_SECONDS = 10.0
 MIRROR_SECONDS = 20.0  # between two looks: many jobs may ask one server
 MIRROR_END = 15.0  # seconds for the last one
+MIRROR_END_MODEL = 300.0  # the same, when networks are exported and sent
 TICK_SECONDS = 60.0  # Slurm signals up to so much earlier than it was asked to
 
 
@@ -108,7 +109,9 @@ def _mirror(folders: Sequence[RunFolder], place: Place) -> Any:
     from densevit.tracking.beside import mirroring
 
     outputs, ids = folders[0].path.parents[1], [folder.path.name for folder in folders]
-    return mirroring(outputs, ids, place.submission.sweep, every=MIRROR_SECONDS, grace=MIRROR_END)
+    networks = any(folder.config().log_model for folder in folders)
+    grace = MIRROR_END_MODEL if networks else MIRROR_END
+    return mirroring(outputs, ids, place.submission.sweep, every=MIRROR_SECONDS, grace=grace)
 
 
 @dataclass

@@ -1,0 +1,72 @@
+"""The bench of the mirror measures what it says; the times themselves are not tested."""
+
+import json
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import forked
+import pytest
+
+from densevit.errors import RunError
+
+FOLDER = Path(__file__).parents[1] / "bench"
+
+
+def bench(*words):
+    return forked.done([FOLDER / "tracking.py", *words], forked.script)
+
+
+def test_what_is_measured(tmp_path, monkeypatch):
+    # Not to be written to, whoever calls.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mine.db'}")
+    file = tmp_path / "bench.json"
+    small = ["--step-ms", "5", "--every", "0.1", "--turns", "3", "--steps", "19", "--runs", "2"]
+    done = bench(*small, "--rounds", "1", "--no-server", "--json", file)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert set(found) == {"command", "machine", "rows"}
+    rows = {row["name"]: row for row in found["rows"]}
+    assert sum(line.startswith("| ") for line in done.stdout.splitlines()) == 1 + len(rows)
+    assert {name: row["goal"] for name, row in rows.items() if row["goal"]} == {
+        "a logged line of 25 numbers": 50,
+        "of a step of 100 ms": 0.1,
+        "median step beside a mirror / without": 1.001,
+        "turn by turn": 1.001,
+        "380 values into SQLite": 10,  # which the bench counts in the database
+        "sync of 2 runs, up to date, SQLite": 1,
+    }
+    turns = ["turn by turn", "noise turn by turn", "a step without"]
+    assert all(len(row["values"]) == (3 if name in turns else 1) for name, row in rows.items())
+    assert all(min(row["values"]) >= 0 for row in rows.values())
+    assert min(rows["a step without"]["values"]) > 1
+    assert not (tmp_path / "mine.db").exists()
+
+
+def test_a_value_that_is_missing_or_there_twice(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    from tracking import _require
+
+    database = tmp_path / "store.db"
+    with closing(sqlite3.connect(database)) as store:
+        store.execute("CREATE TABLE metrics (run_uuid, key, step, is_nan)")
+        for table in ("runs", "params", "tags"):
+            store.execute(f"CREATE TABLE {table} (run_uuid)")
+        store.executemany("INSERT INTO metrics VALUES ('a', 'm', ?, 0)", [(1,), (2,)])
+        store.commit()
+        _require(f"sqlite:///{database}", 2)
+        with pytest.raises(RunError, match="3 values were sent"):
+            _require(f"sqlite:///{database}", 3)
+        store.execute("INSERT INTO metrics VALUES ('a', 'm', 2, 0)")
+        store.commit()
+        with pytest.raises(RunError, match="'metrics': 3, 'distinct': 2"):
+            _require(f"sqlite:///{database}", 3)
+
+
+def test_a_mistake_is_told():
+    done = bench("--only", "hott")
+    assert done.returncode == 2
+    assert "--only: unknown name 'hott'; did you mean 'hot'?" in done.stderr
+    assert done.stdout == ""
