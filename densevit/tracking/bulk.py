@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
+
+from densevit.tracking.store import is_server, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
 BATCH = 1000  # points a call, MLflow's limit
-MANY = 40_000  # from here on two processes are worth their start
-_PROCESSES = 2
+MANY = 40_000  # from here on a second process is worth its start
+_THREADS = 4
 _T = TypeVar("_T")
 
 
@@ -25,32 +28,67 @@ def log_points(client: MlflowClient, uri: str, mlflow_id: str, points: Sequence[
 
     A metric's last step in the store thus says how far it was sent, wherever this was interrupted.
     """
-    if len(points) < MANY:
-        with _without_collection():
-            for batch in _batches(points):
-                client.log_batch(mlflow_id, metrics=batch)
-        return
-    # Most of the time goes into Python, here and in the server, and not into the database.
-    keys = sorted({point.key for point in points})
-    parts = [set(keys[number::_PROCESSES]) for number in range(_PROCESSES)]
-    plain = [
-        [(p.key, p.value, p.timestamp, p.step) for p in points if p.key in part] for part in parts
-    ]
+    with _without_collection():
+        if is_server(uri) and len(points) > BATCH:
+            # More connections than a server has workers: which worker has one is left to chance.
+            parts = _parts(points, min(16, len(points) // BATCH))
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(lambda part: _send(client, mlflow_id, part), parts))
+        elif len(points) < MANY:
+            _send(client, mlflow_id, points)
+        else:
+            _send_by_two(client, uri, mlflow_id, _parts(points, len(points) // (4 * BATCH)))
+
+
+def _send(client: MlflowClient, mlflow_id: str, points: Sequence[Metric]) -> None:
+    for batch in _batches(points):
+        client.log_batch(mlflow_id, metrics=batch)
+
+
+def _send_by_two(
+    client: MlflowClient, uri: str, mlflow_id: str, parts: Sequence[Sequence[Metric]]
+) -> None:
+    """Send parts, another process from the first on, which takes its time to start, and this one
+    from the last on: most of the time goes into Python and not into the database."""
     context = multiprocessing.get_context("spawn")  # a fork would share this one's connections
-    with ProcessPoolExecutor(_PROCESSES, context) as pool:
-        same = itertools.repeat(uri), itertools.repeat(mlflow_id)
-        list(pool.map(_log_part, *same, plain))
+    pool = ProcessPoolExecutor(1, context, initializer=_end_with_parent)
+    try:
+        plain = ([(p.key, p.value, p.timestamp, p.step) for p in part] for part in parts)
+        sent = [pool.submit(_send_plain, uri, mlflow_id, part) for part in plain]
+        for part, other in zip(reversed(parts), reversed(sent), strict=True):
+            if other.cancel():
+                _send(client, mlflow_id, part)
+            else:
+                other.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _log_part(uri: str, mlflow_id: str, plain: Sequence[tuple[str, float, int, int]]) -> None:
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is killed: it would wait for ever."""
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _send_plain(uri: str, mlflow_id: str, plain: Sequence[tuple[str, float, int, int]]) -> None:
     from mlflow.entities import Metric
 
-    from densevit.tracking.store import open_store
-
-    client = open_store(uri)
     with _without_collection():
-        for batch in _batches(plain):
-            client.log_batch(mlflow_id, metrics=[Metric(*point) for point in batch])
+        _send(open_store(uri), mlflow_id, [Metric(*point) for point in plain])
+
+
+def _parts(points: Sequence[Metric], count: int) -> list[list[Metric]]:
+    """Points in so many parts or fewer, each metric in one of them."""
+    place: dict[str, int] = {}
+    parts: list[list[Metric]] = [[] for _ in range(count)]
+    for point in points:
+        parts[place.setdefault(point.key, len(place) % count)].append(point)
+    return [part for part in parts if part]
 
 
 def _batches(points: Sequence[_T]) -> Iterator[Sequence[_T]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from rundirs import (
@@ -22,6 +25,7 @@ from rundirs import (
     wait_for,
     write_lines,
 )
+from servers import points
 
 from densevit.rundir import read_json, run_folder, sweep_folder, write_atomic
 from densevit.tracking.__main__ import main
@@ -368,3 +372,37 @@ def test_no_run_is_a_mistake(outputs):
     with pytest.raises(SystemExit) as error:
         main([str(outputs)])
     assert error.value.code == 2
+
+
+MANY = "import sys, densevit.tracking.bulk as b, densevit.tracking.__main__ as t; b.MANY = 100; "
+
+
+def test_many_points_are_sent_by_two_processes_which_both_end_with_the_mirror(outputs):
+    metrics = {f"health/{number}": float(number) for number in range(6)}
+    run_id = make_run(outputs, [{**line, **metrics} for line in train_lines(1, 4000)])
+    marked = {**os.environ, "DENSEVIT_TEST_MARK": str(outputs)}
+    command = [sys.executable, "-c", f"{MANY}sys.exit(t.main(sys.argv[1:]))", str(outputs), run_id]
+
+    def helpers():
+        """The processes that the mirror has started, those that outlive it as well."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if f"DENSEVIT_TEST_MARK={outputs}".encode() in (folder / "environ").read_bytes():
+                    found.append(int(folder.name))
+        return [pid for pid in found if pid != process.pid and alive(pid)]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=marked) as process:
+        wait_for(lambda: points(outputs / "mlflow.db")["metrics"] > 8000)
+        assert helpers()
+        process.kill()
+    wait_for(lambda: not helpers())
+    counted = points(outputs / "mlflow.db")
+    assert 8000 < counted["metrics"] == counted["distinct"]
+    for key in ("train/loss", *metrics):  # none has a hole in it
+        steps = [p[0] for p in history(outputs, run_id, key)]
+        assert steps == list(range(1, len(steps) + 1))
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    counted = points(outputs / "mlflow.db")
+    assert counted["metrics"] == counted["distinct"] == 4000 * 8
+    assert up_to_date(outputs, [run_id])
