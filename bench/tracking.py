@@ -6,9 +6,10 @@
     step  steps of --step-ms of work on one thread, each of them logged, beside a mirror process
           that looks every --every seconds, and beside one that is held (SIGSTOP), in turns of one
           such interval; how far a third kind of turns, without again, differs is the noise
-    bulk  `mirror_once` of a run of --steps steps of 20 metrics, and of a twentieth of them, into a
-          new SQLite file and into an MLflow server on this machine (of 2 workers, on PostgreSQL if
-          that is installed); everything must be in the database once
+    bulk  `mirror_once` of a run of --steps steps of 20 metrics, and of a twentieth of them, into an
+          SQLite file that has its tables and nothing else, and into an MLflow server on this
+          machine (of 2 workers, on PostgreSQL if that is installed); everything must be in the
+          database once
     sync  `densevit sync` of a sweep of --runs runs that is up to date, as a command, the start of
           Python included; the first time, which reads its files from the disk, is left out
 
@@ -205,6 +206,9 @@ def bulk(folder: Path, options: argparse.Namespace) -> list[Row]:
                     outputs, count = folder / f"outputs{count}", count + 1
                     run_id = _make_run(outputs, steps, METRICS, count)
                     stored = steps * METRICS + (stored if database else 0)
+                    if not database:
+                        client = open_store(f"sqlite:///{outputs / 'mlflow.db'}")
+                        client.search_experiments(max_results=1)  # which makes the tables
                     values.append(_sent(outputs, [run_id], None, database, stored))
                 rows.append(Row(f"{steps * METRICS:,} values into {kind}", "s", values, goal=10))
     return rows
