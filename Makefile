@@ -23,7 +23,7 @@ cluster-faults: $(VENV)/.installed
 	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh with $(BIN)/pytest -m "cluster and not slow" tests/cluster
 
 tracking: $(VENV)/.installed
-	$(BIN)/pytest -m "tracking and not slow" tests/tracking
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "tracking and not slow" tests/tracking
 
 ray-cluster: $(VENV)/.installed
 	$(BIN)/pytest -m "ray and not slow" tests/ray

@@ -91,10 +91,11 @@ def _send(outputs: Path, group: _Group, restore: bool) -> bool:
 def _groups(outputs: Path, names: Sequence[str]) -> Iterator[_Group]:
     """What is to be sent: the sweeps and runs of these names, or all there are."""
     sweeps = dict(_sweeps(outputs))
-    begun = [folder.name for folder in sorted((outputs / "runs").glob("*")) if folder.is_dir()]
+    runs = sorted((outputs / "runs").glob("*"))
+    begun = {folder.name: None for folder in runs if folder.is_dir()}
     if not names:
         for name, ids in sweeps.items():
-            if held := [run for run in ids if run in set(begun)]:
+            if held := [run for run in ids if run in begun]:
                 yield _Group(name, held)
         known = {run for ids in sweeps.values() for run in ids}
         if alone := [run for run in begun if run not in known]:
@@ -102,7 +103,7 @@ def _groups(outputs: Path, names: Sequence[str]) -> Iterator[_Group]:
         return
     for name in dict.fromkeys(map(_plain, names)):
         if name in sweeps:
-            yield _Group(name, [run for run in sweeps[name] if run in set(begun)])
+            yield _Group(name, [run for run in sweeps[name] if run in begun])
         elif name in begun:
             home = next((sweep for sweep, ids in sweeps.items() if name in ids), None)
             yield _Group(home, [name])

@@ -18,7 +18,8 @@ from densevit.passwords import without_password
 from densevit.rundir import RunFolder, run_folder, sweep_folder
 from densevit.tracking import sent, shown
 from densevit.tracking.child import FINAL
-from densevit.tracking.mirror import Mirroring, sweep_state
+from densevit.tracking.mirror import Mirroring
+from densevit.tracking.parent import sweep_state
 from densevit.tracking.quick import Standing
 from densevit.tracking.shown import Shelf
 from densevit.tracking.store import database_file, require_usable, store_uri
@@ -47,7 +48,7 @@ def up_to_date(
         return False
     store, ids = without_password(uri), list(run_ids)
     folders = (run_folder(outputs, run_id) for run_id in ids)
-    begun = [folder for folder in folders if folder.status_file.exists()]
+    begun = [folder for folder in folders if folder.provenance_file.exists()]
     shelf = None if sweep is None else shown.read_shelf(outputs, sweep)
     if not all(_sent_to_its_end(folder, store, shelf, living) for folder in begun):
         return False
@@ -112,9 +113,9 @@ class _Beside:
 
     def start(self) -> None:
         require_usable(store_uri(self.outputs))
-        self.usable = True
         if not (self._sent() and _all_ended(self.outputs, self.run_ids)):
             self.mirror = self._started()
+        self.usable = True
 
     def end(self) -> None:
         """Let the mirror look a last time, and say what has to be said of it. One that was killed
@@ -124,7 +125,7 @@ class _Beside:
             self.mirror = self._started()
         if self.mirror is None:
             return
-        complete = self.mirror.stop(self.grace)
+        complete = self.mirror.stop(self.grace) or self._sent()
         lines = [line.partition("warning: ")[2] or line for line in self.mirror.said()]
         lines = list(dict.fromkeys(line for line in lines if line.strip()))
         for line in lines[:_MOST_LINES]:
@@ -217,10 +218,10 @@ def set_right(outputs: Path, run_ids: Iterable[str], sweep: str | None) -> None:
     with suppress(UserError, OSError):  # as where only somebody else may write
         store = without_password(store_uri(outputs))
         wrong = [run_id for run_id in run_ids if _shown_running(run_folder(outputs, run_id), store)]
-        begun = (outputs if sweep is None else sweep_folder(outputs, sweep)) / "tracking.right"
-        if not wrong or (begun.exists() and time.time() - begun.stat().st_mtime < RIGHT_SECONDS):
+        mark = (outputs if sweep is None else sweep_folder(outputs, sweep)) / "tracking.right"
+        if not wrong or (mark.exists() and time.time() - mark.stat().st_mtime < RIGHT_SECONDS):
             return
-        begun.touch()
+        mark.touch()
         start_mirror(outputs, wrong, sweep).let_go()
 
 
@@ -240,7 +241,8 @@ def _sent_to_its_end(
             state in FINAL
             and (held.get("state"), held.get("offset")) == (state, size)
             and (shelf is None or shelf.name in held["sweeps"])
-            and held["files"] == {name: stamp for name, (_, stamp) in files.items()}
+            and all(held["files"].get(name) == stamp for name, (_, stamp) in files.items())
+            and (held["model"] or not held["wants_model"])
             and (living is None or living.get(held["mlflow_run_id"]) == _standing(held))
         )
     except (UserError, OSError, KeyError, TypeError, AttributeError):

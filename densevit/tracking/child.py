@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from densevit.tracking.shown import milliseconds
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
 
 FINAL: tuple[State, ...] = ("finished", "failed", "cancelled", "stopped")
 
 _MLFLOW_STATUS = {
-    "pending": "SCHEDULED",
     "running": "RUNNING",
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -31,20 +31,22 @@ _MLFLOW_STATUS = {
 
 @dataclass
 class Child:
-    """A run in the store. `last_steps`: metric to its last step there; `offset`: in bytes.
+    """A run in the store, as it is there and as far as it was sent.
 
-    `files` are the artifacts that are there: name to size and time of change.
+    `last_steps`: metric to its last step there; `offset`: of metrics.jsonl, in bytes, with a `mark`
+    of what stands before it. `files` are the artifacts that are there, by name, with their stamps.
+    `model` is "logged", or "refused" when the network could not be exported.
     """
 
     id: str
+    experiment: str
     status: str
     end_time: int | None
-    sweeps: list[str]
     last_steps: dict[str, int]
-    begun: int
-    wants_model: bool
-    experiment: str
-    has_model: bool = False
+    sweeps: list[str] = field(default_factory=list)
+    started_last: int = 0  # see `sent.started_last`
+    wants_model: bool = False
+    model: str = ""
     offset: int = 0
     mark: str = ""
     files: dict[str, list[int | str]] = field(default_factory=dict)
@@ -53,15 +55,22 @@ class Child:
     fresh: bool = False  # made just now: whether it is the only one is asked once more
     settled: tuple[int, int] | None = None
 
-    def resumed(self, held: Mapping[str, Any]) -> Child:
-        """With what an earlier mirror remembers of the same run in the same store."""
-        child = replace(
-            self, files=held.get("files", {}), has_model=held.get("has_model", False),
-            renamed=set(held.get("renamed", ())), odd=set(held.get("odd", ())),
-        )  # fmt: skip
-        if self.last_steps == held.get("last_steps"):
-            child.offset, child.mark = held["offset"], held["mark"]
-        return child
+    @classmethod
+    def of(cls, run: MlflowRun) -> Child:
+        info = run.info
+        return cls(info.run_id, info.experiment_id, info.status, info.end_time, steps_of(run))
+
+    def resume(self, held: Mapping[str, Any]) -> None:
+        """Take over what an earlier mirror remembers of the same run in the same store."""
+        self.renamed, self.odd = set(held.get("renamed", ())), set(held.get("odd", ()))
+        if self.last_steps == held.get("last_steps"):  # else the store was put back meanwhile
+            self.offset, self.mark = held["offset"], held["mark"]
+            self.files, self.model = held.get("files", {}), held.get("model", "")
+
+    def model_is_settled(self, *, again: bool = False) -> bool:
+        """Whether nothing is to be done for the network; `again`: one that was refused counts."""
+        done = self.model == "logged" or (self.model == "refused" and not again)
+        return done or not self.wants_model
 
     def record(self) -> dict[str, Any]:
         return {
@@ -73,7 +82,8 @@ class Child:
             "mark": self.mark,
             "last_steps": self.last_steps,
             "files": self.files,
-            "has_model": self.has_model,
+            "wants_model": self.wants_model,
+            "model": self.model,
             "renamed": sorted(self.renamed),
             "odd": sorted(self.odd),
             "fresh": self.fresh,
@@ -86,10 +96,13 @@ def send_points(client: MlflowClient, uri: str, folder: RunFolder, child: Child)
     lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
     if not lines:
         return []
-    mark = sent.mark(folder.metrics_file, offset)  # now: the file may be cut back meanwhile
-    # Asked again each time: another mirror may have sent some of it.
+    # Asked again each time: another mirror may have sent some of it, and a store that was put back
+    # as it was before may have lost some.
     run = client.get_run(child.id)
-    child.last_steps, child.status = steps_of(run), run.info.status
+    known, child.last_steps, child.status = child.last_steps, steps_of(run), run.info.status
+    if any(child.last_steps.get(key, -1) < step for key, step in known.items()):
+        lines, offset = read_metrics(folder.metrics_file)
+    mark = sent.mark(folder.metrics_file, offset)  # now: the file may be cut back meanwhile
     found = shown.new_points(lines, child.last_steps)
     log_points(client, uri, child.id, found.points)
     child.last_steps |= {point.key: point.step for point in found.points}

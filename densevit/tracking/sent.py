@@ -55,7 +55,7 @@ def file_stamps(
     found: dict[str, tuple[Path, list[int | str]]] = {}
     for name, file in shown.run_files(folder, state, shelf).items():
         stat = file.stat()
-        mark = digest(file) if name == shown.PICTURE else stat.st_mtime_ns
+        mark = digest(file) if name.startswith(shown.PICTURE) else stat.st_mtime_ns
         found[name] = file, [stat.st_size, mark]
     return found
 
@@ -64,7 +64,7 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def begun(folder: RunFolder) -> int:
+def started_last(folder: RunFolder) -> int:
     """When the run was started last, as its provenance tells it: what its tags follow from."""
     return _changed(folder.provenance_file)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from densevit.config import RunConfig, applies, is_execution
 from densevit.errors import UserError
 from densevit.metricsfile import number
-from densevit.rundir import RunFolder, State, Status, read_json, sweep_folder
+from densevit.rundir import RunFolder, State, read_json, sweep_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 6000, 8000, 250
 _REFUSED = re.compile(r"[^/\w.\- :]")
 NOTE, COMMIT = "mlflow.note.content", "mlflow.source.git.commit"
+# By these a run of ours is known: its id, or a sweep's name; when that began; a run's sweeps.
+RUN, SWEEP, BEGUN, SWEEPS = "densevit.run", "densevit.sweep", "densevit.begun", "densevit.sweeps"
 
 _NO_NUMBERS = ("step", "epoch", "time")
 _FILES = (
@@ -31,7 +33,7 @@ _FILES = (
     "results.json", "log.txt",
 )  # fmt: skip
 _FOLDERS = ("predictions", "matches")
-PICTURE = "matches/correspondences.png"
+PICTURE = "matches/correspondences-"  # and the sweep's name: a run of two sweeps has two
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def shelf_tags(shelf: Shelf) -> dict[str, str]:
     tags = {NOTE: shelf.description, COMMIT: shelf.git_sha or ""}
     tags["densevit.axes"] = ", ".join(shelf.axes)
     tags["densevit.runs"] = str(len(shelf.runs))
-    tags["densevit.begun"] = shelf.begun
+    tags[BEGUN] = shelf.begun
     return {key: value[:LONGEST_TAG] for key, value in tags.items() if value}
 
 
@@ -154,7 +156,7 @@ def run_files(folder: RunFolder, state: State, shelf: Shelf | None) -> dict[str,
     found = {str(file.relative_to(folder.path)): file for file in named if _shown(file)}
     if shelf is not None:
         picture = shelf.folder / "report" / f"matches-{folder.path.name}.png"
-        found |= {PICTURE: picture} if picture.is_file() else {}
+        found |= {f"{PICTURE}{shelf.name}.png": picture} if picture.is_file() else {}
     return found
 
 
@@ -212,10 +214,13 @@ def milliseconds(seconds: float) -> int:
     return int(seconds * 1000)
 
 
-def first_start(folder: RunFolder, status: Status) -> float:
-    """When a run was started for the first time, in Unix seconds."""
-    starts = (read_json(folder.provenance_file) or {}).get("starts") or [{}]
-    return starts[0].get("time") or status.started or status.updated
+def first_start(folder: RunFolder) -> float:
+    """When a run was started for the first time, in Unix seconds. Errors: `UserError`: damaged."""
+    try:
+        return float((read_json(folder.provenance_file) or {})["starts"][0]["time"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        told = f"{folder.provenance_file}: is not as it should be: {error!r}"
+        raise UserError(told) from None
 
 
 def _text(value: Any) -> str:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from densevit.errors import UserError, nearest
 from densevit.passwords import without_password
+from densevit.tracking.shown import BEGUN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -230,12 +231,11 @@ class Name:
     begun: str
 
     def fits(self, run: MlflowRun) -> bool:
-        begun = run.data.tags.get(BEGUN)
-        known = begun and self.begun  # an older version did not note it
-        return run.data.tags.get(self.tag) == self.value and (not known or begun == self.begun)
+        tags = run.data.tags
+        return tags.get(self.tag) == self.value and tags.get(BEGUN, "") == self.begun
 
 
-BEGUN, _MADE = "densevit.begun", "densevit.made"
+_MADE = "densevit.made"
 
 
 def find_run(
@@ -246,11 +246,11 @@ def find_run(
     Of several that machines have made at the same time, the first is taken and the others go.
     Errors: `Left` if it was deleted and shall not be restored.
     """
-    run = by_id(client, held)
-    if run is None or not name.fits(run):
+    run = by_id(client, held)  # which an older version may have made, that noted no beginning
+    if run is None or run.data.tags.get(name.tag) != name.value:
         found = _named(client, experiment, name)
         living = [run for run in found if run.info.lifecycle_stage == "active"]
-        for other in living[1:]:
+        for other in living[1:] if name.begun else ():
             client.delete_run(other.info.run_id)
         run = next(iter(living or found), None)
     if run is None or run.info.lifecycle_stage == "active":

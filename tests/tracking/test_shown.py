@@ -3,7 +3,10 @@
 import json
 import shutil
 import socket
+import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -24,6 +27,7 @@ from rundirs import (
     write_lines,
 )
 
+from densevit.errors import UserError
 from densevit.rundir import run_folder, sweep_folder, write_atomic, write_json
 from densevit.tracking import shown, store
 from densevit.tracking.beside import mirror_once, up_to_date
@@ -98,10 +102,10 @@ def test_artifacts_come_once_and_again_when_they_have_changed(outputs, monkeypat
     write_atomic(folder.matches_file("after"), b"pairs")
     assert mirror.look(last=True).problems == []
     wanted = {"config.yaml", "provenance.json", "identity.json", "predictions/val.parquet",
-              "matches/after.npz", "matches/correspondences.png"}  # fmt: skip
+              "matches/after.npz", "matches/correspondences-s.png"}  # fmt: skip
     assert artifacts_of(outputs, mlflow_id) == wanted
     stored = outputs / "mlartifacts" / mlflow_id / "artifacts" / "matches"
-    assert (stored / "correspondences.png").read_bytes() == b"a picture"
+    assert (stored / "correspondences-s.png").read_bytes() == b"a picture"
 
     sent = []
     monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *given: sent.append(given[2:]))
@@ -257,6 +261,7 @@ def test_two_mirrors_that_both_live_send_a_step_of_a_resumed_run_once(outputs, c
 def test_two_machines_that_make_a_run_at_the_same_time_end_with_one(outputs, monkeypatch, behind):
     """The second has looked before the first had made it."""
     run_id = make_run(outputs, train_lines(1, 3), state="running")
+    make_plan(outputs, "s", [run_id], begun=2.5)
     folder = run_folder(outputs, run_id)
     with folder.lock():
         first = looking(outputs, run_id, sweep="s")
@@ -358,13 +363,165 @@ def test_what_cannot_be_sent_leaves_no_run_running_and_stops_no_other(outputs, m
         monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
     folder.write_status("finished", started=START)
     for look in (mirror.look(last=True), looking(outputs, bad, good, sweep="s").look(last=True)):
-        (problem,) = look.problems
-        assert problem.startswith(f"{bad}: ")
+        if what != "model":
+            (problem,) = look.problems
+            assert problem.startswith(f"{bad}: ")
         assert {run.info.status for run in runs_of(outputs).values()} == {"FINISHED"}
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
     assert len(history(outputs, good, "train/loss")) == 3
-    assert not up_to_date(outputs, [bad], "s") or what == "model"
+    # There is nothing to be gained by trying a network again.
+    assert up_to_date(outputs, [bad], "s") == (what == "model")
     assert up_to_date(outputs, [good])
+
+
+def test_a_network_that_cannot_be_exported_is_told_once_and_tried_again_on_demand(
+    outputs, monkeypatch
+):
+    run_id = make_run(outputs, train_lines(1, 3), log_model=True)
+    asked = []
+
+    def refuse(*given):
+        asked.append(given)
+        raise UserError("torch cannot export the network")
+
+    monkeypatch.setattr("densevit.tracking.model.log_model", refuse)
+    told = f"{run_id}: torch cannot export the network; densevit sync NAME tries it again"
+    assert mirror_once(outputs, [run_id]) == ([], [told])
+    assert mirror_once(outputs, [run_id]) == NOTHING
+    assert len(asked) == 1
+    assert mirror_once(outputs, [run_id], restore=True) == ([], [told])
+    monkeypatch.setattr("densevit.tracking.model.log_model", lambda *given: asked.append(given))
+    assert mirror_once(outputs, [run_id], restore=True) == NOTHING
+    assert mirror_once(outputs, [run_id], restore=True) == NOTHING
+    assert len(asked) == 3
+
+
+def test_one_artifact_that_is_refused_does_not_make_the_others_be_sent_again(outputs, monkeypatch):
+    run_id = make_run(outputs, train_lines(1, 3))
+    asked = []
+
+    def refuse(client, run, path, place=None):
+        asked.append(Path(path).name)
+        if path.endswith("provenance.json"):
+            raise MlflowException("too large")
+
+    monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
+    for _ in range(3):
+        assert looking(outputs, run_id).look(last=True).problems
+    assert asked == ["config.yaml", "identity.json", *["provenance.json"] * 3]
+
+
+def test_what_never_started_is_not_shown_until_it_has(outputs):
+    """A run that is cancelled while it waits has an end and no beginning."""
+    run_id = make_run(outputs, [], state="cancelled")
+    folder = run_folder(outputs, run_id)
+    provenance = folder.provenance_file.read_bytes()
+    folder.provenance_file.unlink()
+    make_plan(outputs, "s", [run_id])
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
+    assert client_of(outputs).get_experiment_by_name("tests") is None
+    assert up_to_date(outputs, [run_id], "s")
+    folder.provenance_file.write_bytes(provenance)
+    write_lines(folder, train_lines(1, 3))
+    folder.write_status("finished", started=START)
+    assert mirror_once(outputs, [run_id], "s") == NOTHING
+    assert runs_of(outputs)[run_id].info.status == "FINISHED"
+    folder.provenance_file.write_text("{half")
+    assert mirror_once(outputs, [run_id], "s")[0][0].startswith(
+        f"{run_id}: {folder.provenance_file}"
+    )
+
+
+def test_a_run_that_cannot_be_described_any_more_has_its_end_all_the_same(outputs):
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    folder = run_folder(outputs, run_id)
+    with folder.lock():
+        mirror_once(outputs, [run_id])
+    folder.config_file.write_text("cl_mode: sparse\n")
+    folder.write_status("failed", started=START)
+    problems, _ = mirror_once(outputs, [run_id])
+    assert "config.yaml: cl_mode" in problems[0]
+    assert runs_of(outputs)[run_id].info.status == "FAILED"
+
+
+def test_a_lock_that_cannot_be_had_stops_no_other_run(outputs, monkeypatch):
+    bad, good = (make_run(outputs, train_lines(1, 3), seed=seed) for seed in range(2))
+    run_folder(outputs, bad).tracking_lock.mkdir()
+    problems, notes = mirror_once(outputs, [bad, good], "s")
+    assert notes == []
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{bad}: IsADirectoryError")
+    assert len(history(outputs, good, "train/loss")) == 3
+    assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
+
+
+def test_the_sweeps_of_others_with_the_same_name_are_theirs(outputs):
+    """At one server: a colleague's, that of a version which noted no beginning, and mine."""
+    client = client_of(outputs)
+    experiment = client.create_experiment("tests")
+    run_id = make_run(outputs, train_lines(1, 3))
+    theirs = []
+    for begun in ({}, {"densevit.begun": "1.5"}):
+        tags = {"densevit.sweep": "s", "note": "theirs", **begun}
+        theirs.append(client.create_run(experiment, tags=tags).info.run_id)
+        theirs.append(
+            client.create_run(experiment, tags={"densevit.run": run_id, **begun}).info.run_id
+        )
+    make_plan(outputs, "s", [run_id], begun=2.5)
+    for _ in range(2):
+        assert mirror_once(outputs, [run_id], "s") == NOTHING
+    for other in theirs:
+        run = client.get_run(other)
+        assert run.info.lifecycle_stage == "active"
+        assert "densevit.sweeps" not in run.data.tags
+        assert run.data.metrics == {}
+    assert len(client.search_runs([experiment])) == 6
+
+
+def test_runs_of_several_experiments_have_one_parent(outputs):
+    runs = [make_run(outputs, train_lines(1, 3), seed=seed) for seed in range(2)]
+    runs.append(make_run(outputs, train_lines(1, 3), seed=2, experiment_name="others"))
+    make_plan(outputs, "s", runs, begun=2.5)
+    for _ in range(2):
+        assert mirror_once(outputs, runs, "s") == NOTHING
+    client = client_of(outputs)
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    (parent,) = client.search_runs(ids, "tags.`densevit.sweep` = 's'")
+    assert parent.info.status == "FINISHED"
+    assert parent.info.start_time == 2500
+    children = client.search_runs(ids, f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert len(children) == 3
+
+
+def test_a_parent_that_is_deleted_under_a_living_mirror_stays_so(outputs):
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    folder = run_folder(outputs, run_id)
+    mirror = looking(outputs, run_id, sweep="s")
+    with folder.lock():
+        mirror.look(last=False)
+        mirror.look(last=False)
+        client_of(outputs).delete_run(runs_of(outputs, "densevit.sweep")["s"].info.run_id)
+        folder.write_status("finished", started=START)
+    look = mirror.look(last=True)
+    assert look.problems == []
+    assert look.notes == ["sweep s: was deleted in MLflow; densevit sync s restores it"]
+    assert runs_of(outputs)[run_id].info.status == "FINISHED"
+
+
+def test_a_store_that_is_put_back_under_a_living_mirror_has_no_hole(outputs):
+    run_id = make_run(outputs, train_lines(1, 3), state="running")
+    folder = run_folder(outputs, run_id)
+    mirror = looking(outputs, run_id)
+    with folder.lock():
+        mirror.look(last=False)
+        write_lines(folder, train_lines(4, 9), "a")
+        mirror.look(last=False)
+        with closing(sqlite3.connect(outputs / "mlflow.db")) as database, database:
+            database.execute("DELETE FROM metrics WHERE step > 3")
+            database.execute("UPDATE latest_metrics SET step = 3")
+        write_lines(folder, train_lines(10, 12), "a")
+        assert mirror.look(last=False).problems == []
+    assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 13))
 
 
 def test_a_plan_is_read_once_and_again_when_it_is_another_one(outputs, monkeypatch):

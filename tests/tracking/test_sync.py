@@ -19,7 +19,7 @@ from rundirs import (
 
 from densevit import yamlfile
 from densevit.cli import main, main_sweep
-from densevit.rundir import run_folder
+from densevit.rundir import run_folder, write_atomic
 from densevit.tracking import beside
 from densevit.tracking.beside import mirror_once, set_right, start_mirror
 
@@ -39,6 +39,9 @@ def sync(outputs, *names):
 
 def test_all_there_is_and_then_nothing(filled, capsys):
     outputs, ids = filled
+    for name in ("one", "two"):  # of the run that both have
+        picture = outputs / "sweeps" / name / "report" / f"matches-{ids[1]}.png"
+        write_atomic(picture, name)
     assert sync(outputs) == 0
     told = ["one: sending 2 runs", "two: sending 2 runs", "runs of no sweep: sending 1 run"]
     assert capsys.readouterr().out.splitlines() == told

@@ -23,6 +23,8 @@ from densevit import ui_cli
 from densevit.cli import main
 from densevit.tracking.store import open_store
 
+pytestmark = pytest.mark.tracking
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 NAMES = ["dense-seed0-aaaaaa", "global-seed0-bbbbbb", "none-seed0-cccccc"]
 TOP1 = dict(zip(NAMES, (50.0, 70.0, 60.0), strict=True))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED
+from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, UserError
 from densevit.lifecycle import JOB, LAUNCHER
 from densevit.rundir import RunFolder
 from densevit.sweep.launch.slurm import attempts, canary, cluster, memory, records
@@ -109,8 +109,10 @@ def _mirror(folders: Sequence[RunFolder], place: Place) -> Any:
     from densevit.tracking.beside import mirroring
 
     outputs, ids = folders[0].path.parents[1], [folder.path.name for folder in folders]
-    networks = any(folder.config().log_model for folder in folders)
-    grace = MIRROR_END_MODEL if networks else MIRROR_END
+    grace = MIRROR_END
+    with suppress(UserError):  # the run itself says what is wrong with its configuration
+        if any(folder.config().log_model for folder in folders):
+            grace = MIRROR_END_MODEL
     return mirroring(outputs, ids, place.submission.sweep, every=MIRROR_SECONDS, grace=grace)
 
 

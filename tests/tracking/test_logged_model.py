@@ -27,6 +27,8 @@ from densevit.tracking import model as mlflow_model
 from densevit.tracking.model import log_model, save_model
 from densevit.tracking.store import open_store
 
+pytestmark = pytest.mark.tracking
+
 CLASSES = ["blue", "green", "red"]
 
 
