@@ -31,7 +31,7 @@ class Parent:
 
 
 def begun(outputs: Path, shelf: Shelf, run_ids: Iterable[str]) -> int | None:
-    """When a sweep began, in milliseconds; where its plan does not say so, when its first run did."""
+    """When a sweep began, in milliseconds; if its plan does not say so, when its first run did."""
     if shelf.begun:
         return milliseconds(float(shelf.begun))
     starts = []
