@@ -12,10 +12,6 @@ from densevit.commandline import add_outputs, add_tracking_uri, heed_tracking_ur
 from densevit.errors import EXIT_FAILED, Unreachable, UserError, nearest
 from densevit.passwords import without_password
 from densevit.rundir import outputs_root, read_json, run_folder
-from densevit.tracking.beside import mirror_once, up_to_date
-from densevit.tracking.quick import living_runs
-from densevit.tracking.sent import remembered
-from densevit.tracking.store import require_usable, store_uri
 
 
 def add_sync(commands: Any) -> None:
@@ -48,6 +44,10 @@ class _Group(NamedTuple):
 
 
 def _sync(options: argparse.Namespace) -> int:
+    from densevit.tracking.beside import up_to_date
+    from densevit.tracking.quick import living_runs
+    from densevit.tracking.store import require_usable, store_uri
+
     heed_tracking_uri(options.tracking_uri)
     outputs = outputs_root(options.outputs)
     uri = store_uri(outputs)
@@ -61,26 +61,31 @@ def _sync(options: argparse.Namespace) -> int:
         if living is not None and up_to_date(outputs, group.run_ids, group.sweep, living):
             print(f"{group}: up to date ({group.counted})", flush=True)
         else:
-            failed = not _send(outputs, group, bool(options.names)) or failed
+            failed = not _send(outputs, uri, group, bool(options.names)) or failed
     return EXIT_FAILED if failed else 0
 
 
 def _experiments(outputs: Path, uri: str, groups: Sequence[_Group]) -> set[str]:
     """Where the runs are in the store, as far as that is remembered."""
+    from densevit.tracking.sent import remembered
+
     store = without_password(uri)
     folders = (run_folder(outputs, run_id) for group in groups for run_id in group.run_ids)
     held = (remembered(folder, store) for folder in folders)
     return {record["experiment_id"] for record in held if "experiment_id" in record}
 
 
-def _send(outputs: Path, group: _Group, restore: bool) -> bool:
+def _send(outputs: Path, uri: str, group: _Group, restore: bool) -> bool:
     """Send a group; whether all of it is there now."""
+    from densevit.tracking.beside import mirror_once
+
     print(f"{group}: sending {group.counted}", flush=True)
     problems, notes = mirror_once(outputs, group.run_ids, group.sweep, restore=restore)
     for line in [*notes, *problems]:
         print(f"warning: {line}", file=sys.stderr)
-    store = without_password(store_uri(outputs))
-    of_store = [line for line in problems if line.startswith(f"MLflow at {store}: ")]
+    of_store = [
+        line for line in problems if line.startswith(f"MLflow at {without_password(uri)}: ")
+    ]
     if any("does not answer" in line for line in of_store):
         raise Unreachable("not everything was sent; the same command sends the rest")
     if of_store:

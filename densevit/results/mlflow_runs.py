@@ -10,6 +10,7 @@ import pandas as pd
 from densevit.errors import UserError, nearest
 from densevit.passwords import without_password
 from densevit.results.collect import MEASURED
+from densevit.tracking.shown import RUN, SWEEPS
 from densevit.tracking.store import database_file, open_store
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 _PAGE = 1000
-_OURS = "densevit.run"
 # What a run logs beside the numbers of its benchmarks.
 _LOGGED = ("train", "time", "health", "watch", "system")
 
@@ -40,10 +40,10 @@ def from_mlflow(uri: str, sweep: str) -> pd.DataFrame:
     try:
         client = open_store(uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        found = [run for run in _search(client, experiments, _OURS) if sweep in _sweeps(run)]
+        found = [run for run in _search(client, experiments, RUN) if sweep in _sweeps(run)]
         # Of a run that was trained more than once, anew or by several people, the newest.
         found.sort(key=lambda run: run.info.start_time)
-        runs = list({run.data.tags[_OURS]: run for run in found}.values())
+        runs = list({run.data.tags[RUN]: run for run in found}.values())
         if not runs:
             raise UserError(f"{told}: {_why_none(client, experiments, sweep)}")
     except UserError:
@@ -64,7 +64,7 @@ def _frame(runs: Sequence[MlflowRun]) -> pd.DataFrame:
 
 def _rows(run: MlflowRun) -> Iterator[tuple[Any, ...]]:
     tags = run.data.tags
-    about = tags[_OURS], tags.get("densevit.cell", ""), int(run.data.params["seed"]), "finished"
+    about = tags[RUN], tags.get("densevit.cell", ""), int(run.data.params["seed"]), "finished"
     for key, value in run.data.metrics.items():
         benchmark, _, metric = key.partition("/")
         if metric and benchmark not in _LOGGED:
@@ -90,12 +90,12 @@ def _search(
 
 
 def _sweeps(run: MlflowRun) -> list[str]:
-    return run.data.tags.get("densevit.sweeps", "").split(",")
+    return run.data.tags.get(SWEEPS, "").split(",")
 
 
 def _why_none(client: MlflowClient, experiments: Sequence[str], sweep: str) -> str:
-    deleted = _search(client, experiments, _OURS, deleted=True)
+    deleted = _search(client, experiments, RUN, deleted=True)
     if any(sweep in _sweeps(run) for run in deleted):
         return f"the runs of sweep {sweep!r} were deleted there; `mlflow gc` has not removed them"
-    names = {name for run in _search(client, experiments, _OURS) for name in _sweeps(run) if name}
+    names = {name for run in _search(client, experiments, RUN) for name in _sweeps(run) if name}
     return f"no runs of a sweep {sweep!r}; {nearest(sweep, names)}"

@@ -24,7 +24,6 @@ from densevit.commandline import (
 )
 from densevit.errors import UserError
 from densevit.rundir import CAUSES, outputs_root
-from densevit.tracking.beside import set_right
 
 COMMANDS = ("run", "plan", "status", "logs", "retry", "cancel", "explain", "report")
 WATCH_SECONDS = 20
@@ -238,6 +237,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from densevit.sweep import show
     from densevit.sweep.state import observe
+    from densevit.tracking.beside import set_right
 
     heed_tracking_uri(options.tracking_uri)
     plan = _made(options)

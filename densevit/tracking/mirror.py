@@ -16,12 +16,7 @@ from typing import TYPE_CHECKING, Any
 from densevit.config import RunConfig
 from densevit.errors import UserError
 from densevit.passwords import without_password
-from densevit.rundir import (
-    RunFolder,
-    Status,
-    run_folder,
-    write_json,
-)
+from densevit.rundir import RunFolder, Status, run_folder, write_json
 from densevit.tracking import sent, shown, store
 from densevit.tracking.child import (
     FINAL,

@@ -20,6 +20,7 @@ from densevit.config import identity
 from densevit.errors import UserError
 from densevit.passwords import without_password
 from densevit.rundir import UMASK, RunFolder
+from densevit.tracking.shown import RUN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.models import Model
     from torch import nn
 
-RUN_TAG = "densevit.run"
 WEIGHTS_TAG = "densevit.checkpoint"  # a checkpoint's name holds its digest, and so says which
 _EXAMPLES = 2  # of a batch of one, torch.export would make a network that takes one picture only
 
@@ -74,7 +74,7 @@ def log_model(client: MlflowClient, mlflow_run_id: str, folder: RunFolder, uri: 
     if weights is None:
         raise UserError(f"{folder.path}: holds no checkpoint for {without_password(uri)}")
     if model is None:
-        tags = {RUN_TAG: folder.path.name, WEIGHTS_TAG: weights}
+        tags = {RUN: folder.path.name, WEIGHTS_TAG: weights}
         # MLflow takes none of these in a model's name.
         name = re.sub(r"[/:.%\"']", "-", run.info.run_name or folder.path.name)
         params = run.data.params
@@ -94,7 +94,7 @@ def _models_of(
     found = client.search_logged_models([run.info.experiment_id], wanted)
     kept = []
     for model in found:
-        if model.tags.get(RUN_TAG) != folder.path.name:  # a user's own
+        if model.tags.get(RUN) != folder.path.name:  # a user's own
             continue
         if weights is None or model.tags.get(WEIGHTS_TAG) == weights:
             kept.append(model)

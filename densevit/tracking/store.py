@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -114,20 +113,15 @@ def _require_local(database: Path) -> None:
         raise UserError(f"MLflow store {database}: is a folder and no file")
 
 
-def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+def file_system(path: Path) -> str:
     """The type of the file system that a file is on, or will be; empty where nobody says so."""
-    try:
-        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    place, found, longest = str(path.resolve()), "", -1
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        where = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
-        inside = place == where or place.startswith(where.rstrip("/") + "/")
-        if inside and len(where) >= longest:  # of two at one place the later one is seen
-            found, longest = after.split()[0], len(where)
-    return found
+    import psutil
+
+    place = path.resolve()
+    mounts = [m for m in psutil.disk_partitions(all=True) if place.is_relative_to(m.mountpoint)]
+    # Of two at one place the later one is seen: a sort keeps their order.
+    mounts.sort(key=lambda mount: len(mount.mountpoint))
+    return mounts[-1].fstype if mounts else ""
 
 
 @contextmanager

@@ -162,13 +162,10 @@ def _install(package: str) -> str:
                 policy.unlink()
 
 
-class Postgres(str):
-    """The URI of a PostgreSQL, and the processes behind it."""
+class Served:
+    """What has processes behind it, and what can happen to them."""
 
     service: Service
-
-    def start(self) -> None:
-        self.service.launch(lambda: _answers(self))
 
     def kill(self) -> None:
         self.service.kill()
@@ -179,6 +176,13 @@ class Postgres(str):
 
     def resume(self) -> None:
         self.service.signal(signal.SIGCONT)
+
+
+class Postgres(str, Served):
+    """The URI of a PostgreSQL, and the processes behind it."""
+
+    def start(self) -> None:
+        self.service.launch(lambda: _answers(self))
 
 
 @contextmanager
@@ -251,7 +255,7 @@ def plain(uri: str) -> str:
     return uri.replace("postgresql+psycopg2:", "postgresql:")
 
 
-class MlflowServer:
+class MlflowServer(Served):
     """A running `mlflow server`; `user` and `password` if it asks for them."""
 
     def __init__(self, service: Service, uri: str) -> None:
@@ -260,16 +264,6 @@ class MlflowServer:
     def start(self) -> None:
         """Start it, also again on the same port, and wait until it answers."""
         self.service.launch(lambda: _is_healthy(self.uri))
-
-    def kill(self) -> None:
-        self.service.kill()
-
-    def pause(self) -> None:
-        """It hangs: connections are made, and nothing is answered."""
-        self.service.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.service.signal(signal.SIGCONT)
 
 
 @contextmanager

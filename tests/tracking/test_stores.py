@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
+import psutil
 import pytest
 from rundirs import START, history, make_plan, make_run, train_lines, wait_for, write_lines
 
@@ -19,13 +21,13 @@ from densevit.tracking.quick import Standing, living_runs
 from densevit.tracking.store import file_system, open_store, require_usable, store_uri
 
 MOUNTS = r"""
-22 27 0:21 / /proc rw,relatime - proc proc rw
-27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
-40 27 0:40 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2
-41 27 0:41 / /scratch/big\040disk rw shared:3 master:4 - lustre mgs@tcp:/fs rw
-42 40 0:42 / /home/me/local rw - xfs /dev/sdb1 rw
-43 27 0:43 / /mnt rw - ext4 /dev/sdc1 rw
-44 27 0:44 / /mnt rw - fuse.sshfs me@there: rw
+proc /proc proc rw 0 0
+/dev/sda1 / ext4 rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+mgs@tcp:/fs /scratch/big\040disk lustre rw 0 0
+/dev/sdb1 /home/me/local xfs rw 0 0
+/dev/sdc1 /mnt ext4 rw 0 0
+me@there: /mnt fuse.sshfs rw 0 0
 """
 
 
@@ -41,12 +43,12 @@ MOUNTS = r"""
         ("/mnt/x", "fuse.sshfs"),
     ],
 )
-def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(tmp_path, path, kind):
-    from pathlib import Path
-
-    mounts = tmp_path / "mountinfo"
+def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(tmp_path, monkeypatch, path, kind):
+    mounts = tmp_path / "self" / "mounts"
+    mounts.parent.mkdir()
     mounts.write_text(MOUNTS.lstrip())
-    assert file_system(Path(path), mounts) == kind
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert file_system(Path(path)) == kind
 
 
 def test_here_it_is_what_the_system_says(tmp_path):
