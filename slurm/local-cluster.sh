@@ -40,9 +40,10 @@ identity() { # PID: what no later process of that pid shares; nothing for a zomb
     sed -E '/\) [ZX] [^)]*$/d; s/.*\) (\S+ ){19}(\S+) .*/\2@'"$BOOT/" "/proc/$1/stat" 2>/dev/null | grep .
 }
 records() { cat "$STATE/pids" 2>/dev/null || true; }
-record() { # NAME PIDFILE
+record() { # NAME PIDFILE, which a daemon makes before it writes into it
     local pid id
-    pid=$(cat "$2" 2>/dev/null) && id=$(identity "$pid") && echo "$1 $pid $id" >>"$STATE/pids"
+    pid=$(cat "$2" 2>/dev/null) && [[ $pid =~ ^[1-9][0-9]*$ ]] && id=$(identity "$pid") &&
+        echo "$1 $pid $id" >>"$STATE/pids"
 }
 forget() { [[ ! -e $STATE/pids ]] || sed -i "/^$1 /d" "$STATE/pids"; }
 pid_of() { # NAME: its recorded pid, if that very process still lives
@@ -138,6 +139,7 @@ bring_up() {
             [[ $name == slurmd-* ]] || ready "$name"
         fi
     done
+    for name in "${started[@]}"; do ready "$name"; done
     ((${#started[@]} == 0)) || settle
 }
 end() { # NAME

@@ -1,5 +1,6 @@
 """slurm/local-cluster.sh: it stops what it has started, and harms nothing else."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -55,12 +56,26 @@ def test_a_node_gets_its_port_back_from_a_child_that_hangs(cluster, tmp_path):
 
 
 @pytest.mark.cluster
+def test_a_pid_file_is_read_once_its_daemon_has_written_it(cluster, tmp_path):
+    shim = tmp_path / "slurmd"
+    shim.write_text("#!/bin/sh\n: >/run/densevit-slurm/slurmd-node2.pid\nsleep 1\n"
+                    f'exec {shutil.which("slurmd", path="/usr/sbin")} "$@"\n')  # fmt: skip
+    shim.chmod(0o755)
+    script("daemon", "kill", "slurmd-node2", check=True)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = script("daemon", "start", "slurmd-node2", env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stderr
+    assert script("status").returncode == 0
+
+
+@pytest.mark.cluster
 def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_cluster, tmp_path):
     other_cluster("--nodes", "3", "--gpus", "0")
     assert len(slurm("sinfo", "-h", "-N", "-p", "lab").splitlines()) == 3
+    assert script("status").returncode == 0
     names = script("status").stdout.splitlines()
-    pids = [int(line.split()[1]) for line in names if line.endswith("up")]
-    assert len(pids) >= 6
+    pids = [int(line.split()[1]) for line in names if line.endswith(" up") and "  -  " not in line]
+    assert len(pids) >= 6, names
     # As a node daemon's child that hangs before it becomes a job: nobody has its pid on record.
     hanging = shutil.copy(shutil.which("sleep"), tmp_path / "slurmd")
     child = subprocess.Popen(["nsenter", "--mount", "--uts", "--target", str(pids[-1]), hanging, "600"])  # fmt: skip
