@@ -42,17 +42,29 @@ def up_to_date(
     back as it was before.
     False while a run works. A run that was not begun has nothing to send.
     """
-    uri = store_uri(outputs)
-    database = database_file(uri)
-    if database is not None and not database.exists():
-        return False
-    store, ids = without_password(uri), list(run_ids)
-    folders = (run_folder(outputs, run_id) for run_id in ids)
-    begun = [folder for folder in folders if folder.provenance_file.exists()]
+    ids = list(run_ids)
     shelf = None if sweep is None else shown.read_shelf(outputs, sweep)
-    if not all(_sent_to_its_end(folder, store, shelf, living) for folder in begun):
+    begun = [run_id for run_id in ids if _has_begun(outputs, run_id)]
+    if next(_missing(outputs, begun, shelf, living), None) is not None:
         return False
-    return shelf is None or not begun or _sent_sweep(outputs, shelf, store, ids, living)
+    if shelf is None or not begun:
+        return True
+    return _sent_sweep(outputs, shelf, without_password(store_uri(outputs)), ids, living)
+
+
+def _missing(
+    outputs: Path,
+    run_ids: Iterable[str],
+    shelf: Shelf | None,
+    living: Mapping[str, Standing] | None = None,
+) -> Iterator[str]:
+    """The runs of which the store has not everything, and those that have not ended."""
+    uri = store_uri(outputs)
+    database, store = database_file(uri), without_password(uri)
+    empty = database is not None and not database.exists()
+    for run_id in run_ids:
+        if empty or not _sent_to_its_end(run_folder(outputs, run_id), store, shelf, living):
+            yield run_id
 
 
 def mirror_once(
@@ -108,24 +120,36 @@ class _Beside:
     sweep: str | None
     every: float
     grace: float
+    shown: Sequence[str] = ()  # those of the runs that the mirror was told of
     mirror: Mirror | None = None
     usable: bool = False
 
     def start(self) -> None:
         require_usable(store_uri(self.outputs))
-        if not (self._sent() and _all_ended(self.outputs, self.run_ids)):
-            self.mirror = self._started()
+        self._start_if_needed()
         self.usable = True
+
+    def _start_if_needed(self) -> None:
+        """Start a mirror of what is not sent to its end yet: of thousands of runs it would look at
+        those that are for longer than anybody waits."""
+        shelf = None if self.sweep is None else shown.read_shelf(self.outputs, self.sweep)
+        missing = dict.fromkeys(_missing(self.outputs, self.run_ids, shelf))
+        there = (run_id for run_id in self.run_ids if run_id not in missing)
+        # The sweep's own run is found by one of its runs.
+        one = next((r for r in there if _has_begun(self.outputs, r)), None)
+        if missing or not (one is None or self._sent([one])):
+            self.shown = [*missing, *([one] if one else [])]
+            self.mirror = start_mirror(self.outputs, self.shown, self.sweep, self.every)
 
     def end(self) -> None:
         """Let the mirror look a last time, and say what has to be said of it. One that was killed
         before, or gave up on its driver, gets a successor for that."""
         gone = self.mirror is not None and self.mirror.process.poll() is not None
-        if self.usable and (gone or self.mirror is None) and not self._sent():
-            self.mirror = self._started()
+        if self.usable and (self.mirror is None or (gone and not self._sent(self.shown))):
+            self._start_if_needed()
         if self.mirror is None:
             return
-        complete = self.mirror.stop(self.grace) or self._sent()
+        complete = self.mirror.stop(self.grace) or self._sent(self.shown)
         lines = [line.partition("warning: ")[2] or line for line in self.mirror.said()]
         lines = list(dict.fromkeys(line for line in lines if line.strip()))
         for line in lines[:_MOST_LINES]:
@@ -138,11 +162,8 @@ class _Beside:
             told = f"densevit sync {name} sends to MLflow what is missing there"
             print(f"warning: {told} (log: {self.mirror.log})", file=sys.stderr)
 
-    def _sent(self) -> bool:
-        return up_to_date(self.outputs, self.run_ids, self.sweep)
-
-    def _started(self) -> Mirror:
-        return start_mirror(self.outputs, self.run_ids, self.sweep, self.every)
+    def _sent(self, run_ids: Sequence[str]) -> bool:
+        return up_to_date(self.outputs, run_ids, self.sweep)
 
 
 @dataclass(frozen=True)
@@ -214,10 +235,12 @@ def start_mirror(
 
 def set_right(outputs: Path, run_ids: Iterable[str], sweep: str | None) -> None:
     """Have MLflow told, by a process that is not waited for, of runs that it shows as running and
-    that are not: those that ended without a word, and whose mirror did."""
+    that are not: those that ended without a word, and whose mirror did; and of a sweep so."""
     with suppress(UserError, OSError):  # as where only somebody else may write
-        store = without_password(store_uri(outputs))
-        wrong = [run_id for run_id in run_ids if _shown_running(run_folder(outputs, run_id), store)]
+        store, ids = without_password(store_uri(outputs)), list(run_ids)
+        wrong = [run_id for run_id in ids if _shown_running(run_folder(outputs, run_id), store)]
+        if not wrong and sweep is not None and _sweep_shown_running(outputs, sweep, store, ids):
+            wrong = [run for run in ids if sent.remembered(run_folder(outputs, run), store)][:1]
         mark = (outputs if sweep is None else sweep_folder(outputs, sweep)) / "tracking.right"
         if not wrong or (mark.exists() and time.time() - mark.stat().st_mtime < RIGHT_SECONDS):
             return
@@ -225,8 +248,8 @@ def set_right(outputs: Path, run_ids: Iterable[str], sweep: str | None) -> None:
         start_mirror(outputs, wrong, sweep).let_go()
 
 
-def _all_ended(outputs: Path, run_ids: Iterable[str]) -> bool:
-    return all(run_folder(outputs, run_id).seen().state in FINAL for run_id in run_ids)
+def _has_begun(outputs: Path, run_id: str) -> bool:
+    return run_folder(outputs, run_id).provenance_file.exists()
 
 
 def _sent_to_its_end(
@@ -235,6 +258,8 @@ def _sent_to_its_end(
     held = sent.remembered(folder, store)
     try:
         state = folder.seen().state
+        if state in FINAL and not folder.provenance_file.exists():
+            return True  # cancelled before it began: there is nothing to send
         files = sent.file_stamps(folder, state, shelf)
         size = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
         return (
@@ -277,3 +302,10 @@ def _shown_running(folder: RunFolder, store: str) -> bool:
         return held.get("state") == "running" and folder.seen().state in FINAL
     except UserError:
         return False
+
+
+def _sweep_shown_running(outputs: Path, sweep: str, store: str, run_ids: Sequence[str]) -> bool:
+    shelf = shown.read_shelf(outputs, sweep)
+    if sent.remembered_parent(shelf, store).get("status") != "RUNNING":
+        return False
+    return sweep_state(outputs, shelf, run_ids)[0] != "RUNNING"

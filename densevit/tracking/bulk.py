@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -27,6 +28,7 @@ def log_points(client: MlflowClient, uri: str, mlflow_id: str, points: Sequence[
     """Send points, those of each metric in their order.
 
     A metric's last step in the store thus says how far it was sent, wherever this was interrupted.
+    Hence nothing is left to MLflow's own threads either, which keep no order and tell no fault.
     """
     with _without_collection():
         if is_server(uri) and len(points) > BATCH:
@@ -42,7 +44,7 @@ def log_points(client: MlflowClient, uri: str, mlflow_id: str, points: Sequence[
 
 def _send(client: MlflowClient, mlflow_id: str, points: Sequence[Metric]) -> None:
     for batch in _batches(points):
-        client.log_batch(mlflow_id, metrics=batch)
+        client.log_batch(mlflow_id, metrics=batch, synchronous=True)
 
 
 def _send_by_two(
@@ -51,7 +53,7 @@ def _send_by_two(
     """Send parts, another process from the first on, which takes its time to start, and this one
     from the last on: most of the time goes into Python and not into the database."""
     context = multiprocessing.get_context("spawn")  # a fork would share this one's connections
-    pool = ProcessPoolExecutor(1, context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(1, context, initializer=_follow_parent)
     try:
         plain = ([(p.key, p.value, p.timestamp, p.step) for p in part] for part in parts)
         sent = [pool.submit(_send_plain, uri, mlflow_id, part) for part in plain]
@@ -64,8 +66,11 @@ def _send_by_two(
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Let this process end when the one that started it is killed: it would wait for ever."""
+def _follow_parent() -> None:
+    """Let this process end when the one that started it is killed: it would wait for ever. And not
+    before: some schedulers signal all processes of a job."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         if parent := multiprocessing.parent_process():

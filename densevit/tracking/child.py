@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +62,23 @@ class Child:
         return cls(info.run_id, info.experiment_id, info.status, info.end_time, steps_of(run))
 
     def resume(self, held: Mapping[str, Any]) -> None:
-        """Take over what an earlier mirror remembers of the same run in the same store."""
-        self.renamed, self.odd = set(held.get("renamed", ())), set(held.get("odd", ()))
-        if self.last_steps == held.get("last_steps"):  # else the store was put back meanwhile
+        """Take over what another mirror remembers of the same run in the same store."""
+        if held.get("mlflow_run_id") != self.id:
+            return
+        self.renamed |= set(held.get("renamed", ()))
+        self.odd |= set(held.get("odd", ()))
+        if not self.is_behind(held.get("last_steps", {})):  # else the store was put back meanwhile
             self.offset, self.mark = held["offset"], held["mark"]
             self.files, self.model = held.get("files", {}), held.get("model", "")
+
+    def is_at_the_end(self, metrics: Path) -> bool:
+        """Whether all of a metrics file was sent."""
+        size = metrics.stat().st_size if metrics.exists() else 0
+        return (size, sent.mark(metrics, self.offset)) == (self.offset, self.mark)
+
+    def is_behind(self, steps: Mapping[str, int]) -> bool:
+        """Whether the store has less of a metric than was sent."""
+        return any(self.last_steps.get(key, -1) < step for key, step in steps.items())
 
     def model_is_settled(self, *, again: bool = False) -> bool:
         """Whether nothing is to be done for the network; `again`: one that was refused counts."""
@@ -90,22 +103,35 @@ class Child:
         }
 
 
-def send_points(client: MlflowClient, uri: str, folder: RunFolder, child: Child) -> list[str]:
-    """Send the new lines of a run's metrics; returns notes."""
-    grown = child.mark == sent.mark(folder.metrics_file, child.offset)
-    lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
-    if not lines:
+def send_points(
+    client: MlflowClient, uri: str, folder: RunFolder, child: Child, held: Mapping[str, Any], *,
+    patient: bool,
+) -> list[str]:  # fmt: skip
+    """Send the new lines of a run's metrics; `held` is what was remembered last. Returns notes.
+
+    With patience those of a run that was resumed wait until it is as far as it was before: then it
+    takes one comparison with the store's steps and not one a look.
+    """
+    if child.is_at_the_end(folder.metrics_file):
         return []
     # Asked again each time: another mirror may have sent some of it, and a store that was put back
     # as it was before may have lost some.
     run = client.get_run(child.id)
     known, child.last_steps, child.status = child.last_steps, steps_of(run), run.info.status
-    if any(child.last_steps.get(key, -1) < step for key, step in known.items()):
-        lines, offset = read_metrics(folder.metrics_file)
+    if child.is_behind(known):
+        child.offset, child.mark = 0, ""
+    child.resume(held)
+    grown = child.mark == sent.mark(folder.metrics_file, child.offset)
+    lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
+    if not lines:
+        return []
+    if patient and int(lines[-1]["step"]) < max(child.last_steps.values(), default=-1):
+        return []
     mark = sent.mark(folder.metrics_file, offset)  # now: the file may be cut back meanwhile
-    found = shown.new_points(lines, child.last_steps)
+    found = shown.new_points(lines, child.last_steps, partial(_steps_there, client, child.id))
     log_points(client, uri, child.id, found.points)
-    child.last_steps |= {point.key: point.step for point in found.points}
+    for point in found.points:
+        child.last_steps[point.key] = max(point.step, child.last_steps.get(point.key, -1))
     child.offset, child.mark = offset, mark
     notes = []
     if new := {n: k for n, k in found.renamed.items() if k not in child.renamed}:
@@ -117,6 +143,10 @@ def send_points(client: MlflowClient, uri: str, folder: RunFolder, child: Child)
         told = ", ".join(f"{key} at step {step}" for key, step in odd.items())
         notes.append(f"not finite: {told}")
     return notes
+
+
+def _steps_there(client: MlflowClient, mlflow_id: str, key: str) -> set[int]:
+    return {point.step for point in client.get_metric_history(mlflow_id, key)}
 
 
 def send_files(

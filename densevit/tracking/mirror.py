@@ -1,8 +1,9 @@
 """How run directories are sent to MLflow: each (metric, step) once, whatever happened before.
 
-How far a run was sent is asked of the store itself, as the last step of each metric: that stays
-right when a mirror was killed between sending and remembering, and when a resumed run cut its
-metrics file back and writes the same steps again. A run's `tracking.json` saves reading again.
+How far a run was sent is asked of the store itself, as the last step of each metric, and as all of
+its steps where a line is not beyond that one: this stays right when a mirror was killed between
+sending and remembering, and when a resumed run cut its metrics file back and writes the same steps
+or others again. A run's `tracking.json` saves reading and asking again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from densevit.config import RunConfig
 from densevit.errors import UserError
 from densevit.passwords import without_password
-from densevit.rundir import RunFolder, Status, run_folder, write_json
+from densevit.rundir import RunFolder, State, Status, run_folder, write_json
 from densevit.tracking import sent, shown, store
 from densevit.tracking.child import (
     FINAL,
@@ -68,6 +69,7 @@ class Mirroring:
 
     def look(self, last: bool) -> Look:
         """Send what is new, with `last` also the sweep's report and state."""
+        self.left = ""
         if self.sweep is not None:
             self._read_shelf(self.sweep)
         try:
@@ -93,7 +95,7 @@ class Mirroring:
                 continue
             with self._one(client, run_id, folder.tracking_lock, look, patient=last) as mine:
                 if mine:
-                    self._send_run(client, run_id, look)
+                    self._send_run(client, run_id, look, last)
         if last and self.shelf is not None and self.parent is not None:
             lock = sent.parent_lock(self.shelf)
             with self._one(client, f"sweep {self.sweep}", lock, look, patient=True):
@@ -133,13 +135,13 @@ class Mirroring:
             return
         self.children.pop(subject, None)  # what has arrived is asked again
 
-    def _send_run(self, client: MlflowClient, run_id: str, look: Look) -> None:
+    def _send_run(self, client: MlflowClient, run_id: str, look: Look, last: bool) -> None:
         """Bring a run in the store up to date."""
         from mlflow.exceptions import MlflowException
 
         known = run_id in self.children
         try:
-            self._send_news(client, run_id, look)
+            self._send_news(client, run_id, look, last)
             return
         except MlflowException as error:
             if not known or error.error_code not in GONE:
@@ -147,9 +149,9 @@ class Mirroring:
         # It was deleted since, or the store is another one: as if it was never seen.
         self.children.clear()
         self.parent = None
-        self._send_news(client, run_id, look)
+        self._send_news(client, run_id, look, last)
 
-    def _send_news(self, client: MlflowClient, run_id: str, look: Look) -> None:
+    def _send_news(self, client: MlflowClient, run_id: str, look: Look, last: bool) -> None:
         folder = run_folder(self.outputs, run_id)
         settled, started_last = sent.settled(folder), sent.started_last(folder)
         # Before the metrics: a run writes its final state after its last line.
@@ -160,20 +162,22 @@ class Mirroring:
         try:
             if child is None or child.started_last != started_last or child.fresh:
                 child, notes = self._child(client, folder, status)
-        except (Left, UserError):
+        except Exception:
             self._end_without(client, folder, status)
             raise
+        held, patient = self._held(folder), status.state == "running" and not last
+        child.resume(held)
         try:
-            notes += send_points(client, self.uri, folder, child)
+            notes += send_points(client, self.uri, folder, child, held, patient=patient)
         finally:  # what cannot be sent must not leave a run that has ended running for ever
             set_status(client, child, status)
-            self._remember(folder, status, child.record())
+            self._remember(folder, status.state, child.record())
         look.notes.extend(f"{run_id}: {note}" for note in notes)
         try:
             send_files(client, child, sent.file_stamps(folder, status.state, self.shelf))
             self._send_model(client, folder, child, status, look)
         finally:
-            self._remember(folder, status, child.record())
+            self._remember(folder, status.state, child.record())
         child.settled = settled if status.state in FINAL and not child.fresh else None
         self.children[run_id] = child
 
@@ -201,13 +205,14 @@ class Mirroring:
             return
         if run.info.lifecycle_stage == "active":
             set_status(client, Child.of(run), status)
-        self._remember(folder, status, held)
+        self._remember(folder, status.state, held)
 
     def _held(self, folder: RunFolder) -> dict[str, Any]:
         return sent.remembered(folder, without_password(self.uri))
 
-    def _remember(self, folder: RunFolder, status: Status, facts: Mapping[str, Any]) -> None:
-        record = {**facts, "store": without_password(self.uri), "state": status.state}
+    def _remember(self, folder: RunFolder, told: State, facts: Mapping[str, Any]) -> None:
+        """Note what the store has, of which `told` is the run's state."""
+        record = {**facts, "store": without_password(self.uri), "state": told}
         if record != self._held(folder):
             write_json(folder.tracking_file, record)
 
@@ -226,6 +231,8 @@ class Mirroring:
         if run is None:
             title = shown.run_name(folder, config, self.shelf)
             run = store.make_run(client, experiment, name, title, milliseconds(first))
+            # As running, which it is there: should this end before the status is sent, it is seen.
+            self._remember(folder, "running", {**Child.of(run).record(), "fresh": True})
         sweeps = {s for s in run.data.tags.get(shown.SWEEPS, "").split(",") if s}
         sweeps |= {self.sweep} if self.sweep else set()
         tags = {shown.BEGUN: name.begun, **shown.run_tags(folder, config, self.shelf)}
@@ -236,8 +243,6 @@ class Mirroring:
         params, notes = shown.run_params(config)
         store.describe(client, run, params, tags)
         child = Child.of(run)
-        if held.get("mlflow_run_id") == child.id:
-            child.resume(held)
         child.sweeps, child.fresh, child.wants_model = sorted(sweeps), fresh, config.log_model
         child.started_last = sent.started_last(folder)
         return child, notes
@@ -260,6 +265,7 @@ class Mirroring:
         if status.state == "running" and self.parent.status != "RUNNING":
             client.update_run(self.parent.id, status="RUNNING")
             self.parent = replace(self.parent, status="RUNNING", end_time=None)
+            self._remember_parent(self.shelf, self.parent)
         return self.parent.id
 
     def _found_parent(self, client: MlflowClient, experiment: str, shelf: Shelf) -> Parent:
@@ -275,9 +281,25 @@ class Mirroring:
             if run is None:
                 began = begun(self.outputs, shelf, self.run_ids)
                 run = store.make_run(client, experiment, name, shelf.name, began)
+            info = run.info
+            parent = Parent(info.run_id, info.experiment_id, info.status, info.end_time, fresh)
+            self._remember_parent(shelf, parent)
         store.describe(client, run, {}, shown.shelf_tags(shelf))
-        info = run.info
-        return Parent(info.run_id, info.experiment_id, info.status, info.end_time, fresh)
+        return parent
+
+    def _remember_parent(
+        self, shelf: Shelf, parent: Parent, files: Mapping[str, str] | None = None
+    ) -> None:
+        """Note what the store has of the sweep; without `files` those of before."""
+        held = sent.remembered_parent(shelf, without_password(self.uri))
+        before = held.get("files", {}) if held.get("mlflow_run_id") == parent.id else {}
+        record = {
+            "store": without_password(self.uri), "mlflow_run_id": parent.id,
+            "experiment_id": parent.experiment, "status": parent.status,
+            "files": before if files is None else files, "fresh": parent.fresh,
+        }  # fmt: skip
+        if record != held:
+            write_json(sent.parent_record(shelf), record)
 
     def _settle_parent(self, client: MlflowClient, shelf: Shelf, parent: Parent) -> None:
         """The sweep's files, and a state that follows from its runs'."""
@@ -287,17 +309,12 @@ class Mirroring:
             if found is not None and found.info.lifecycle_stage != "active":
                 raise Left(f"was deleted in MLflow; densevit sync {shelf.name} restores it")
             set_state(client, parent.id, state, end)
-            self.parent = replace(parent, status=state, end_time=end)
+            self.parent = parent = replace(parent, status=state, end_time=end)
+            self._remember_parent(shelf, parent)
         held = sent.remembered_parent(shelf, without_password(self.uri))
         known = held.get("files", {}) if held.get("mlflow_run_id") == parent.id else {}
         now = sent.parent_files(shelf)
         for name, digest in now.items():
             if known.get(name) != digest:
                 log_file(client, parent.id, shelf.folder / name, name)
-        record = {
-            "store": without_password(self.uri), "mlflow_run_id": parent.id,
-            "experiment_id": parent.experiment, "status": state, "files": now,
-            "fresh": parent.fresh,
-        }  # fmt: skip
-        if record != held:
-            write_json(sent.parent_record(shelf), record)
+        self._remember_parent(shelf, parent, now)

@@ -131,7 +131,7 @@ def _fill(client: MlflowClient, run: MlflowRun, folder: RunFolder, model: Logged
         if m.step == step
     ]
     if points:
-        client.log_batch(run.info.run_id, metrics=points)
+        client.log_batch(run.info.run_id, metrics=points, synchronous=True)
 
 
 def _write(folder: RunFolder, target: Path, described: Model) -> int:

@@ -38,7 +38,7 @@ def _remembered(file: Path, store: str) -> dict[str, Any]:
         record = read_json(file) or {}
     except UserError:
         return {}
-    return record if record.get("store") == store else {}
+    return record if isinstance(record, dict) and record.get("store") == store else {}
 
 
 def parent_files(shelf: Shelf) -> dict[str, str]:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,11 +174,19 @@ class Points:
     renamed: dict[str, str] = field(default_factory=dict)
 
 
-def new_points(lines: Sequence[Mapping[str, Any]], last_steps: Mapping[str, int]) -> Points:
-    """The numbers of some lines, without the steps that were sent before, each step once a name."""
+def new_points(
+    lines: Sequence[Mapping[str, Any]],
+    last_steps: Mapping[str, int],
+    steps_of: Callable[[str], Collection[int]],
+) -> Points:
+    """The numbers of some lines, without the steps that were sent before, each step once a name.
+
+    `steps_of` gives all steps that the store has of a metric. It is asked of those metrics of which
+    a line is not beyond the last step there: a run that was resumed may log others than before.
+    """
     from mlflow.entities import Metric
 
-    last, found = dict(last_steps), Points()
+    newest, found, known = {}, Points(), cache(steps_of)
     for line in lines:
         step, time = int(line["step"]), milliseconds(line["time"])
         for name, written in line.items():
@@ -186,9 +194,11 @@ def new_points(lines: Sequence[Mapping[str, Any]], last_steps: Mapping[str, int]
             if value is None or name in _NO_NUMBERS:
                 continue
             key = metric_key(name)
-            if step <= last.get(key, -1):
+            if step <= newest.get(key, -1):
                 continue
-            last[key] = step
+            newest[key] = step
+            if step <= last_steps.get(key, -1) and step in known(key):
+                continue
             found.points.append(Metric(key, value, time, step))
             if key != name:
                 found.renamed[name] = key
@@ -206,7 +216,7 @@ def metric_key(name: str) -> str:
     key = re.sub(r"^\.\.", "__", key)
     if key == name and len(key) <= LONGEST_KEY:
         return name
-    mark = hashlib.sha256(name.encode()).hexdigest()[:6]
+    mark = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:6]
     return f"{key[: LONGEST_KEY - 7]}-{mark}"
 
 

@@ -6,6 +6,8 @@ import fcntl
 import logging
 import os
 import sqlite3
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -26,15 +28,16 @@ if TYPE_CHECKING:
 SERVERS = ("http", "https")
 _SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_OTHERS = ("databricks", "databricks-uc")
+_OTHERS = ("databricks", "databricks-uc")  # alone, or before ://PROFILE
 # Where a file lock does not hold for all machines, SQLite loses its data.
 _NETWORK = {
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "fhgfs", "cifs", "smb3", "smbfs", "ceph",
-    "glusterfs", "afs", "9p", "panfs", "orangefs", "pvfs2", "fuse.sshfs",
-    "fuse.glusterfs", "fuse.ceph", "fuse.beegfs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse",
-    "wekafs", "daos",
+    "glusterfs", "afs", "9p", "panfs", "orangefs", "pvfs2", "wekafs", "daos", "fuse.sshfs",
+    "fuse.glusterfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.beegfs", "fuse.juicefs", "fuse.s3fs",
+    "fuse.gcsfuse",
 }  # fmt: skip
 _KNOCK_SECONDS = 10
+TELL_SECONDS = 30.0  # of waiting for a lock
 _WAYS_OUT = (
     "an MLflow server (docs/tracking.md), MLFLOW_TRACKING_URI=sqlite:////a/local/disk/mlflow.db, "
     "or --no-tracking and densevit sync later"
@@ -67,6 +70,11 @@ def is_server(uri: str) -> bool:
     return urlsplit(uri).scheme in SERVERS
 
 
+def is_database(uri: str) -> bool:
+    """Whether a store is a database that each process opens itself."""
+    return not is_server(uri) and uri.partition(":")[0] not in _OTHERS
+
+
 def require_usable(uri: str) -> None:
     """Refuse a URI that is none, and SQLite where it would lose data; asks no server.
 
@@ -90,6 +98,8 @@ def require_usable(uri: str) -> None:
         raise UserError(f"MLflow store {told}: unknown kind {scheme!r}; {nearest(scheme, known)}")
     if kind in SERVERS and not host:
         raise UserError(f"MLflow store {told}: names no host; write http://HOST:PORT")
+    if kind in SERVERS and not _has_good_port(uri):
+        raise UserError(f"MLflow store {told}: its port is none; / in a password is written %2F")
     database = database_file(uri)
     if kind == "sqlite" and (database is None or not database.name):
         raise UserError(f"MLflow store {told}: names no file; write sqlite:////FOLDER/mlflow.db")
@@ -100,6 +110,13 @@ def require_usable(uri: str) -> None:
                 f"MLflow store {told}: MLflow misreads {odd!r} in a path; use {_WAYS_OUT}"
             )
         _require_local(database)
+
+
+def _has_good_port(uri: str) -> bool:
+    try:
+        return urlsplit(uri).port != 0
+    except ValueError:
+        return False
 
 
 def _require_local(database: Path) -> None:
@@ -126,15 +143,31 @@ def file_system(path: Path) -> str:
 
 @contextmanager
 def alone(path: Path, *, patient: bool = True) -> Iterator[bool]:
-    """Hold a lock file for this process; without patience yields False if another one has it."""
+    """Hold a lock file for this process; without patience yields False if another one has it.
+
+    A long wait is told: who holds it may be stopped.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
-            return
+            if not patient:
+                yield False
+                return
+            telling = threading.Timer(TELL_SECONDS, _tell_of_waiting, [path])
+            telling.daemon = True
+            telling.start()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            finally:
+                telling.cancel()
         yield True
+
+
+def _tell_of_waiting(path: Path) -> None:
+    told = f"warning: waiting for {path}, which another process holds: one that mirrors runs"
+    print(told, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -142,7 +175,7 @@ def opened(uri: str, outputs: Path) -> Iterator[MlflowClient]:
     """A client of a store; of a database that processes open themselves, the first one makes the
     tables, alone: two that make them together break it. SQLite is held on to: it has one writer."""
     database = database_file(uri)
-    if is_server(uri):
+    if not is_database(uri):
         yield open_store(uri)
     elif database is not None:
         with alone(database.with_suffix(".lock")):
@@ -165,11 +198,15 @@ def open_store(uri: str) -> MlflowClient:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
+    pooled = any(name.startswith("MLFLOW_SQLALCHEMYSTORE_") for name in os.environ)
+    if is_database(uri) and database_file(uri) is None and not pooled:
+        # A database takes some hundred connections, and a cluster may have as many mirrors.
+        quiet["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     for name in ("urllib3", "mlflow.store.db.utils"):  # which tell each try
         logging.getLogger(name).setLevel(logging.ERROR)
-    if not is_server(uri) and uri not in _OTHERS:
+    if is_database(uri):
         _knock(uri)
     from mlflow import MlflowClient
 
@@ -198,8 +235,7 @@ def find_or_make_experiment(
     found = client.get_experiment_by_name(name)
     if found is None:
         # A server has a place of its own; a database knows of none.
-        apart = is_server(uri) or uri.startswith(_OTHERS)
-        place = None if apart else (outputs.absolute() / "mlartifacts").as_uri()
+        place = (outputs.absolute() / "mlartifacts").as_uri() if is_database(uri) else None
         try:
             return client.create_experiment(name, artifact_location=place)
         except Exception:  # another machine may have been quicker
@@ -299,7 +335,7 @@ def describe(
     missing = [Param(k, v) for k, v in params.items() if k not in run.data.params]
     other = [RunTag(k, v) for k, v in tags.items() if run.data.tags.get(k) != v]
     for some, others in zip_longest(_hundreds(missing), _hundreds(other), fillvalue=()):
-        client.log_batch(run.info.run_id, params=some, tags=others)
+        client.log_batch(run.info.run_id, params=some, tags=others, synchronous=True)
 
 
 def _hundreds(items: Sequence[Any]) -> list[Sequence[Any]]:

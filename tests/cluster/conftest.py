@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lab import Sweep, script
+from lab import Sweep, script, wait_for
 
 REQUIRED = os.environ.get("DENSEVIT_REQUIRE_SLURM") == "1"
 
@@ -88,6 +88,7 @@ def user(cluster):
     shutil.chown(home, name)
     yield name, home, show
     subprocess.run(["pkill", "-KILL", "-u", name], check=False)
+    wait_for(lambda: subprocess.run(["pgrep", "-u", name], check=False).returncode == 1, 30)
     # Nothing is removed that may still hold a mount.
     for place in mounted:
         subprocess.run(["umount", "--lazy", place], check=True)

@@ -56,7 +56,7 @@ class Site:
         """Run a command as the user; what it prints."""
         variables = [f"{k}={v}" for k, v in {**self.environment, **environment}.items()]
         command = ["runuser", "-u", self.name, "--", "env", "-i", *variables, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.home)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=self.home)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout.strip()
 
@@ -71,7 +71,7 @@ class Site:
             assert running, log.read_text() if log.exists() else "the job has ended"
             return how.exists() and how.read_text()
 
-        text = wait_for(told, 60, "the server")
+        text = wait_for(told, 180, "the server")
         assert how.stat().st_mode & 0o777 == 0o600
         assert (self.outputs / "mlflow-password").stat().st_mode & 0o777 == 0o600
         return job, dict(re.findall(r"export (\w+)=(\S+)", text))

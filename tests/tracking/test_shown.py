@@ -139,7 +139,7 @@ def test_what_mlflow_does_not_take_is_told_once_and_stays_whole_in_the_files(out
     assert mirror_once(outputs, [run_id])[1] == notes[:1]
 
 
-@given(st.lists(st.text(min_size=1, max_size=300), unique=True, max_size=20))
+@given(st.lists(st.text(st.characters(), min_size=1, max_size=300), unique=True, max_size=20))
 def test_every_name_of_a_metric_has_one_that_mlflow_takes_and_no_two_share_it(names):
     keys = [metric_key(name) for name in names]
     for name, key in zip(names, keys, strict=True):
@@ -162,11 +162,14 @@ def test_a_usual_name_is_kept(name):
         ),
         max_size=30,
     ),
-    st.dictionaries(st.sampled_from(["a", "b"]), st.integers(-1, 10)),
+    st.dictionaries(st.sampled_from(["a", "b"]), st.sets(st.integers(0, 10), min_size=1)),
 )
-def test_points_are_those_of_the_lines_beyond_the_last_steps(lines, last):
+def test_points_are_those_of_the_lines_that_the_store_has_not(lines, there):
     written = [{"step": n // 2, "epoch": 0, "time": START, **x} for n, x in enumerate(lines)]
-    found = shown.new_points(written, last)
+    asked = []
+    last = {key: max(steps) for key, steps in there.items()}
+    found = shown.new_points(written, last, lambda key: asked.append(key) or there[key])
+    assert len(asked) == len(set(asked))
     got = [(p.key, p.step) for p in found.points]
     wanted = {}
     for line in written:
@@ -174,7 +177,8 @@ def test_points_are_those_of_the_lines_beyond_the_last_steps(lines, last):
             number = line.get(key)
             if isinstance(number, float) or (isinstance(number, str) and number != "text"):
                 wanted.setdefault((key, line["step"]), repr(float(number)))
-    wanted = {k: v for k, v in wanted.items() if k[1] > last.get(k[0], -1)}
+    assert set(asked) == {key for key, step in wanted if step <= last.get(key, -1)}
+    wanted = {k: v for k, v in wanted.items() if k[1] not in there.get(k[0], ())}
     assert sorted(got) == sorted(wanted)
     assert {(p.key, p.step): repr(p.value) for p in found.points} == wanted
 

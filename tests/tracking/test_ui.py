@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -138,9 +139,9 @@ def get(address):
         return answer.read().decode()
 
 
-def dom(address, folder):
+def dom(address):
     """The text of a page when its scripts have run."""
-    profile = folder / uuid.uuid4().hex
+    profile = tempfile.mkdtemp()
     done = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -170,7 +171,7 @@ def test_the_pages_show_the_sweep_and_ctrl_c_leaves_no_process(tmp_path, filled,
         assert dict(addresses(capsys.readouterr().out)) == found
 
         with ThreadPoolExecutor() as pool:
-            table, best, compared, curves = pool.map(lambda a: dom(a, tmp_path), found.values())
+            table, best, compared, curves = pool.map(dom, found.values())
         assert ">one<" in table
         assert ">one_more<" in table
         assert "6</strong> matching runs" in table
