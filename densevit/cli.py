@@ -121,7 +121,8 @@ def _train(options: argparse.Namespace) -> int:
             return execute(folder)
         from densevit.tracking.beside import mirroring
 
-        with mirroring(outputs, [folder.path.name], None):
+        starting = folder.status().state != "finished"
+        with mirroring(outputs, [folder.path.name], None, starting=starting):
             return execute(folder)
 
 

@@ -6,7 +6,7 @@ import re
 
 # A database's password may hold a slash, or an @; behind a server's name come slashes, and then it
 # may, unless what follows the first colon is no port.
-_WEB = re.compile(r"(\bhttps?://)(?:[^/\s]*@|[^/:\s]*:(?!\d+(?:/|$))\S*@)", re.IGNORECASE)
+_WEB = re.compile(r"(\bhttps?://)(?:[^/\s]*@|[^/:\s\[]*:(?!\d+(?:/|$))\S*@)", re.IGNORECASE)
 _OTHER = re.compile(r"(\b(?!https?:|sqlite)[a-z][\w+]*://)\S*@", re.IGNORECASE)
 _NAMED = re.compile(r"((?:password|passwd|pwd)=)[^&\s]+", re.IGNORECASE)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from densevit.commandline import add_outputs, add_tracking_uri, heed_tracking_uri
 from densevit.errors import EXIT_FAILED, Unreachable, UserError, nearest
 from densevit.passwords import without_password
-from densevit.rundir import outputs_root, read_json, run_folder
+from densevit.rundir import outputs_root, read_json
 
 
 def add_sync(commands: Any) -> None:
@@ -44,8 +44,7 @@ class _Group(NamedTuple):
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from densevit.tracking.beside import up_to_date
-    from densevit.tracking.quick import living_runs
+    from densevit.tracking.complete import asked_living, up_to_date
     from densevit.tracking.store import require_usable, store_uri
 
     heed_tracking_uri(options.tracking_uri)
@@ -55,7 +54,7 @@ def _sync(options: argparse.Namespace) -> int:
     groups = list(_groups(outputs, options.names))
     if not groups:
         raise UserError(f"{outputs}: has no runs; --outputs names another folder")
-    living = living_runs(uri, _experiments(outputs, uri, groups))
+    living = asked_living(outputs, {run_id for group in groups for run_id in group.run_ids})
     failed = False
     for group in groups:
         if living is not None and up_to_date(outputs, group.run_ids, group.sweep, living):
@@ -63,16 +62,6 @@ def _sync(options: argparse.Namespace) -> int:
         else:
             failed = not _send(outputs, uri, group, bool(options.names)) or failed
     return EXIT_FAILED if failed else 0
-
-
-def _experiments(outputs: Path, uri: str, groups: Sequence[_Group]) -> set[str]:
-    """Where the runs are in the store, as far as that is remembered."""
-    from densevit.tracking.sent import remembered
-
-    store = without_password(uri)
-    folders = (run_folder(outputs, run_id) for group in groups for run_id in group.run_ids)
-    held = (remembered(folder, store) for folder in folders)
-    return {record["experiment_id"] for record in held if "experiment_id" in record}
 
 
 def _send(outputs: Path, uri: str, group: _Group, restore: bool) -> bool:

@@ -90,7 +90,7 @@ def _run_and_stay(plan: Plan, work: Work, launcher: str, options: argparse.Names
         with _ready(plan, work, launcher):
             prepare(plan, work)
             say(f"{plan.name}: {counted(plan, work)}")
-            with mirror(plan, options.no_tracking):
+            with mirror(plan, options.no_tracking, starting=bool(work.to_run)):
                 stopped = bool(work.to_run) and _launch(plan, work, launcher, options.jobs)
         # What a search proposes next depends on what these have reached.
         further = None if stopped else _further(plan)

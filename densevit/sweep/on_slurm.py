@@ -44,7 +44,7 @@ def run_on_slurm(
         say(f"look: {typed(plan, 'status')}    stop: {typed(plan, 'cancel')}")
         return 0
     try:
-        with mirror(plan, options.no_tracking):
+        with mirror(plan, options.no_tracking, starting=True):
             _stay(plan, profile, options, left)
             return finish_sweep(plan, options.no_tracking)
     except KeyboardInterrupt:

@@ -41,13 +41,13 @@ def counted(plan: Plan, work: Work) -> str:
     return told + f"{len(work.to_run)} to run"
 
 
-def mirror(plan: Plan, no_tracking: bool) -> Any:
-    """A context in which the plan's runs are mirrored to MLflow."""
+def mirror(plan: Plan, no_tracking: bool, *, starting: bool = False) -> Any:
+    """A context in which the plan's runs are mirrored to MLflow; `starting` some, or watching."""
     if no_tracking:
         return nullcontext()
     from densevit.tracking.beside import mirroring
 
-    return mirroring(plan.outputs, [run.id for run in plan.runs], plan.name)
+    return mirroring(plan.outputs, [run.id for run in plan.runs], plan.name, starting=starting)
 
 
 def finish_sweep(plan: Plan, no_tracking: bool) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from densevit.errors import EXIT_CARRY_ON
 from densevit.tracking.beside import INTERVAL
 from densevit.tracking.mirror import Mirroring
-from densevit.tracking.store import database_file, store_uri
+from densevit.tracking.store import database_file, is_database, store_uri
 
 LONGEST_WAIT = 60.0  # seconds, while the store does not answer
 GRACE = 90.0  # seconds that a driver has to end, after both were told to
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.nice(NICE)
     stop = _stop_wanted()
     uri = store_uri(given.outputs)
+    _hold_no_connection(uri)
     mirroring = Mirroring(given.outputs, uri, given.runs, given.sweep)
     told: set[str] = set()
     notes: set[str] = set()
@@ -55,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_CARRY_ON if look.problems else 0
         wait = min(2 * wait, LONGEST_WAIT) if look.problems else given.every
         stop.wait(wait)
+
+
+def _hold_no_connection(uri: str) -> None:
+    """Between two looks: a database takes some hundred, and a cluster may have as many mirrors."""
+    pooled = any(name.startswith("MLFLOW_SQLALCHEMYSTORE_") for name in os.environ)
+    if is_database(uri) and database_file(uri) is None and not pooled:
+        os.environ["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
 
 
 def _stop_wanted() -> threading.Event:

@@ -7,64 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from densevit.errors import UserError
 from densevit.passwords import without_password
-from densevit.rundir import RunFolder, run_folder, sweep_folder
-from densevit.tracking import sent, shown
+from densevit.rundir import run_folder, sweep_folder
 from densevit.tracking.child import FINAL
+from densevit.tracking.complete import is_shown_running, sweep_is_shown_running, up_to_date
 from densevit.tracking.mirror import Mirroring
-from densevit.tracking.parent import sweep_state
-from densevit.tracking.quick import Standing
-from densevit.tracking.shown import Shelf
-from densevit.tracking.store import database_file, require_usable, store_uri
+from densevit.tracking.store import require_usable, store_uri
 
 INTERVAL = 5.0  # seconds between two looks at the runs
 RIGHT_SECONDS = 60.0  # between two that set states right, of which one may still be at it
 STOP_SECONDS = 60.0  # that a driver waits for the last look
 _MOST_LINES = 5
-
-
-def up_to_date(
-    outputs: Path,
-    run_ids: Iterable[str],
-    sweep: str | None = None,
-    living: Mapping[str, Standing] | None = None,
-) -> bool:
-    """Whether the store holds all there is of the runs and the sweep; looks at small files only.
-
-    `living` is what the store says of its runs, if it was asked: it may have been emptied, or put
-    back as it was before.
-    False while a run works. A run that was not begun has nothing to send.
-    """
-    ids = list(run_ids)
-    shelf = None if sweep is None else shown.read_shelf(outputs, sweep)
-    begun = [run_id for run_id in ids if _has_begun(outputs, run_id)]
-    if next(_missing(outputs, begun, shelf, living), None) is not None:
-        return False
-    if shelf is None or not begun:
-        return True
-    return _sent_sweep(outputs, shelf, without_password(store_uri(outputs)), ids, living)
-
-
-def _missing(
-    outputs: Path,
-    run_ids: Iterable[str],
-    shelf: Shelf | None,
-    living: Mapping[str, Standing] | None = None,
-) -> Iterator[str]:
-    """The runs of which the store has not everything, and those that have not ended."""
-    uri = store_uri(outputs)
-    database, store = database_file(uri), without_password(uri)
-    empty = database is not None and not database.exists()
-    for run_id in run_ids:
-        if empty or not _sent_to_its_end(run_folder(outputs, run_id), store, shelf, living):
-            yield run_id
 
 
 def mirror_once(
@@ -84,15 +43,17 @@ def mirroring(
     run_ids: Sequence[str],
     sweep: str | None = None,
     *,
+    starting: bool = False,
     every: float = INTERVAL,
     grace: float = STOP_SECONDS,
 ) -> Iterator[None]:
-    """Mirror runs while the block executes, and to their end; nothing if all was sent before.
+    """Mirror runs while the block executes, and to their end.
 
-    It looks `every` so many seconds; the last look is waited for, `grace` seconds at most. A store
+    Nothing is done if all was sent before, unless the block is `starting` some of them again. It
+    looks `every` so many seconds; the last look is waited for, `grace` seconds at most. A store
     that cannot be used costs a warning.
     """
-    beside = _Beside(outputs, run_ids, sweep, every, grace)
+    beside = _Beside(outputs, run_ids, sweep, every, grace, starting)
     with _harmless():
         beside.start()
     try:
@@ -120,36 +81,25 @@ class _Beside:
     sweep: str | None
     every: float
     grace: float
-    shown: Sequence[str] = ()  # those of the runs that the mirror was told of
+    starting: bool
     mirror: Mirror | None = None
     usable: bool = False
 
     def start(self) -> None:
         require_usable(store_uri(self.outputs))
-        self._start_if_needed()
+        if self.starting or not (self._sent() and self._all_ended()):
+            self.mirror = self._started()
         self.usable = True
-
-    def _start_if_needed(self) -> None:
-        """Start a mirror of what is not sent to its end yet: of thousands of runs it would look at
-        those that are for longer than anybody waits."""
-        shelf = None if self.sweep is None else shown.read_shelf(self.outputs, self.sweep)
-        missing = dict.fromkeys(_missing(self.outputs, self.run_ids, shelf))
-        there = (run_id for run_id in self.run_ids if run_id not in missing)
-        # The sweep's own run is found by one of its runs.
-        one = next((r for r in there if _has_begun(self.outputs, r)), None)
-        if missing or not (one is None or self._sent([one])):
-            self.shown = [*missing, *([one] if one else [])]
-            self.mirror = start_mirror(self.outputs, self.shown, self.sweep, self.every)
 
     def end(self) -> None:
         """Let the mirror look a last time, and say what has to be said of it. One that was killed
         before, or gave up on its driver, gets a successor for that."""
         gone = self.mirror is not None and self.mirror.process.poll() is not None
-        if self.usable and (self.mirror is None or (gone and not self._sent(self.shown))):
-            self._start_if_needed()
+        if self.usable and (gone or self.mirror is None) and not self._sent():
+            self.mirror = self._started()
         if self.mirror is None:
             return
-        complete = self.mirror.stop(self.grace) or self._sent(self.shown)
+        complete = self.mirror.stop(self.grace) or self._sent()
         lines = [line.partition("warning: ")[2] or line for line in self.mirror.said()]
         lines = list(dict.fromkeys(line for line in lines if line.strip()))
         for line in lines[:_MOST_LINES]:
@@ -162,8 +112,14 @@ class _Beside:
             told = f"densevit sync {name} sends to MLflow what is missing there"
             print(f"warning: {told} (log: {self.mirror.log})", file=sys.stderr)
 
-    def _sent(self, run_ids: Sequence[str]) -> bool:
-        return up_to_date(self.outputs, run_ids, self.sweep)
+    def _sent(self) -> bool:
+        return up_to_date(self.outputs, self.run_ids, self.sweep)
+
+    def _all_ended(self) -> bool:
+        return all(run_folder(self.outputs, run).seen().state in FINAL for run in self.run_ids)
+
+    def _started(self) -> Mirror:
+        return start_mirror(self.outputs, self.run_ids, self.sweep, self.every)
 
 
 @dataclass(frozen=True)
@@ -238,74 +194,11 @@ def set_right(outputs: Path, run_ids: Iterable[str], sweep: str | None) -> None:
     that are not: those that ended without a word, and whose mirror did; and of a sweep so."""
     with suppress(UserError, OSError):  # as where only somebody else may write
         store, ids = without_password(store_uri(outputs)), list(run_ids)
-        wrong = [run_id for run_id in ids if _shown_running(run_folder(outputs, run_id), store)]
-        if not wrong and sweep is not None and _sweep_shown_running(outputs, sweep, store, ids):
-            wrong = [run for run in ids if sent.remembered(run_folder(outputs, run), store)][:1]
+        wrong = [run_id for run_id in ids if is_shown_running(run_folder(outputs, run_id), store)]
+        if not wrong and sweep and sweep_is_shown_running(outputs, sweep, store, ids):
+            wrong = [run for run in ids if run_folder(outputs, run).provenance_file.exists()][:1]
         mark = (outputs if sweep is None else sweep_folder(outputs, sweep)) / "tracking.right"
         if not wrong or (mark.exists() and time.time() - mark.stat().st_mtime < RIGHT_SECONDS):
             return
         mark.touch()
         start_mirror(outputs, wrong, sweep).let_go()
-
-
-def _has_begun(outputs: Path, run_id: str) -> bool:
-    return run_folder(outputs, run_id).provenance_file.exists()
-
-
-def _sent_to_its_end(
-    folder: RunFolder, store: str, shelf: Shelf | None, living: Mapping[str, Standing] | None
-) -> bool:
-    held = sent.remembered(folder, store)
-    try:
-        state = folder.seen().state
-        if state in FINAL and not folder.provenance_file.exists():
-            return True  # cancelled before it began: there is nothing to send
-        files = sent.file_stamps(folder, state, shelf)
-        size = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
-        return (
-            state in FINAL
-            and (held.get("state"), held.get("offset")) == (state, size)
-            and (shelf is None or shelf.name in held["sweeps"])
-            and all(held["files"].get(name) == stamp for name, (_, stamp) in files.items())
-            and (held["model"] or not held["wants_model"])
-            and (living is None or living.get(held["mlflow_run_id"]) == _standing(held))
-        )
-    except (UserError, OSError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _sent_sweep(
-    outputs: Path,
-    shelf: Shelf,
-    store: str,
-    run_ids: Sequence[str],
-    living: Mapping[str, Standing] | None,
-) -> bool:
-    held = sent.remembered_parent(shelf, store)
-    if living is not None:
-        found = living.get(held.get("mlflow_run_id", ""))
-        if found is None or found.status != held["status"]:
-            return False
-    state, _ = sweep_state(outputs, shelf, run_ids)
-    return (held.get("status"), held.get("files")) == (state, sent.parent_files(shelf))
-
-
-def _standing(held: Mapping[str, Any]) -> Standing:
-    """A run as the store has it, if it has what was sent."""
-    return Standing(held["status"], held["last_steps"])
-
-
-def _shown_running(folder: RunFolder, store: str) -> bool:
-    """Whether the store was told that the run works, which it does not."""
-    held = sent.remembered(folder, store)
-    try:
-        return held.get("state") == "running" and folder.seen().state in FINAL
-    except UserError:
-        return False
-
-
-def _sweep_shown_running(outputs: Path, sweep: str, store: str, run_ids: Sequence[str]) -> bool:
-    shelf = shown.read_shelf(outputs, sweep)
-    if sent.remembered_parent(shelf, store).get("status") != "RUNNING":
-        return False
-    return sweep_state(outputs, shelf, run_ids)[0] != "RUNNING"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densevit.rundir import RunFolder, State, Status, read_metrics
+from densevit.rundir import RunFolder, State, Status, last_lines, read_metrics
 from densevit.tracking import sent, shown
 from densevit.tracking.bulk import log_points
 from densevit.tracking.shown import milliseconds
@@ -36,6 +38,7 @@ class Child:
 
     `last_steps`: metric to its last step there; `offset`: of metrics.jsonl, in bytes, with a `mark`
     of what stands before it. `files` are the artifacts that are there, by name, with their stamps.
+    `sweeps` are those that it is shown under, with what each says of it (`shown.place`).
     `model` is "logged", or "refused" when the network could not be exported.
     """
 
@@ -44,7 +47,7 @@ class Child:
     status: str
     end_time: int | None
     last_steps: dict[str, int]
-    sweeps: list[str] = field(default_factory=list)
+    sweeps: dict[str, str] = field(default_factory=dict)
     started_last: int = 0  # see `sent.started_last`
     wants_model: bool = False
     model: str = ""
@@ -54,7 +57,6 @@ class Child:
     renamed: set[str] = field(default_factory=set)
     odd: set[str] = field(default_factory=set)
     fresh: bool = False  # made just now: whether it is the only one is asked once more
-    settled: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, run: MlflowRun) -> Child:
@@ -67,7 +69,7 @@ class Child:
             return
         self.renamed |= set(held.get("renamed", ()))
         self.odd |= set(held.get("odd", ()))
-        if not self.is_behind(held.get("last_steps", {})):  # else the store was put back meanwhile
+        if "offset" in held and not self.is_behind(held["last_steps"]):  # else it was put back
             self.offset, self.mark = held["offset"], held["mark"]
             self.files, self.model = held.get("files", {}), held.get("model", "")
 
@@ -114,18 +116,19 @@ def send_points(
     """
     if child.is_at_the_end(folder.metrics_file):
         return []
+    grown = child.mark == sent.mark(folder.metrics_file, child.offset)
+    if patient and not grown and _newest_step(folder) < max(child.last_steps.values(), default=-1):
+        return []
     # Asked again each time: another mirror may have sent some of it, and a store that was put back
     # as it was before may have lost some.
     run = client.get_run(child.id)
     known, child.last_steps, child.status = child.last_steps, steps_of(run), run.info.status
     if child.is_behind(known):
         child.offset, child.mark = 0, ""
-    child.resume(held)
+    child.resume(held)  # now that it is known how far the store is
     grown = child.mark == sent.mark(folder.metrics_file, child.offset)
     lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
-    if not lines:
-        return []
-    if patient and int(lines[-1]["step"]) < max(child.last_steps.values(), default=-1):
+    if lines and patient and lines[-1]["step"] < max(child.last_steps.values(), default=-1):
         return []
     mark = sent.mark(folder.metrics_file, offset)  # now: the file may be cut back meanwhile
     found = shown.new_points(lines, child.last_steps, partial(_steps_there, client, child.id))
@@ -143,6 +146,14 @@ def send_points(
         told = ", ".join(f"{key} at step {step}" for key, step in odd.items())
         notes.append(f"not finite: {told}")
     return notes
+
+
+def _newest_step(folder: RunFolder) -> int:
+    """The step of the last whole line of a run's metrics, which are not read for it; -1 if none."""
+    for line in reversed(last_lines(folder.metrics_file, 2)):
+        with suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])
+    return -1
 
 
 def _steps_there(client: MlflowClient, mlflow_id: str, key: str) -> set[int]:

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 GONE = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 
 
+class Silent(Exception):
+    """The store answers nothing, in the words of its first fault."""
+
+
 def raise_if_silent(client: MlflowClient, error: Exception) -> None:
-    """Raise an error, if the store does not answer an easy question either."""
+    """Errors: `Silent`, if after some error the store does not answer an easy question either."""
     try:
         client.search_experiments(max_results=1)
     except Exception:
-        raise error from None
+        raise Silent(one_line(error)) from error
 
 
 def grouped(lines: Sequence[str]) -> list[str]:

@@ -28,8 +28,10 @@ from densevit.tracking.child import (
     set_state,
     set_status,
 )
-from densevit.tracking.faults import GONE, grouped, one_line, raise_if_silent
+from densevit.tracking.complete import asked_living, is_sent
+from densevit.tracking.faults import GONE, Silent, grouped, one_line, raise_if_silent
 from densevit.tracking.parent import Parent, begun, is_orphan, sweep_state
+from densevit.tracking.quick import Standing
 from densevit.tracking.shown import Shelf, milliseconds
 from densevit.tracking.store import Left, Name, alone, opened
 
@@ -62,6 +64,9 @@ class Mirroring:
     sweep: str | None = None
     restore: bool = False
     children: dict[str, Child] = field(default_factory=dict)
+    settled: dict[str, tuple[int, int]] = field(default_factory=dict)  # see `sent.settled`
+    living: Mapping[str, Standing] | None = None  # what the store has, once it was asked
+    asked: bool = False
     parent: Parent | None = None
     shelf: Shelf | None = None
     shelf_stamp: tuple[int, int] = (0, 0)
@@ -76,9 +81,9 @@ class Mirroring:
             with opened(self.uri, self.outputs) as client:
                 return self._send(client, last)
         except Exception as error:  # whatever it is, the runs must not suffer from it
-            self.children.clear()  # what has arrived is asked again
-            self.parent = None
-            return Look([f"MLflow at {without_password(self.uri)}: {one_line(error)}"])
+            self._forget()  # what has arrived is asked again
+            told = str(error) if isinstance(error, Silent) else one_line(error)
+            return Look([f"MLflow at {without_password(self.uri)}: {told}"])
 
     def _read_shelf(self, sweep: str) -> None:
         """Read the sweep's plan, if it is another one: it may be of thousands of runs."""
@@ -86,22 +91,48 @@ class Mirroring:
         if self.shelf is None or self.shelf_stamp != stamp:
             self.shelf, self.shelf_stamp = shown.read_shelf(self.outputs, sweep), stamp
 
+    def _forget(self) -> None:
+        self.children.clear()
+        self.settled.clear()
+        self.living, self.asked, self.parent = None, False, None
+
     def _send(self, client: MlflowClient, last: bool) -> Look:
         look = Look()
+        # Where nothing is remembered of the sweep's own run, a run has to find it or to make it.
+        trusted = self.shelf is None or bool(self._held_parent(self.shelf))
         for run_id in self.run_ids:
             folder = run_folder(self.outputs, run_id)
-            child = self.children.get(run_id)
-            if not last and child is not None and child.settled == sent.settled(folder):
+            settled = sent.settled(folder)
+            if not last and self.settled.get(run_id) == settled:
+                continue
+            if trusted and self._is_done(run_id, folder):
+                self.settled[run_id] = settled
                 continue
             with self._one(client, run_id, folder.tracking_lock, look, patient=last) as mine:
                 if mine:
                     self._send_run(client, run_id, look, last)
-        if last and self.shelf is not None and self.parent is not None:
+        known = self.shelf is not None and (self.parent or self._held_parent(self.shelf))
+        if last and self.shelf is not None and known and not self.left:
             lock = sent.parent_lock(self.shelf)
             with self._one(client, f"sweep {self.sweep}", lock, look, patient=True):
-                self._settle_parent(client, self.shelf, self.parent)
+                self._end_sweep(client, self.shelf)
         look.notes.extend(filter(None, [self.left]))
         return Look(grouped(look.problems), grouped(look.notes))
+
+    def _is_done(self, run_id: str, folder: RunFolder) -> bool:
+        """Whether a run that this process has not looked at was sent to its end, and is there."""
+        held = self._held(folder)
+        if run_id in self.children or not held or held.get("fresh"):
+            return False
+        if self.restore and held.get("model") == "refused":  # which is tried again on demand
+            return False
+        if not is_sent(folder, without_password(self.uri), self.shelf):
+            return False
+        if not self.asked:
+            self.living, self.asked = asked_living(self.outputs, self.run_ids), True
+        if self.living is None:
+            return False
+        return is_sent(folder, without_password(self.uri), self.shelf, self.living)
 
     @contextmanager
     def _one(
@@ -124,6 +155,8 @@ class Mirroring:
         try:
             with held:
                 yield mine
+        except Silent:
+            raise
         except Left as left:
             look.notes.append(f"{subject}: {left}")
         except Exception as error:
@@ -134,6 +167,7 @@ class Mirroring:
         else:
             return
         self.children.pop(subject, None)  # what has arrived is asked again
+        self.settled.pop(subject, None)
 
     def _send_run(self, client: MlflowClient, run_id: str, look: Look, last: bool) -> None:
         """Bring a run in the store up to date."""
@@ -147,8 +181,7 @@ class Mirroring:
             if not known or error.error_code not in GONE:
                 raise
         # It was deleted since, or the store is another one: as if it was never seen.
-        self.children.clear()
-        self.parent = None
+        self._forget()
         self._send_news(client, run_id, look, last)
 
     def _send_news(self, client: MlflowClient, run_id: str, look: Look, last: bool) -> None:
@@ -162,11 +195,13 @@ class Mirroring:
         try:
             if child is None or child.started_last != started_last or child.fresh:
                 child, notes = self._child(client, folder, status)
-        except Exception:
+        except Exception as error:
+            if not isinstance(error, Left | UserError):
+                raise_if_silent(client, error)
             self._end_without(client, folder, status)
             raise
         held, patient = self._held(folder), status.state == "running" and not last
-        child.resume(held)
+        child.resume(held)  # another mirror may have sent all there is
         try:
             notes += send_points(client, self.uri, folder, child, held, patient=patient)
         finally:  # what cannot be sent must not leave a run that has ended running for ever
@@ -178,8 +213,10 @@ class Mirroring:
             self._send_model(client, folder, child, status, look)
         finally:
             self._remember(folder, status.state, child.record())
-        child.settled = settled if status.state in FINAL and not child.fresh else None
         self.children[run_id] = child
+        self.settled.pop(run_id, None)
+        if status.state in FINAL and not child.fresh:
+            self.settled[run_id] = settled
 
     def _send_model(
         self, client: MlflowClient, folder: RunFolder, child: Child, status: Status, look: Look
@@ -243,7 +280,11 @@ class Mirroring:
         params, notes = shown.run_params(config)
         store.describe(client, run, params, tags)
         child = Child.of(run)
-        child.sweeps, child.fresh, child.wants_model = sorted(sweeps), fresh, config.log_model
+        told = held["sweeps"] if isinstance(held.get("sweeps"), dict) else {}
+        child.sweeps = {name: told.get(name, "") for name in sorted(sweeps)}
+        if self.shelf is not None:
+            child.sweeps[self.shelf.name] = shown.place(folder, self.shelf)
+        child.fresh, child.wants_model = fresh, config.log_model
         child.started_last = sent.started_last(folder)
         return child, notes
 
@@ -258,48 +299,52 @@ class Mirroring:
             return None
         if self.parent is None or self.parent.fresh:
             try:
-                self.parent = self._found_parent(client, experiment, self.shelf)
+                with alone(sent.parent_lock(self.shelf)):
+                    self.parent = self._found_parent(client, experiment, self.shelf)
             except Left as left:  # its runs are shown all the same
+                self._let_be(self.shelf)
                 self.left = f"sweep {self.sweep}: {left}"
                 return None
-        if status.state == "running" and self.parent.status != "RUNNING":
-            client.update_run(self.parent.id, status="RUNNING")
-            self.parent = replace(self.parent, status="RUNNING", end_time=None)
-            self._remember_parent(self.shelf, self.parent)
+        # Another mirror may have taken a pause between two runs for the end.
+        told = {self.parent.status, self._held_parent(self.shelf).get("status")}
+        if status.state == "running" and told != {"RUNNING"}:
+            with alone(sent.parent_lock(self.shelf)):
+                client.update_run(self.parent.id, status="RUNNING")
+                self.parent = replace(self.parent, status="RUNNING", end_time=None)
+                self._remember_parent(self.shelf, self.parent)
         return self.parent.id
 
+    def _held_parent(self, shelf: Shelf) -> dict[str, Any]:
+        return sent.remembered_parent(shelf, without_password(self.uri))
+
     def _found_parent(self, client: MlflowClient, experiment: str, shelf: Shelf) -> Parent:
-        held = sent.remembered_parent(shelf, without_password(self.uri))
+        held = self._held_parent(shelf)
         name = Name(shown.SWEEP, shelf.name, shelf.begun)
         sure = self.parent is None and not held.get("fresh")
         if not sure:  # it is where it was made, whatever experiment this run belongs to
             experiment = self.parent.experiment if self.parent else held["experiment_id"]
-        with alone(sent.parent_lock(shelf)):
-            known = held.get("mlflow_run_id") if sure else None
-            run = store.find_run(client, experiment, name, known, self.restore)
-            fresh = run is None
-            if run is None:
-                began = begun(self.outputs, shelf, self.run_ids)
-                run = store.make_run(client, experiment, name, shelf.name, began)
-            info = run.info
-            parent = Parent(info.run_id, info.experiment_id, info.status, info.end_time, fresh)
-            self._remember_parent(shelf, parent)
+        known = held.get("mlflow_run_id") if sure else None
+        run = store.find_run(client, experiment, name, known, self.restore)
+        fresh = run is None
+        if run is None:
+            began = begun(self.outputs, shelf, self.run_ids)
+            run = store.make_run(client, experiment, name, shelf.name, began)
+        info = run.info
+        parent = Parent(info.run_id, info.experiment_id, info.status, info.end_time, fresh)
+        self._remember_parent(shelf, parent)
         store.describe(client, run, {}, shown.shelf_tags(shelf))
         return parent
 
-    def _remember_parent(
-        self, shelf: Shelf, parent: Parent, files: Mapping[str, str] | None = None
-    ) -> None:
-        """Note what the store has of the sweep; without `files` those of before."""
-        held = sent.remembered_parent(shelf, without_password(self.uri))
-        before = held.get("files", {}) if held.get("mlflow_run_id") == parent.id else {}
-        record = {
-            "store": without_password(self.uri), "mlflow_run_id": parent.id,
-            "experiment_id": parent.experiment, "status": parent.status,
-            "files": before if files is None else files, "fresh": parent.fresh,
-        }  # fmt: skip
-        if record != held:
-            write_json(sent.parent_record(shelf), record)
+    def _end_sweep(self, client: MlflowClient, shelf: Shelf) -> None:
+        try:
+            if self.parent is None:  # all of its runs were sent before
+                experiment = self._held_parent(shelf)["experiment_id"]
+                store.require_experiment(client, client.get_experiment(experiment), self.restore)
+                self.parent = self._found_parent(client, experiment, shelf)
+            self._settle_parent(client, shelf, self.parent)
+        except Left:
+            self._let_be(shelf)
+            raise
 
     def _settle_parent(self, client: MlflowClient, shelf: Shelf, parent: Parent) -> None:
         """The sweep's files, and a state that follows from its runs'."""
@@ -311,10 +356,28 @@ class Mirroring:
             set_state(client, parent.id, state, end)
             self.parent = parent = replace(parent, status=state, end_time=end)
             self._remember_parent(shelf, parent)
-        held = sent.remembered_parent(shelf, without_password(self.uri))
-        known = held.get("files", {}) if held.get("mlflow_run_id") == parent.id else {}
-        now = sent.parent_files(shelf)
+        known, now = self._held_parent(shelf)["files"], sent.parent_files(shelf)
         for name, digest in now.items():
             if known.get(name) != digest:
                 log_file(client, parent.id, shelf.folder / name, name)
         self._remember_parent(shelf, parent, now)
+
+    def _remember_parent(
+        self, shelf: Shelf, parent: Parent, files: Mapping[str, str] | None = None
+    ) -> None:
+        """Note what the store has of the sweep; without `files` those of before."""
+        held = self._held_parent(shelf)
+        before = held.get("files", {}) if held.get("mlflow_run_id") == parent.id else {}
+        record = {
+            "store": without_password(self.uri), "mlflow_run_id": parent.id,
+            "experiment_id": parent.experiment, "status": parent.status,
+            "files": before if files is None else files, "fresh": parent.fresh,
+        }  # fmt: skip
+        if record != held:
+            write_json(sent.parent_record(shelf), record)
+
+    def _let_be(self, shelf: Shelf) -> None:
+        """Note of a sweep that stays deleted that nothing is left to set right."""
+        if held := self._held_parent(shelf):
+            state, _ = sweep_state(self.outputs, shelf, self.run_ids)
+            write_json(sent.parent_record(shelf), {**held, "status": state})

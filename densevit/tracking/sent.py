@@ -1,6 +1,7 @@
 """What a mirror remembers of what it has sent: `tracking.json` of a run and of a sweep's folder.
 
-It only saves asking and sending again. The store is asked where it matters.
+It saves asking and sending again, and tells whether there is anything to do. The store is asked
+where it matters.
 """
 
 from __future__ import annotations

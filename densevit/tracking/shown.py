@@ -92,6 +92,12 @@ def shelf_files(shelf: Shelf) -> list[Path]:
     return [file for file in named if file.is_file()] + report
 
 
+def place(folder: RunFolder, shelf: Shelf) -> str:
+    """A digest of what a sweep says of a run: a grid that grows by an axis says more."""
+    told = json.dumps(shelf.runs.get(folder.path.name), sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def run_name(folder: RunFolder, config: RunConfig, shelf: Shelf | None) -> str:
     """The cell in the words of the sweep's table, and the seed."""
     known = {} if shelf is None else shelf.runs.get(folder.path.name, {})

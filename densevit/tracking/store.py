@@ -23,6 +23,7 @@ from densevit.tracking.shown import BEGUN
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment
     from mlflow.entities import Run as MlflowRun
 
 SERVERS = ("http", "https")
@@ -99,7 +100,7 @@ def require_usable(uri: str) -> None:
     if kind in SERVERS and not host:
         raise UserError(f"MLflow store {told}: names no host; write http://HOST:PORT")
     if kind in SERVERS and not _has_good_port(uri):
-        raise UserError(f"MLflow store {told}: its port is none; / in a password is written %2F")
+        raise UserError("MLflow store: its port is none; / in a password is written %2F")
     database = database_file(uri)
     if kind == "sqlite" and (database is None or not database.name):
         raise UserError(f"MLflow store {told}: names no file; write sqlite:////FOLDER/mlflow.db")
@@ -113,8 +114,10 @@ def require_usable(uri: str) -> None:
 
 
 def _has_good_port(uri: str) -> bool:
+    """False where what stands in its place is a part of a password, which has a slash."""
+    parts = urlsplit(uri)
     try:
-        return urlsplit(uri).port != 0
+        return parts.port != 0 and ("@" in parts.netloc or "@" not in parts.path)
     except ValueError:
         return False
 
@@ -145,7 +148,7 @@ def file_system(path: Path) -> str:
 def alone(path: Path, *, patient: bool = True) -> Iterator[bool]:
     """Hold a lock file for this process; without patience yields False if another one has it.
 
-    A long wait is told: who holds it may be stopped.
+    Who looks on is told of a long wait: what holds it may be stopped.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -166,6 +169,8 @@ def alone(path: Path, *, patient: bool = True) -> Iterator[bool]:
 
 
 def _tell_of_waiting(path: Path) -> None:
+    if not sys.stderr.isatty():
+        return
     told = f"warning: waiting for {path}, which another process holds: one that mirrors runs"
     print(told, file=sys.stderr, flush=True)
 
@@ -198,10 +203,6 @@ def open_store(uri: str) -> MlflowClient:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }
-    pooled = any(name.startswith("MLFLOW_SQLALCHEMYSTORE_") for name in os.environ)
-    if is_database(uri) and database_file(uri) is None and not pooled:
-        # A database takes some hundred connections, and a cluster may have as many mirrors.
-        quiet["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] = "NullPool"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     for name in ("urllib3", "mlflow.store.db.utils"):  # which tell each try
@@ -242,11 +243,18 @@ def find_or_make_experiment(
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-    if found.lifecycle_stage != "active":
-        if not restore:
-            raise Left(f"experiment {name!r} was deleted in MLflow; densevit sync NAME restores it")
-        client.restore_experiment(found.experiment_id)
+    require_experiment(client, found, restore)
     return found.experiment_id
+
+
+def require_experiment(client: MlflowClient, found: Experiment, restore: bool) -> None:
+    """Errors: `Left` if an experiment was deleted and shall not be restored."""
+    if found.lifecycle_stage == "active":
+        return
+    if not restore:
+        told = f"experiment {found.name!r} was deleted in MLflow"
+        raise Left(f"{told}; densevit sync NAME restores it")
+    client.restore_experiment(found.experiment_id)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,13 @@ def user(cluster):
     shutil.chown(home, name)
     yield name, home, show
     subprocess.run(["pkill", "-KILL", "-u", name], check=False)
-    wait_for(lambda: subprocess.run(["pgrep", "-u", name], check=False).returncode == 1, 30)
+    wait_for(
+        lambda: (
+            subprocess.run(["pgrep", "--runstates", "RSDT", "-u", name], check=False).returncode
+            == 1
+        ),
+        30,
+    )
     # Nothing is removed that may still hold a mount.
     for place in mounted:
         subprocess.run(["umount", "--lazy", place], check=True)

@@ -12,9 +12,6 @@ def _default_store(monkeypatch):
     """Whatever store the caller's shell belongs to, and whoever they are there."""
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
-    # Which opening a store may set, for this process and for good.
-    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "")
-    monkeypatch.delenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS")
 
 
 @pytest.fixture

@@ -209,7 +209,7 @@ def test_a_deleted_experiment_is_told_in_one_line_and_restored_on_demand(outputs
     problems, notes = mirror_once(outputs, runs, "s")
     assert problems == []
     assert len(notes) == 1
-    assert "and 3 more: experiment 'tests' was deleted in MLflow; densevit sync NAME" in notes[0]
+    assert "and 4 more: experiment 'tests' was deleted in MLflow; densevit sync NAME" in notes[0]
     assert mirror_once(outputs, runs, "s", restore=True) == NOTHING
     assert set(runs_of(outputs)) == set(runs)
     assert up_to_date(outputs, runs, "s")

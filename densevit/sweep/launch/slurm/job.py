@@ -113,7 +113,8 @@ def _mirror(folders: Sequence[RunFolder], place: Place) -> Any:
     with suppress(UserError):  # the run itself says what is wrong with its configuration
         if any(folder.config().log_model for folder in folders):
             grace = MIRROR_END_MODEL
-    return mirroring(outputs, ids, place.submission.sweep, every=MIRROR_SECONDS, grace=grace)
+    sweep = place.submission.sweep
+    return mirroring(outputs, ids, sweep, starting=True, every=MIRROR_SECONDS, grace=grace)
 
 
 @dataclass
