@@ -57,7 +57,9 @@ def _sync(options: argparse.Namespace) -> int:
     living = asked_living(outputs, {run_id for group in groups for run_id in group.run_ids})
     failed = False
     for group in groups:
-        if living is not None and up_to_date(outputs, group.run_ids, group.sweep, living):
+        if living is not None and up_to_date(
+            outputs, group.run_ids, group.sweep, living, again=bool(options.names)
+        ):
             print(f"{group}: up to date ({group.counted})", flush=True)
         else:
             failed = not _send(outputs, uri, group, bool(options.names)) or failed

@@ -69,7 +69,10 @@ class Child:
             return
         self.renamed |= set(held.get("renamed", ()))
         self.odd |= set(held.get("odd", ()))
-        if "offset" in held and not self.is_behind(held["last_steps"]):  # else it was put back
+        self.sweeps = {**held.get("sweeps", {}), **self.sweeps}
+        if not {"offset", "mark", "last_steps"} <= held.keys():
+            return
+        if not self.is_behind(held["last_steps"]):  # else the store was put back meanwhile
             self.offset, self.mark = held["offset"], held["mark"]
             self.files, self.model = held.get("files", {}), held.get("model", "")
 

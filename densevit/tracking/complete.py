@@ -26,11 +26,12 @@ def up_to_date(
     run_ids: Iterable[str],
     sweep: str | None = None,
     living: Mapping[str, Standing] | None = None,
+    again: bool = False,
 ) -> bool:
     """Whether the store holds all there is of the runs and the sweep.
 
     `living` is what the store says of its runs, if it was asked: it may have been emptied, or put
-    back as it was before.
+    back as it was before. A network that could not be exported shall be tried `again`, or not.
     False while a run works. A run that was not begun has nothing to send.
     """
     uri = store_uri(outputs)
@@ -41,16 +42,20 @@ def up_to_date(
     folders = (run_folder(outputs, run_id) for run_id in ids)
     begun = [folder for folder in folders if folder.provenance_file.exists()]
     shelf = None if sweep is None else shown.read_shelf(outputs, sweep)
-    if not all(is_sent(folder, store, shelf, living) for folder in begun):
+    if not all(is_sent(folder, store, shelf, living, again) for folder in begun):
         return False
     return shelf is None or not begun or _sent_sweep(outputs, shelf, store, ids, living)
 
 
 def is_sent(
-    folder: RunFolder, store: str, shelf: Shelf | None, living: Mapping[str, Standing] | None = None
+    folder: RunFolder,
+    store: str,
+    shelf: Shelf | None,
+    living: Mapping[str, Standing] | None = None,
+    again: bool = False,
 ) -> bool:
     """Whether a run has ended and was sent to its end, as one of the sweep."""
-    held = sent.remembered(folder, store)
+    held, settled = sent.remembered(folder, store), ("logged",) if again else ("logged", "refused")
     try:
         state = folder.seen().state
         files = sent.file_stamps(folder, state, shelf)
@@ -60,7 +65,7 @@ def is_sent(
             and (held.get("state"), held.get("offset")) == (state, size)
             and (shelf is None or held["sweeps"].get(shelf.name) == shown.place(folder, shelf))
             and all(held["files"].get(name) == stamp for name, (_, stamp) in files.items())
-            and (held["model"] or not held["wants_model"])
+            and (state != "finished" or not held["wants_model"] or held["model"] in settled)
             and (living is None or living.get(held["mlflow_run_id"]) == _standing(held))
         )
     except (UserError, OSError, KeyError, TypeError, AttributeError):
@@ -77,7 +82,7 @@ def _sent_sweep(
     held = sent.remembered_parent(shelf, store)
     if living is not None:
         found = living.get(held.get("mlflow_run_id", ""))
-        if found is None or found.status != held["status"]:
+        if found is None or found.status != held.get("status"):
             return False
     state, _ = sweep_state(outputs, shelf, run_ids)
     return (held.get("status"), held.get("files")) == (state, sent.parent_files(shelf))

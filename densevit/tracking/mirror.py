@@ -111,28 +111,31 @@ class Mirroring:
             with self._one(client, run_id, folder.tracking_lock, look, patient=last) as mine:
                 if mine:
                     self._send_run(client, run_id, look, last)
-        known = self.shelf is not None and (self.parent or self._held_parent(self.shelf))
-        if last and self.shelf is not None and known and not self.left:
+        if last and self.shelf is not None and self._is_known(self.shelf) and not self.left:
             lock = sent.parent_lock(self.shelf)
             with self._one(client, f"sweep {self.sweep}", lock, look, patient=True):
                 self._end_sweep(client, self.shelf)
         look.notes.extend(filter(None, [self.left]))
         return Look(grouped(look.problems), grouped(look.notes))
 
+    def _is_known(self, shelf: Shelf) -> bool:
+        return self.parent is not None or "experiment_id" in self._held_parent(shelf)
+
     def _is_done(self, run_id: str, folder: RunFolder) -> bool:
         """Whether a run that this process has not looked at was sent to its end, and is there."""
         held = self._held(folder)
         if run_id in self.children or not held or held.get("fresh"):
             return False
-        if self.restore and held.get("model") == "refused":  # which is tried again on demand
-            return False
-        if not is_sent(folder, without_password(self.uri), self.shelf):
+        sent_to = (folder, without_password(self.uri), self.shelf)
+        if not is_sent(*sent_to, again=self.restore):
             return False
         if not self.asked:
             self.living, self.asked = asked_living(self.outputs, self.run_ids), True
         if self.living is None:
             return False
-        return is_sent(folder, without_password(self.uri), self.shelf, self.living)
+        if self.shelf and self._held_parent(self.shelf).get("mlflow_run_id") not in self.living:
+            return False  # to be shown under another one
+        return is_sent(*sent_to, self.living, self.restore)
 
     @contextmanager
     def _one(
@@ -168,6 +171,7 @@ class Mirroring:
             return
         self.children.pop(subject, None)  # what has arrived is asked again
         self.settled.pop(subject, None)
+        self.parent = None
 
     def _send_run(self, client: MlflowClient, run_id: str, look: Look, last: bool) -> None:
         """Bring a run in the store up to date."""
@@ -238,11 +242,10 @@ class Mirroring:
         """Of a run that cannot be described, or stays deleted, at least its end is known."""
         held = self._held(folder)
         run = store.by_id(client, held.get("mlflow_run_id"))
-        if run is None:
-            return
-        if run.info.lifecycle_stage == "active":
+        if run is not None and run.info.lifecycle_stage == "active":
             set_status(client, Child.of(run), status)
-        self._remember(folder, status.state, held)
+        if held:
+            self._remember(folder, status.state, held)
 
     def _held(self, folder: RunFolder) -> dict[str, Any]:
         return sent.remembered(folder, without_password(self.uri))
@@ -280,10 +283,10 @@ class Mirroring:
         params, notes = shown.run_params(config)
         store.describe(client, run, params, tags)
         child = Child.of(run)
-        told = held["sweeps"] if isinstance(held.get("sweeps"), dict) else {}
+        told = held.get("sweeps", {})
         child.sweeps = {name: told.get(name, "") for name in sorted(sweeps)}
-        if self.shelf is not None:
-            child.sweeps[self.shelf.name] = shown.place(folder, self.shelf)
+        if self.shelf is not None:  # without the sweep's own run it is not shown as it should be
+            child.sweeps[self.shelf.name] = shown.place(folder, self.shelf) if parent else ""
         child.fresh, child.wants_model = fresh, config.log_model
         child.started_last = sent.started_last(folder)
         return child, notes
@@ -320,10 +323,11 @@ class Mirroring:
     def _found_parent(self, client: MlflowClient, experiment: str, shelf: Shelf) -> Parent:
         held = self._held_parent(shelf)
         name = Name(shown.SWEEP, shelf.name, shelf.begun)
-        sure = self.parent is None and not held.get("fresh")
-        if not sure:  # it is where it was made, whatever experiment this run belongs to
-            experiment = self.parent.experiment if self.parent else held["experiment_id"]
-        known = held.get("mlflow_run_id") if sure else None
+        known = self.parent.id if self.parent else held.get("mlflow_run_id")
+        if self.parent or held.get("fresh"):  # made just now: whether it is the only one?
+            # It is where it was made, whatever experiment this run belongs to.
+            made = store.by_id(client, known)
+            experiment, known = made.info.experiment_id if made else experiment, None
         run = store.find_run(client, experiment, name, known, self.restore)
         fresh = run is None
         if run is None:
@@ -356,7 +360,7 @@ class Mirroring:
             set_state(client, parent.id, state, end)
             self.parent = parent = replace(parent, status=state, end_time=end)
             self._remember_parent(shelf, parent)
-        known, now = self._held_parent(shelf)["files"], sent.parent_files(shelf)
+        known, now = self._held_parent(shelf).get("files", {}), sent.parent_files(shelf)
         for name, digest in now.items():
             if known.get(name) != digest:
                 log_file(client, parent.id, shelf.folder / name, name)

@@ -1,6 +1,6 @@
 """Which runs an MLflow store has, asked without MLflow: its import takes longer than the question.
 
-Only what may save that import is asked here; None, where this cannot tell, leaves it to MLflow.
+None, where this cannot tell, leaves it to MLflow.
 """
 
 from __future__ import annotations

@@ -36,10 +36,28 @@ def remembered_parent(shelf: Shelf, store: str) -> dict[str, Any]:
 
 def _remembered(file: Path, store: str) -> dict[str, Any]:
     try:
-        record = read_json(file) or {}
+        record = read_json(file)
     except UserError:
         return {}
-    return record if isinstance(record, dict) and record.get("store") == store else {}
+    if not isinstance(record, dict) or record.get("store") != store:
+        return {}
+    return {key: value for key, value in record.items() if _is_sound(key, value)}
+
+
+# What is not of its kind is damaged, and as good as not there.
+_KINDS: dict[str, type] = {
+    "mlflow_run_id": str, "experiment_id": str, "status": str, "state": str, "offset": int,
+    "mark": str, "last_steps": dict, "files": dict, "sweeps": dict, "model": str,
+    "renamed": list, "odd": list,
+}  # fmt: skip
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    if key == "last_steps" and isinstance(value, dict):
+        return all(isinstance(step, int) for step in value.values())
+    if key in ("renamed", "odd") and isinstance(value, list):
+        return all(isinstance(name, str) for name in value)
+    return isinstance(value, _KINDS.get(key, object))
 
 
 def parent_files(shelf: Shelf) -> dict[str, str]:
@@ -78,7 +96,7 @@ def settled(folder: RunFolder) -> tuple[int, int]:
 def _changed(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:  # what is wrong is told where the file is read
         return 0
 
 

@@ -92,7 +92,7 @@ def artifacts_of(outputs, mlflow_id, path=None):
     return found
 
 
-def wait_for(condition, seconds=40):
+def wait_for(condition, seconds=120):
     deadline = clock.monotonic() + seconds
     while not condition():
         assert clock.monotonic() < deadline, "it took too long"

@@ -177,7 +177,7 @@ def test_killed_in_the_middle_and_back(new_outputs, fresh, server, monkeypatch, 
         wait_for(lambda: "does not answer" in mirror.log.read_text())
         server.start()
         # The mirror has waited for longer and longer meanwhile.
-        wait_for(lambda: arrived(run_id) == (100, 100), 100)
+        wait_for(lambda: arrived(run_id) == (100, 100))
     assert mirror.stop()
 
 

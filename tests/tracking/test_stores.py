@@ -1,11 +1,17 @@
-"""Which stores are taken, and what is wrong with one that is not."""
+"""Which stores are taken, what is wrong with one that is not, and how they are written to."""
 
+import fcntl
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -15,7 +21,7 @@ from rundirs import START, history, make_plan, make_run, train_lines, wait_for, 
 from densevit.errors import UserError
 from densevit.passwords import without_password
 from densevit.rundir import run_folder
-from densevit.tracking import beside
+from densevit.tracking import beside, bulk, store
 from densevit.tracking.beside import mirror_once, mirroring
 from densevit.tracking.quick import Standing, living_runs
 from densevit.tracking.store import file_system, open_store, require_usable, store_uri
@@ -267,3 +273,50 @@ def test_which_runs_live_is_told_without_mlflow(outputs):
     assert living_runs(uri, []) is None
     assert living_runs("http://127.0.0.1:9", ["1"]) is None
     assert living_runs("postgresql://host/db", ["1"]) is None
+
+
+def test_nothing_is_left_to_mlflows_own_threads(outputs, monkeypatch):
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    calls, log = [], TrackingServiceClient.log_batch
+
+    def log_batch(client, *given, synchronous=True, **named):
+        calls.append(synchronous)
+        return log(client, *given, synchronous=synchronous, **named)
+
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    monkeypatch.setattr(TrackingServiceClient, "log_batch", log_batch)
+    assert mirror_once(outputs, [make_run(outputs, train_lines(1, 5))]) == ([], [])
+    assert len(calls) > 1
+    assert set(calls) == {True}
+
+
+def test_the_helper_of_a_mirror_outlives_what_all_are_told():
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=bulk._follow_parent) as pool:
+        pid = pool.submit(os.getpid).result(30)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            os.kill(pid, number)
+        assert pool.submit(os.getpid).result(30) == pid
+
+
+def test_a_long_wait_for_a_lock_is_told(tmp_path, monkeypatch, capsys):
+    told, tell = threading.Event(), store._tell_of_waiting
+    monkeypatch.setattr(store, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(store, "_tell_of_waiting", lambda path: (tell(path), told.set()))
+    lock = tmp_path / "mlflow.lock"
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        threading.Thread(target=lambda: told.wait(30) and fcntl.flock(held, fcntl.LOCK_UN)).start()
+        with store.alone(lock) as mine:
+            assert mine
+    assert capsys.readouterr().err.startswith(f"warning: waiting for {lock}, which another process")
+
+
+@pytest.mark.parametrize(
+    ("uri", "wanted"),
+    [("databricks", False), ("databricks://me", False), ("databricks-uc://me", False),
+     ("http://host", False), ("sqlite:////tmp/a.db", True), ("postgresql+psycopg2://h/d", True)],
+)  # fmt: skip
+def test_which_stores_each_process_opens_itself(uri, wanted):
+    assert store.is_database(uri) == wanted
