@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -119,8 +120,7 @@ def send_points(
     """
     if child.is_at_the_end(folder.metrics_file):
         return []
-    grown = child.mark == sent.mark(folder.metrics_file, child.offset)
-    if patient and not grown and _newest_step(folder) < max(child.last_steps.values(), default=-1):
+    if patient and _newest_step(folder) < max(child.last_steps.values(), default=-1):
         return []
     # Asked again each time: another mirror may have sent some of it, and a store that was put back
     # as it was before may have lost some.
@@ -131,8 +131,6 @@ def send_points(
     child.resume(held)  # now that it is known how far the store is
     grown = child.mark == sent.mark(folder.metrics_file, child.offset)
     lines, offset = read_metrics(folder.metrics_file, child.offset if grown else 0)
-    if lines and patient and lines[-1]["step"] < max(child.last_steps.values(), default=-1):
-        return []
     mark = sent.mark(folder.metrics_file, offset)  # now: the file may be cut back meanwhile
     found = shown.new_points(lines, child.last_steps, partial(_steps_there, client, child.id))
     log_points(client, uri, child.id, found.points)
@@ -151,12 +149,13 @@ def send_points(
     return notes
 
 
-def _newest_step(folder: RunFolder) -> int:
-    """The step of the last whole line of a run's metrics, which are not read for it; -1 if none."""
+def _newest_step(folder: RunFolder) -> float:
+    """The step of the last whole line of a run's metrics, which are not all read for it; infinite
+    if it cannot be told so."""
     for line in reversed(last_lines(folder.metrics_file, 2)):
         with suppress(ValueError, KeyError, TypeError):
             return int(json.loads(line)["step"])
-    return -1
+    return math.inf
 
 
 def _steps_there(client: MlflowClient, mlflow_id: str, key: str) -> set[int]:

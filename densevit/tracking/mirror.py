@@ -92,6 +92,7 @@ class Mirroring:
             self.shelf, self.shelf_stamp = shown.read_shelf(self.outputs, sweep), stamp
 
     def _forget(self) -> None:
+        """Ask for everything again: the store is another one, or was away."""
         self.children.clear()
         self.settled.clear()
         self.living, self.asked, self.parent = None, False, None
@@ -99,13 +100,14 @@ class Mirroring:
     def _send(self, client: MlflowClient, last: bool) -> Look:
         look = Look()
         # Where nothing is remembered of the sweep's own run, a run has to find it or to make it.
-        trusted = self.shelf is None or bool(self._held_parent(self.shelf))
+        held = None if self.shelf is None else self._held_parent(self.shelf)
+        parent = None if held is None else held.get("mlflow_run_id")
         for run_id in self.run_ids:
             folder = run_folder(self.outputs, run_id)
             settled = sent.settled(folder)
             if not last and self.settled.get(run_id) == settled:
                 continue
-            if trusted and self._is_done(run_id, folder):
+            if held != {} and self._is_done(run_id, folder, parent):
                 self.settled[run_id] = settled
                 continue
             with self._one(client, run_id, folder.tracking_lock, look, patient=last) as mine:
@@ -121,20 +123,18 @@ class Mirroring:
     def _is_known(self, shelf: Shelf) -> bool:
         return self.parent is not None or "experiment_id" in self._held_parent(shelf)
 
-    def _is_done(self, run_id: str, folder: RunFolder) -> bool:
+    def _is_done(self, run_id: str, folder: RunFolder, parent: str | None) -> bool:
         """Whether a run that this process has not looked at was sent to its end, and is there."""
         held = self._held(folder)
         if run_id in self.children or not held or held.get("fresh"):
             return False
         sent_to = (folder, without_password(self.uri), self.shelf)
-        if not is_sent(*sent_to, again=self.restore):
-            return False
         if not self.asked:
+            if not is_sent(*sent_to, again=self.restore):
+                return False
             self.living, self.asked = asked_living(self.outputs, self.run_ids), True
-        if self.living is None:
-            return False
-        if self.shelf and self._held_parent(self.shelf).get("mlflow_run_id") not in self.living:
-            return False  # to be shown under another one
+        if self.living is None or (self.shelf and parent not in self.living):
+            return False  # without the sweep's own run it is to be shown under another one
         return is_sent(*sent_to, self.living, self.restore)
 
     @contextmanager
@@ -340,6 +340,7 @@ class Mirroring:
         return parent
 
     def _end_sweep(self, client: MlflowClient, shelf: Shelf) -> None:
+        """Bring the sweep's own run up to date, by what is remembered of it if no run led to it."""
         try:
             if self.parent is None:  # all of its runs were sent before
                 experiment = self._held_parent(shelf)["experiment_id"]

@@ -5,6 +5,8 @@ import time as clock
 
 from densevit.config import RunConfig, identity
 from densevit.rundir import run_folder, write_json
+from densevit.tracking.beside import mirror_once
+from densevit.tracking.mirror import Mirroring
 from densevit.tracking.store import store_uri
 
 CONFIG = {
@@ -59,6 +61,17 @@ def make_plan(outputs, name, runs, **facts):
     entries = [{**entry, **facts.get(entry["id"], {})} for entry in entries]
     about = {k: v for k, v in facts.items() if k not in runs}
     write_json(outputs / "sweeps" / name / "plan.json", {"name": name, **about, "runs": entries})
+
+
+def looking(outputs, *run_ids, sweep=None):
+    """What a mirror process has, to look when the test wants it."""
+    return Mirroring(outputs, store_uri(outputs), run_ids, sweep)
+
+
+def send_all(outputs, runs, sweep):
+    """Send runs to their end, and look once more: then each is known to be the only one."""
+    for _ in range(2):
+        assert mirror_once(outputs, runs, sweep) == ([], [])
 
 
 def client_of(outputs):

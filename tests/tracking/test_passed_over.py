@@ -10,6 +10,7 @@ from rundirs import (
     make_plan,
     make_run,
     runs_of,
+    send_all,
     train_lines,
     wait_for,
     write_lines,
@@ -25,7 +26,7 @@ NOTHING: tuple = ([], [])
 
 
 @pytest.fixture
-def requests(monkeypatch):
+def calls(monkeypatch):
     """How often each method of a client is called."""
     import mlflow
 
@@ -41,19 +42,18 @@ def requests(monkeypatch):
     return counted
 
 
-def test_of_what_was_sent_to_its_end_nothing_is_asked_again(outputs, requests):
+def test_of_what_was_sent_to_its_end_nothing_is_asked_again(outputs, calls):
     """Of a sweep of thousands that would take longer than anybody waits for a last look."""
     runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(4)]
     make_plan(outputs, "s", runs)
-    for _ in range(2):  # the second time it is known that each is the only one of its name
-        assert mirror_once(outputs, runs, "s") == NOTHING
-    requests.clear()
+    send_all(outputs, runs, "s")
+    calls.clear()
     assert mirror_once(outputs, runs, "s") == NOTHING
-    assert requests.total() <= 1  # the sweep's own run
+    assert calls.total() <= 1  # the sweep's own run
     (outputs / "sweeps" / "s" / "report").mkdir()
     (outputs / "sweeps" / "s" / "report" / "table.md").write_text("| a |\n")
     assert mirror_once(outputs, runs, "s") == NOTHING
-    assert requests["log_batch"] == requests["search_runs"] == 0
+    assert calls["log_batch"] == calls["search_runs"] == 0
     assert up_to_date(outputs, runs, "s")
 
 
@@ -61,8 +61,7 @@ def test_of_what_was_sent_to_its_end_nothing_is_asked_again(outputs, requests):
 def test_a_driver_that_starts_a_run_again_has_its_mirror_meanwhile(outputs, state):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed, state=state) for seed in range(3)]
     make_plan(outputs, "s", runs)
-    for _ in range(2):
-        assert mirror_once(outputs, runs, "s") == NOTHING
+    send_all(outputs, runs, "s")
     again = run_folder(outputs, runs[1])
     with mirroring(outputs, runs, "s", starting=True, every=0.1, grace=120), again.lock():
         again.write_status("running", started=START)
@@ -78,8 +77,7 @@ def test_a_driver_that_starts_a_run_again_has_its_mirror_meanwhile(outputs, stat
 def test_a_grid_that_has_grown_says_more_of_what_was_sent(outputs):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(2)]
     make_plan(outputs, "s", runs)
-    for _ in range(2):
-        assert mirror_once(outputs, runs, "s") == NOTHING
+    send_all(outputs, runs, "s")
     make_plan(outputs, "s", runs, **{run_id: {"axes": {"queue": 64}} for run_id in runs})
     assert not up_to_date(outputs, runs, "s")
     assert mirror_once(outputs, runs, "s") == NOTHING
@@ -90,8 +88,7 @@ def test_a_grid_that_has_grown_says_more_of_what_was_sent(outputs):
 def test_what_was_sent_is_sent_again_where_it_is_not_any_more(outputs, empty_store):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(2)]
     make_plan(outputs, "s", runs)
-    for _ in range(2):
-        assert mirror_once(outputs, runs, "s") == NOTHING
+    send_all(outputs, runs, "s")
     shutil.copy(empty_store, outputs)
     assert start_mirror(outputs, runs, "s").stop(120)
     assert set(runs_of(outputs)) == set(runs)
@@ -108,8 +105,7 @@ def test_what_was_sent_is_sent_again_where_it_is_not_any_more(outputs, empty_sto
 def test_damage_to_what_is_remembered_is_mended(outputs, damage):
     run_id = make_run(outputs, train_lines(1, 5))
     make_plan(outputs, "s", [run_id])
-    for _ in range(2):
-        assert mirror_once(outputs, [run_id], "s") == NOTHING
+    send_all(outputs, [run_id], "s")
     for file in (run_folder(outputs, run_id).tracking_file, outputs / "sweeps/s/tracking.json"):
         write_json(file, {**read_json(file), **damage})
     for _ in range(2):

@@ -4,6 +4,7 @@ import pytest
 from rundirs import (
     START,
     history,
+    looking,
     make_run,
     train_lines,
     write_lines,
@@ -11,15 +12,10 @@ from rundirs import (
 from servers import points
 
 from densevit.rundir import run_folder
-from densevit.tracking import store
 from densevit.tracking.beside import mirror_once, up_to_date
-from densevit.tracking.mirror import Look, Mirroring
+from densevit.tracking.mirror import Look
 
 NOTHING: tuple = ([], [])
-
-
-def looking(outputs, *run_ids, sweep=None):
-    return Mirroring(outputs, store.store_uri(outputs), run_ids, sweep)
 
 
 def gauged(lines, *steps):

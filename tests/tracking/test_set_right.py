@@ -10,9 +10,11 @@ from rundirs import (
     START,
     client_of,
     history,
+    looking,
     make_plan,
     make_run,
     runs_of,
+    send_all,
     train_lines,
     wait_for,
 )
@@ -21,13 +23,9 @@ from densevit.cli import main
 from densevit.rundir import run_folder
 from densevit.tracking import beside, store
 from densevit.tracking.beside import mirror_once, set_right, up_to_date
-from densevit.tracking.mirror import Look, Mirroring
+from densevit.tracking.mirror import Look
 
 NOTHING: tuple = ([], [])
-
-
-def looking(outputs, *run_ids, sweep=None):
-    return Mirroring(outputs, store.store_uri(outputs), run_ids, sweep)
 
 
 class Killed(BaseException):
@@ -133,8 +131,7 @@ def test_runs_are_shown_under_a_sweep_that_was_restored(outputs):
     """Also those that were sent first while it was deleted."""
     runs = [make_run(outputs, train_lines(1, 5))]
     make_plan(outputs, "s", runs)
-    for _ in range(2):
-        assert mirror_once(outputs, runs, "s") == NOTHING
+    send_all(outputs, runs, "s")
     parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
     client_of(outputs).delete_run(parent)
     runs.append(make_run(outputs, train_lines(1, 5), seed=1))
@@ -150,8 +147,7 @@ def test_runs_are_shown_under_a_sweep_that_was_restored(outputs):
 def test_a_sweeps_run_that_is_gone_for_good_is_made_again(outputs):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(2)]
     make_plan(outputs, "s", runs)
-    for _ in range(2):
-        assert mirror_once(outputs, runs, "s") == NOTHING
+    send_all(outputs, runs, "s")
     gone = runs_of(outputs, "densevit.sweep")["s"].info.run_id
     with closing(sqlite3.connect(outputs / "mlflow.db")) as database, database:
         for table in ("tags", "runs"):

@@ -20,6 +20,7 @@ from rundirs import (
     begin,
     client_of,
     history,
+    looking,
     make_plan,
     make_run,
     runs_of,
@@ -31,16 +32,10 @@ from densevit.errors import UserError
 from densevit.rundir import run_folder, sweep_folder, write_atomic, write_json
 from densevit.tracking import shown, store
 from densevit.tracking.beside import mirror_once, up_to_date
-from densevit.tracking.mirror import Mirroring
 from densevit.tracking.shown import metric_key
-from densevit.tracking.store import store_uri
 
 NOTHING: tuple = ([], [])
 NOTE = "mlflow.note.content"
-
-
-def looking(outputs, *run_ids, sweep=None):
-    return Mirroring(outputs, store_uri(outputs), run_ids, sweep)
 
 
 def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):

@@ -141,15 +141,14 @@ def get(address):
 
 def dom(address):
     """The text of a page when its scripts have run."""
-    profile = tempfile.mkdtemp()
-    done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={profile}", "--virtual-time-budget=20000", "--window-size=1500,1000",
-         "--dump-dom", address],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    shutil.rmtree(profile, ignore_errors=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        done = subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+             "--no-first-run", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", f"--user-data-dir={profile}", "--virtual-time-budget=20000",
+             "--window-size=1500,1000", "--dump-dom", address],
+            capture_output=True, text=True, check=True, timeout=120,
+        )  # fmt: skip
     return re.sub(r"<(style|script)\b.*?</\1>", "", done.stdout, flags=re.DOTALL)
 
 
