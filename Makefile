@@ -1,26 +1,27 @@
-# make demo   set up, run the quickstart sweep, say where its results are
-# make test   set up, lint, run the tests
-# make slow   the long tests
-# make tracking   the mirror against a real MLflow server on PostgreSQL, and MLflow's pages in Chromium
-# make ray-cluster   sweeps on a real Ray of two nodes, which it starts and stops
-# make cluster-faults   what a real Slurm does to runs; root on Debian, sets up and breaks a cluster
+# make demo    set up, run the quickstart sweep, say where its results are
+# make test    set up, lint, run the tests
+# make slow    the long tests
+# make tracking    the mirror against a real MLflow server on PostgreSQL, and MLflow's pages in Chromium
+# make ray-cluster    sweeps on a real Ray of two nodes, which it starts and stops
+# make slurm-cluster    sweeps on a real Slurm, and its faults; root on Debian, sets up and breaks a cluster
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: demo test tracking ray-cluster cluster-faults lint slow constraints clean
+.PHONY: demo test tracking ray-cluster slurm-cluster lint slow constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
 
-# Where it may, it sets up a Slurm (slurm/local-cluster.sh) and stops it again; elsewhere the tests
-# that need one say why they are skipped.
 test: lint
-	slurm/local-cluster.sh with $(BIN)/pytest -n $(JOBS) --dist worksteal
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
-cluster-faults: $(VENV)/.installed
-	DENSEVIT_REQUIRE_SLURM=1 slurm/local-cluster.sh with $(BIN)/pytest -m "cluster and not slow" tests/cluster
+# What interrupts runs mostly waits for Slurm, and runs side by side; what breaks Slurm runs alone.
+slurm-cluster: export DENSEVIT_REQUIRE_SLURM = 1
+slurm-cluster: $(VENV)/.installed
+	slurm/local-cluster.sh with $(BIN)/pytest -n 4 --dist worksteal -m "cluster and not breaks and not slow" tests/cluster
+	slurm/local-cluster.sh with $(BIN)/pytest -m "breaks and not slow" tests/cluster
 
 tracking: $(VENV)/.installed
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "tracking and not slow" tests/tracking

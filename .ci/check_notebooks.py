@@ -4,6 +4,7 @@ python .ci/check_notebooks.py OUTPUTS
 """
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -32,20 +33,25 @@ ABSENT = ("sampling_ablation", "queue_and_temperature", "model_size")
 
 def main(outputs: Path) -> None:
     assert sorted(file.stem for file in NOTEBOOKS) == sorted([*SHOWN, *ABSENT]), NOTEBOOKS
-    for file in NOTEBOOKS:
-        shown = run_notebook(file, sweep=SWEEP, outputs=outputs)
-        for cell, (tables, figures) in SHOWN.get(file.stem, {}).items():
-            held = sum(len(rows(text)) > 1 for text in texts(shown, cell))
-            drawn = len(pictures(shown, cell))
-            if held < tables or drawn != figures:
-                raise NotebookFailed(
-                    f"{file.name}: cell {cell}: shows {held} tables and {drawn} figures, "
-                    f"not {tables} and {figures}"
-                )
-        last = texts(shown, "open")[-1]
-        if file.stem in ABSENT and "does not vary" not in last:
-            raise NotebookFailed(f"{file.name}: cell open: does not say what is absent: {last}")
-        print(f"{file.name}: as it should be")
+    with ProcessPoolExecutor(2) as pool:
+        list(pool.map(check, NOTEBOOKS, [outputs] * len(NOTEBOOKS)))
+
+
+def check(file: Path, outputs: Path) -> None:
+    """Run a notebook and count what its cells show. Errors: `NotebookFailed`."""
+    shown = run_notebook(file, sweep=SWEEP, outputs=outputs)
+    for cell, (tables, figures) in SHOWN.get(file.stem, {}).items():
+        held = sum(len(rows(text)) > 1 for text in texts(shown, cell))
+        drawn = len(pictures(shown, cell))
+        if held < tables or drawn != figures:
+            raise NotebookFailed(
+                f"{file.name}: cell {cell}: shows {held} tables and {drawn} figures, "
+                f"not {tables} and {figures}"
+            )
+    last = texts(shown, "open")[-1]
+    if file.stem in ABSENT and "does not vary" not in last:
+        raise NotebookFailed(f"{file.name}: cell open: does not say what is absent: {last}")
+    print(f"{file.name}: as it should be", flush=True)
 
 
 if __name__ == "__main__":

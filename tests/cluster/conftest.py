@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from lab import Sweep, script, wait_for
+from lab import LONG, TWO, Sweep, finished_here, results, script, wait_for
+
+from densevit.rundir import RunFolder
 
 REQUIRED = os.environ.get("DENSEVIT_REQUIRE_SLURM") == "1"
 
@@ -64,6 +66,35 @@ def sweep(tmp_path, tiny, cluster):
         return Sweep(tmp_path / name, settings, profile, **parts)
 
     return make
+
+
+@pytest.fixture
+def long_runs(sweep):
+    """A function that makes a sweep of runs that can be held in the middle."""
+
+    def make(name, **parts):
+        return sweep(name, base=LONG, **{**TWO, **parts})
+
+    return make
+
+
+@pytest.fixture
+def undisturbed(tmp_path_factory):
+    """A function that gives the numbers that a run has when nothing happens to it."""
+    # Trained once, whichever of pytest's processes want them.
+    session = tmp_path_factory.getbasetemp()
+    known = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "undisturbed"
+    known.mkdir(exist_ok=True)
+
+    def numbers(run):
+        folder = RunFolder(known / run.id)
+        with (known / f"{run.id}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.results_file.exists():
+                finished_here(folder.path, run.config)
+        return results(folder)
+
+    return numbers
 
 
 @pytest.fixture

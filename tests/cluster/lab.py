@@ -8,14 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+from holding import ENVIRONMENT, hold, let_go
+
 from densevit import yamlfile
 from densevit.rundir import read_json, read_metrics
 from densevit.sweep.launch.slurm import attempts
 from densevit.sweep.plan import make_plan
+from densevit.sweep.state import observe
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "slurm" / "local-cluster.sh"
 COMMAND = [sys.executable, "-c", "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
+
+# Sixty steps, with a checkpoint after each fifth.
+LONG = {"epochs": 12, "log_every": 5, "cl_mode": "dense"}
+TWO = {"grid": {"learning_rate": [1e-3, 2e-3]}}
 
 
 def script(*arguments, **options):
@@ -36,7 +43,7 @@ def wait_for(condition, seconds=120, what="it"):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}; {cluster_state()}"
-        time.sleep(0.1)
+        time.sleep(0.25)
     return found
 
 
@@ -87,8 +94,9 @@ class Sweep:
         """Run a command on the sweep's file; what it printed."""
         first = [words[0], self.file, *words[1:]] if words and words[0][0] != "-" else [self.file, *words]  # fmt: skip
         done = subprocess.run(
-            self.command(*first), capture_output=True, text=True, timeout=timeout, **options
-        )
+            self.command(*first), capture_output=True, text=True, timeout=timeout,
+            **{"env": ENVIRONMENT, **options},
+        )  # fmt: skip
         assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -99,7 +107,16 @@ class Sweep:
         return json.loads(self.call("status", "--json"))
 
     def states(self):
-        return [run["state"] for run in self.status()["runs"]]
+        """The states of the runs, without the command, which takes a second to start."""
+        plan = self.plan
+        found = observe(plan).runs
+        return [found[run.id].state for run in plan.runs]
+
+    def hold(self, step):
+        hold(self.outputs, step)
+
+    def let_go(self):
+        let_go(self.outputs)
 
     def wait(self, seconds=240):
         """Until nothing runs or waits; the states then."""
@@ -151,6 +168,13 @@ def assert_whole(folder):
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == sorted(set(steps))
     assert steps[-1] == folder.status().steps
+
+
+def check_all(runs, undisturbed):
+    """Each run is finished, with the numbers that it has where nothing happens to it."""
+    for run, folder in zip(runs.plan.runs, runs.folders(), strict=True):
+        assert_whole(folder)
+        assert results(folder) == undisturbed(run)
 
 
 def finished_here(folder, config):

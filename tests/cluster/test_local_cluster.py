@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from lab import SCRIPT, script, slurm, wait_for
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
@@ -40,7 +42,7 @@ def test_only_root_may(cluster):
     assert (done.returncode, done.stderr.strip()) == (2, "local-cluster: only root can do this")
 
 
-@pytest.mark.cluster
+@pytest.mark.breaks
 def test_a_node_gets_its_port_back_from_a_child_that_hangs(cluster, tmp_path):
     pids = {line.split()[0]: line.split()[1] for line in script("status").stdout.splitlines()}
     script("daemon", "kill", "slurmd-node2", check=True)
@@ -55,7 +57,7 @@ def test_a_node_gets_its_port_back_from_a_child_that_hangs(cluster, tmp_path):
     assert child.wait(5) == -signal.SIGKILL
 
 
-@pytest.mark.cluster
+@pytest.mark.breaks
 def test_a_pid_file_is_read_once_its_daemon_has_written_it(cluster, tmp_path):
     shim = tmp_path / "slurmd"
     shim.write_text("#!/bin/sh\n: >/run/densevit-slurm/slurmd-node2.pid\nsleep 1\n"
@@ -68,7 +70,7 @@ def test_a_pid_file_is_read_once_its_daemon_has_written_it(cluster, tmp_path):
     assert script("status").returncode == 0
 
 
-@pytest.mark.cluster
+@pytest.mark.breaks
 def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_cluster, tmp_path):
     other_cluster("--nodes", "3", "--gpus", "0")
     assert len(slurm("sinfo", "-h", "-N", "-p", "lab").splitlines()) == 3

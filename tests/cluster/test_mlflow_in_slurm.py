@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from holding import ENVIRONMENT
 from lab import ROOT, kill, processes, wait_for
 from servers import free_port, need, points, postgres_missing, query
 
@@ -106,6 +107,7 @@ def site(user):
     made.call("scancel", "--user", made.name)
 
 
+@pytest.mark.breaks
 def test_a_server_with_a_password_that_keeps_what_it_has(site):
     job, variables = site.start()
     assert variables["MLFLOW_TRACKING_URI"] == f"http://node1:{site.environment['DENSEVIT_MLFLOW_PORT']}"  # fmt: skip
@@ -127,9 +129,11 @@ def test_a_server_with_a_password_that_keeps_what_it_has(site):
 
 
 def test_a_run_that_is_killed_under_one_launcher_and_resumed_by_another_is_one_run(sweep):
-    runs = sweep("resumed", base={"epochs": 60}, grid={"cl_mode": ["dense"]})
+    runs = sweep("resumed", base={"epochs": 6}, grid={"cl_mode": ["dense"]})
+    runs.hold(23)
     store = runs.outputs / "mlflow.db"
-    driver = subprocess.Popen(runs.command("run", runs.file, "--launcher", "local"))
+    command = runs.command("run", runs.file, "--launcher", "local")
+    driver = subprocess.Popen(command, env=ENVIRONMENT)
     (folder,) = runs.folders()
 
     def sent():
@@ -145,6 +149,7 @@ def test_a_run_that_is_killed_under_one_launcher_and_resumed_by_another_is_one_r
     driver.wait()
     lines = len(folder.metrics_file.read_text().splitlines())
 
+    runs.let_go()
     runs.call("run")
     assert runs.wait() == ["finished"]
     wait_for(lambda: not pgrep(f"densevit.tracking {runs.outputs}"), what="the job's mirror")

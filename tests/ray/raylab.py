@@ -12,6 +12,8 @@ import time
 import uuid
 from pathlib import Path
 
+from holding import ENVIRONMENT, hold, let_go
+
 from densevit import yamlfile
 from densevit.rundir import read_json
 from densevit.sweep.plan import make_plan
@@ -61,7 +63,7 @@ class Cluster:
         self.marks = {}
 
     def environment(self):
-        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        return {**ENVIRONMENT, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
     def start(self, node, *options):
         self.marks[node] = f"{node}-{uuid.uuid4().hex}"
@@ -115,7 +117,7 @@ class Sweep:
 
     def start(self, *words):
         """The command, as a process of its own session."""
-        environment = self.cluster.environment() if self.cluster else dict(os.environ)
+        environment = self.cluster.environment() if self.cluster else dict(ENVIRONMENT)
         environment |= {MARK: self.mark}
         first, *rest = map(str, words or ("run", "--no-tracking"))
         command = [*COMMAND, first, str(self.file), *rest, "--outputs", str(self.outputs)]
@@ -132,6 +134,12 @@ class Sweep:
     def states(self):
         told = json.loads(self.run("status", "--json"))
         return [run["state"] for run in told["runs"]]
+
+    def hold(self, step, run=None):
+        hold(self.outputs, step, run)
+
+    def let_go(self):
+        let_go(self.outputs)
 
     def going(self, steps=1):
         """The runs that have trained so many steps in a process that lives."""

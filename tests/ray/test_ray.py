@@ -1,7 +1,6 @@
 """Sweeps on a real Ray: the same runs and numbers as elsewhere, and what faults do to them."""
 
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +30,8 @@ def undisturbed(tmp_path_factory, blobs):
     return {folder.path.name: numbers(folder) for folder in made.folders}
 
 
-LONG = {"epochs": 16, "checkpoint_minutes": 0.02}
+# Thirty steps, with a checkpoint after each fifth.
+LONG = {"epochs": 6}
 CELLS = {"grid": {"cl_mode": ["none", "dense"]}, "seeds": 2}
 
 
@@ -51,12 +51,14 @@ def test_ids_and_numbers_are_those_of_the_local_launcher(sweep, undisturbed):
 
 def test_killed_processes_are_started_again_and_no_number_changes(sweep, undisturbed):
     runs = sweep("worker", LONG, **CELLS)
+    runs.hold(8)
     command = runs.start()
-    folder, pid = wait_for(runs.going, what="training")[0]
+    folder, pid = wait_for(lambda: runs.going(8), what="training")[0]
     kill([pid])
     wait_for(lambda: len(runs.starts(folder)) == 2, what="its second start")
-    pid = wait_for(lambda: [p for f, p in runs.going() if p != pid and f == folder])[0]
+    pid = wait_for(lambda: [p for f, p in runs.going(8) if p != pid and f == folder])[0]
     kill([pid])
+    runs.let_go()
     assert command.wait(200) == 0, command.stdout.read()
     assert len(runs.starts(folder)) == 3, "it failed twice and then succeeded"
     check_all(runs, undisturbed)
@@ -84,12 +86,14 @@ def test_a_mistake_is_not_tried_again(sweep):
 
 def test_a_node_is_lost(sweep, cluster, undisturbed):
     runs = sweep("node", LONG, **CELLS)
+    runs.hold(8)
     command = runs.start()
     there = cluster.marks[OTHER]
     lost = wait_for(
         lambda: [f for f, pid in runs.going() if pid in marked(there)], what="training on it"
     )
     cluster.kill(OTHER)
+    runs.let_go()
     try:
         assert command.wait(200) == 0, command.stdout.read()
     finally:
@@ -110,15 +114,18 @@ def starters(cluster):
 
 def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturbed):
     runs = sweep("driver", LONG, ray={"max_concurrent": 2}, **CELLS)
+    for folder in runs.folders[2:]:
+        runs.hold(8, folder)
     command = runs.start()
     wait_for(lambda: sum(f.results_file.exists() for f in runs.folders), what="the first to finish")
-    going = wait_for(runs.going, what="training")
+    going = wait_for(lambda: runs.going(8), what="training")
     done = [folder for folder in runs.folders if folder.results_file.exists()]
     before = [folder.results_file.stat().st_mtime_ns for folder in done]
     command.kill()
     wait_for(lambda: not any(folder.locked() for folder in runs.folders), 30, "the runs' end")
     assert all(folder.word().state in ("cancelled", "finished") for folder, _ in going)
     wait_for(lambda: not starters(cluster), 30, "the end of what starts runs")
+    runs.let_go()
     told = runs.run()
     assert f"{len(done)} finished before" in told or f"{len(done) + 1} finished before" in told
     assert [folder.results_file.stat().st_mtime_ns for folder in done] == before
@@ -129,7 +136,8 @@ def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturb
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
 def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(tmp_path, tiny, number):
-    runs = Sweep(tmp_path / "own", {**tiny, "epochs": 200}, grid={"cl_mode": ["none", "global"]})
+    runs = Sweep(tmp_path / "own", {**tiny, "epochs": 3}, grid={"cl_mode": ["none", "global"]})
+    runs.hold(8)
     command = runs.start()
     wait_for(runs.going, what="training")
     command.send_signal(number)
@@ -142,10 +150,13 @@ def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(tmp_path, 
 
 
 def test_one_run_is_cancelled_and_the_others_go_on(sweep):
-    runs = sweep("cancelled", {"epochs": 40}, grid={"cl_mode": ["none", "global"]})
+    runs = sweep("cancelled", {"epochs": 3}, grid={"cl_mode": ["none", "global"]})
+    runs.hold(8)
     command = runs.start()
     folder = wait_for(lambda: len(runs.going()) == 2 and runs.going(), what="both")[0][0]
     runs.run("cancel", folder.path.name, "--yes")
+    wait_for(lambda: folder.word().state == "cancelled", what="the run's end")
+    runs.let_go()
     assert command.wait(120) == 1
     assert sorted(runs.states()) == ["cancelled", "finished"]
     assert folder.word().state == "cancelled"
@@ -162,8 +173,12 @@ def together(runs):
 @pytest.mark.parametrize(("share", "most"), [(0.5, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_runs_share_a_gpu(sweep, share, most):
     parts = {"ray": {"gpus_per_run": share, "cpus_per_run": 0.5}, "seeds": 4}
-    runs = sweep(f"share{most}", {"epochs": 6}, grid={"cl_mode": ["none"]}, **parts)
-    runs.run()
+    runs = sweep(f"share{most}", grid={"cl_mode": ["none"]}, **parts)
+    runs.hold(3)
+    command = runs.start()
+    wait_for(lambda: len(runs.going(3)) == most, what="as many as there is room for")
+    runs.let_go()
+    assert command.wait(120) == 0, command.stdout.read()
     assert together(runs) == most
 
 
@@ -197,13 +212,15 @@ def test_the_planted_bad_cells_are_stopped_and_the_good_one_is_kept(sweep):
 
 def test_a_rule_goes_on_where_a_stopped_command_left_it(sweep):
     rates = [1e-3, 1e-9, 2e-9]
-    runs = sweep("carried", {"epochs": 12}, grid={"learning_rate": rates}, early_stop=RULE,
+    runs = sweep("carried", {"epochs": 6}, grid={"learning_rate": rates}, early_stop=RULE,
                  ray={"max_concurrent": 1})  # fmt: skip
+    runs.hold(8, runs.folders[1])
     command = runs.start()
     wait_for(runs.folders[0].results_file.exists, what="the first to finish")
-    wait_for(runs.going, what="the second")
+    wait_for(lambda: runs.going(8), what="the second")
     command.send_signal(signal.SIGINT)
     assert command.wait(60) == 75, command.stdout.read()
+    runs.let_go()
     told = runs.run()
     assert "1 finished before" in told
     assert runs.states() == ["finished", "stopped", "stopped"]
@@ -237,12 +254,14 @@ def test_optuna_proposes_from_what_the_first_round_reached(sweep):
 
 def test_processes_on_both_nodes_train_one_run(sweep, cluster):
     runs = sweep("gang", LONG, grid={"cl_mode": ["dense"]}, resources={"nodes": 2, "cpus": 2})
+    runs.hold(8)
     command = runs.start()
     wait_for(runs.going, what="training")
     command.send_signal(signal.SIGINT)
     assert command.wait(120) == 75, command.stdout.read()
     assert runs.states() == ["cancelled"]
     first = runs.folders[0].word().step
+    runs.let_go()
     runs.run()
     assert runs.states() == ["finished"]
     assert 0 < first < runs.folders[0].word().steps
@@ -256,9 +275,7 @@ def test_processes_on_both_nodes_train_one_run(sweep, cluster):
      ({}, {"nodes": 3, "cpus": 2}, "needs 3 x 2 CPUs and 0 GPUs")],
     ids=["port", "host", "gpus", "nodes"],
 )  # fmt: skip
-def test_what_cannot_be_is_told_at_once(sweep, ray, resources, told):
+def test_what_cannot_be_is_told_and_starts_nothing(sweep, ray, resources, told):
     runs = sweep("impossible", ray=ray, resources=resources, grid={"cl_mode": ["none"]})
-    started = time.monotonic()
     assert told in runs.run(code=2)
-    assert time.monotonic() - started < 30
     assert not (runs.outputs / "runs").exists()

@@ -1,0 +1,58 @@
+"""Hold runs at a step, for tests of what happens to a run in the middle of its training.
+
+Python imports this file at its start when this folder is on the PYTHONPATH. Each run then waits
+before the step that the file `hold` or `hold-RUN` in its outputs folder names, until the file is
+gone, names a later step, or the run is asked to stop.
+"""
+
+import sys
+import time
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+
+
+class Holding(MetaPathFinder):
+    """Import the training loop with `held` in the place of its look between two steps."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "densevit.train":
+            return None
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            module._boundary = held(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def held(train):
+    boundary = train._boundary
+
+    def wait(trainer):
+        told = None
+        while (step := _hold(trainer)) is not None and not trainer.asked():
+            if told != step:
+                train._tell(trainer)  # the step in status.json is what a test waits for
+                told = step
+            time.sleep(0.02)
+        boundary(trainer)
+
+    return wait
+
+
+def _hold(trainer):
+    """The step that the run is held at; None if it may go on."""
+    run = trainer.folder.path
+    for name in ("hold", f"hold-{run.name}"):
+        with suppress(FileNotFoundError, ValueError):  # there is none, or it is being written
+            step = int((run.parents[1] / name).read_text())
+            if trainer.step >= step:
+                return step
+    return None
+
+
+sys.meta_path.insert(0, Holding())
