@@ -2,8 +2,8 @@
 
 python .ci/check_slurm.py QUICKSTART_OUTPUTS FOLDER
 
-Runs the six of the quickstart and six of two epochs, two at a time, on the local cluster into FOLDER;
-a second call submits nothing; the quickstart's runs have the same numbers to the last digit.
+Trains the six runs of the quickstart and six of two epochs on the local cluster, two at a time.
+A second call submits nothing. The quickstart's runs have the same numbers to the last digit.
 """
 
 import json

@@ -38,7 +38,7 @@ def slurm(*command):
     return done.stdout.strip()
 
 
-def wait_for(condition, seconds=120, what="it"):
+def wait_for(condition, what="it", seconds=240):
     """Wait until a condition holds, and return what it gives."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -118,24 +118,24 @@ class Sweep:
     def let_go(self):
         let_go(self.outputs)
 
-    def wait(self, seconds=240):
+    def wait(self, seconds=600):
         """Until nothing runs or waits; the states then."""
 
         def over():
             states = self.states()
             return states if not {"running", "queued", "unknown"} & set(states) else None
 
-        states = wait_for(over, seconds, "the end of the sweep")
+        states = wait_for(over, "the end of the sweep", seconds)
         # A run has its results before its job has noted the end.
         finished = [f for f, s in zip(self.folders(), states, strict=True) if s == "finished"]
-        wait_for(lambda: all(self.ends(folder)[-1:] != [""] for folder in finished), 30)
+        wait_for(lambda: all(self.ends(folder)[-1:] != [""] for folder in finished))
         return states
 
     def folders(self):
         plan = self.plan
         return [plan.run_folder(run) for run in plan.runs]
 
-    def wait_training(self, count=1, steps=1, seconds=120):
+    def wait_training(self, count=1, steps=1, seconds=240):
         """Until so many runs have trained so many steps in their newest start."""
 
         def going():
@@ -147,7 +147,7 @@ class Sweep:
                     found += [folder] * (word.get("step", 0) >= held[-1].first_step + steps)
             return found if len(found) >= count else None
 
-        return wait_for(going, seconds, "training")
+        return wait_for(going, "training", seconds)
 
     def job(self, folder):
         """The job that has a run."""

@@ -62,7 +62,7 @@ def test_out_of_time_and_on_from_the_checkpoint(long_runs, undisturbed):
     runs.hold(23)
     runs.submit()
     (folder,) = runs.wait_training(1, steps=20)
-    wait_for(lambda: len(runs.ends(folder)) > 1, 240, "a second start")
+    wait_for(lambda: len(runs.ends(folder)) > 1, "a second start")
     runs.let_go()
     assert runs.wait() == ["finished"]
     ends = runs.ends(folder)
@@ -78,7 +78,7 @@ def test_out_of_time_again_and_again_without_a_step_is_a_failure(long_runs):
                               "python": f"{sys.executable} {ROOT}/tests/cluster/slow_start.py"},
                      resources={"cpus": 1, "mem": "900M", "hours": 1 / 60})  # fmt: skip
     runs.submit()
-    assert runs.wait(600) == ["failed"]
+    assert runs.wait() == ["failed"]
     (run,) = runs.status()["runs"]
     assert run["cause"] == "timeout"
     assert "ran out of time 2 times in a row at step 0" in run["why"]

@@ -72,7 +72,7 @@ class Site:
             assert running, log.read_text() if log.exists() else "the job has ended"
             return how.exists() and how.read_text()
 
-        text = wait_for(told, 180, "the server")
+        text = wait_for(told, "the server")
         assert how.stat().st_mode & 0o777 == 0o600
         assert (self.outputs / "mlflow-password").stat().st_mode & 0o777 == 0o600
         return job, dict(re.findall(r"export (\w+)=(\S+)", text))
@@ -92,7 +92,7 @@ class Site:
         """Cancel the job, of which nothing is left then."""
         self.call("scancel", job)
         mine = ["pgrep", "-u", self.name]
-        wait_for(lambda: subprocess.run(mine, check=False).returncode == 1, 30, "the server's end")
+        wait_for(lambda: subprocess.run(mine, check=False).returncode == 1, "the server's end")
         assert not (self.outputs / "mlflow-server.txt").exists()
         assert not (self.outputs / "mlflow-postgres" / "postmaster.pid").exists()
         left = ["find", "/tmp", "-maxdepth", "1", "-name", "mlflow-*", "-user", self.name]
@@ -140,7 +140,7 @@ def test_a_run_that_is_killed_under_one_launcher_and_resumed_by_another_is_one_r
         held = read_json(folder.tracking_file) or {}
         return held if held.get("offset") else None
 
-    held = wait_for(sent, what="the mirror's first numbers")
+    held = wait_for(sent, "the mirror's first numbers")
     own = f"WHERE run_uuid = '{held['mlflow_run_id']}'"
     assert query(store, f"SELECT status FROM runs {own}") == [("RUNNING",)]
     (mirror,) = pgrep(f"densevit.tracking {runs.outputs}")
@@ -152,7 +152,7 @@ def test_a_run_that_is_killed_under_one_launcher_and_resumed_by_another_is_one_r
     runs.let_go()
     runs.call("run")
     assert runs.wait() == ["finished"]
-    wait_for(lambda: not pgrep(f"densevit.tracking {runs.outputs}"), what="the job's mirror")
+    wait_for(lambda: not pgrep(f"densevit.tracking {runs.outputs}"), "the job's mirror")
     wanted = {json.loads(line)["step"] for line in folder.metrics_file.read_text().splitlines()}
     assert len(wanted) > lines / 2
     counted = points(store)

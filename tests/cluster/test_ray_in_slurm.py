@@ -52,8 +52,8 @@ def _folders(file, outputs):
 
 def ended(job, outputs):
     """Wait for the end of a job, after which nothing of it is left; its exit code."""
-    wait_for(lambda: job not in slurm("squeue", "-h", "-o", "%i").split(), 100, "the job's end")
-    wait_for(lambda: not processes_of(job), 20, "the end of Ray")
+    wait_for(lambda: job not in slurm("squeue", "-h", "-o", "%i").split(), "the job's end", 600)
+    wait_for(lambda: not processes_of(job), "the end of Ray")
     assert not list(outputs.glob(".ray-*")), "the token is gone"
     assert not list(Path("/tmp").glob(f"ray-{job}-*"))
     told = slurm("scontrol", "show", "job", job)
@@ -76,7 +76,7 @@ def processes_of(job):
 
 def test_two_runs_on_ray_on_two_nodes_of_a_job(submit):
     job, log, folders = submit()
-    wait_for(lambda: log.exists(), 120, "the job's start")
+    wait_for(lambda: log.exists(), "the job's start")
     code = ended(job, log.parent / "out")
     told = log.read_text()
     assert code == 0, told
@@ -90,7 +90,7 @@ def test_two_runs_on_ray_on_two_nodes_of_a_job(submit):
 def test_before_its_time_ends_runs_stop_with_a_checkpoint(submit):
     job, log, folders = submit(epochs=60)
     words = lambda: [read_json(folder.status_file) or {} for folder in folders()]  # noqa: E731
-    wait_for(lambda: all(word.get("step", 0) > 1 for word in words()), 120, "training")
+    wait_for(lambda: all(word.get("step", 0) > 1 for word in words()), "training")
     slurm("scancel", "--signal=USR1", "--batch", job)  # as Slurm does by the script's --signal
     assert ended(job, log.parent / "out") == 75, log.read_text()
     assert [word["state"] for word in words()] == ["cancelled"] * 2

@@ -40,7 +40,7 @@ def whole_cluster(cluster):
     try:
         for job in set(slurm("squeue", "-h", "-o", "%F").split()):
             slurm("scancel", job)
-        wait_for(whole, 60, "a whole cluster")
+        wait_for(whole, "a whole cluster")
     except (AssertionError, subprocess.SubprocessError) as seen:
         warnings.warn(str(seen), stacklevel=1)
         script("stop", "--wipe", check=True)
@@ -76,9 +76,9 @@ def test_a_node_dies(long_runs, undisturbed):
         assert len(keepers) >= 2
         for pid in [*keepers, *_below(keepers)]:
             kill(pid)
-        wait_for(lambda: "down" in slurm("sinfo", "-h", "-N", "-n", "node1", "-o", "%T"), 120)
+        wait_for(lambda: "down" in slurm("sinfo", "-h", "-N", "-n", "node1", "-o", "%T"))
         assert "failed" not in runs.states()
-        wait_for(lambda: runs.ends(victim)[0] == "node", 120)
+        wait_for(lambda: runs.ends(victim)[0] == "node")
     finally:
         script("daemon", "start", "slurmd-node1", check=True)
     runs.let_go()
@@ -111,7 +111,7 @@ def _below(pids):
 def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     runs = sweep("controller", **TWO)
     # Whose end the controller does not hear, it takes for lost, and starts them again.
-    wait_for(lambda: slurm("squeue", "-h") == "", 60)
+    wait_for(lambda: slurm("squeue", "-h") == "")
     script("daemon", "kill", "slurmctld", check=True)
     try:
         submitting = subprocess.Popen(
@@ -146,7 +146,7 @@ def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     finally:
         script("daemon", "start", "slurmctld", check=True)
     more.call("cancel", "--yes")
-    more.wait(90)
+    more.wait()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ MARK = "DENSEVIT_TEST_CLUSTER"
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray takes 127.0.0.1 for the machine's own address
 
 
-def wait_for(condition, seconds=90, what="it"):
+def wait_for(condition, what="it", seconds=240):
     """Wait until a condition holds, and return what it gives."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -89,7 +89,7 @@ class Cluster:
     def kill(self, node):
         """Exactly what was started, and what that has started."""
         mark = self.marks.pop(node)
-        wait_for(lambda: kill(marked(mark)) or not marked(mark), 30, "the end of a node")
+        wait_for(lambda: kill(marked(mark)) or not marked(mark), "the end of a node")
 
     def stop(self):
         for node in list(self.marks):
@@ -127,7 +127,7 @@ class Sweep:
     def run(self, *words, code=0):
         """The command to its end; what it printed."""
         process = self.start(*words)
-        told = process.communicate(timeout=240)[0]
+        told = process.communicate(timeout=600)[0]
         assert process.returncode == code, told
         return told
 
