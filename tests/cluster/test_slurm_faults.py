@@ -78,10 +78,10 @@ def test_a_node_dies(long_runs, undisturbed):
             kill(pid)
         wait_for(lambda: "down" in slurm("sinfo", "-h", "-N", "-n", "node1", "-o", "%T"))
         assert "failed" not in runs.states()
+        runs.let_go()  # the other run leaves its node to this one
         wait_for(lambda: runs.ends(victim)[0] == "node")
     finally:
         script("daemon", "start", "slurmd-node1", check=True)
-    runs.let_go()
     assert runs.wait() == ["finished", "finished"]
     assert runs.ends(victim) == ["node", "finished"]
     check_all(runs, undisturbed)
