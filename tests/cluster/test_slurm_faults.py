@@ -153,7 +153,7 @@ def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
 def small_cluster(cluster):
     """A cluster that keeps no accounts and takes arrays of two."""
     script("stop", "--wipe", check=True)
-    script("start", "--no-accounting", "--max-array-size", "3", check=True)
+    script("start", "--no-accounting", "--max-array-size", "2", check=True)
     yield
     script("stop", "--wipe", check=True)
     script("start", check=True)
