@@ -164,13 +164,13 @@ def test_arrays_are_split_and_the_queue_is_not_overfilled(small_cluster, sweep):
     told = runs.submit()
     (jobs,) = re.findall(r"submitted 5 runs as job ([\d, ]+)", told)
     assert len(jobs.split(",")) == 3
+    assert runs.wait() == ["finished"] * 5
     few = sweep("few", profile={"max_submitted": 2}, grid={"cl_mode": ["none", "global", "dense"]})
     told = few.submit()
     assert "submitted 2 runs" in told
     assert "1 runs wait: the cluster takes no more jobs from you now" in told
     few.submit("--watch", "--every", "1")
     assert few.states() == ["finished"] * 3
-    assert runs.wait() == ["finished"] * 5
     for folder in [*few.folders(), *runs.folders()]:
         assert runs.ends(folder) == ["finished"]
 
