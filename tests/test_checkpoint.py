@@ -48,6 +48,7 @@ def test_what_is_saved_is_loaded_and_the_last_two_are_kept(tmp_path):
     got, wanted = read(tmp_path), state(1200)
     assert torch.equal(got["model"]["w"], wanted["model"]["w"])
     assert (got["step"], got["list"][1], int(got["model"]["n"])) == (1200, None, 1200)
+    assert written(tmp_path, 1200) == found, "the same step again removes no other"
 
 
 def test_what_changes_after_a_save_is_not_in_it(tmp_path, monkeypatch):

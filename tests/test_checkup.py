@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 from itertools import islice
 
 import pytest
@@ -113,15 +114,18 @@ def test_an_absurd_temperature_fires_the_alarm(tmp_path, answer):
         assert "on_collapse: warn trains on" in folder.status().message
 
 
-def test_a_network_that_is_collapsed_from_the_start_is_told_when_it_stays_so(tmp_path, tiny):
+@pytest.mark.parametrize(("answer", "code", "looks"), [("warn", 0, 3), ("stop", EXIT_FAILED, 2)])
+def test_a_network_that_is_collapsed_from_the_start_is_told_when_it_stays_so(
+    tmp_path, tiny, answer, code, looks
+):
     # LayerScale this small lets no picture through: every token stays what it began as.
     kwargs = {**tiny["model_kwargs"], "depth": 12, "init_values": 1e-5}
-    code, folder = run(tmp_path, {**tiny, "cl_mode": "global", "model_kwargs": kwargs,
-                                  "learning_rate": 1e-6})  # fmt: skip
-    assert code == 0
-    assert series(folder, "health/collapsed") == [1.0, 1.0, 1.0]
-    said = "the contrastive features have collapsed at step"
-    assert folder.log_file.read_text().count(said) == 1
+    ended, folder = run(tmp_path, {**tiny, "cl_mode": "global", "model_kwargs": kwargs,
+                                   "learning_rate": 1e-6, "on_collapse": answer})  # fmt: skip
+    assert ended == code
+    assert series(folder, "health/collapsed") == [1.0] * looks  # at steps 0, 5 and 10
+    told = r"(?:WARNING|ERROR) the contrastive features have collapsed at step (\d+):"
+    assert re.findall(told, folder.log_file.read_text()) == ["5"]
 
 
 def test_features_that_are_not_finite_have_no_health(tiny):

@@ -14,7 +14,7 @@ from densevit.config import RunConfig
 from densevit.data.loading import plain_batches
 from densevit.data.sources import open_data
 from densevit.data.views import plain_view
-from densevit.errors import EXIT_CARRY_ON, EXIT_MISTAKE, Stopped, UserError
+from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, Stopped, UserError
 from densevit.frozen import store
 from densevit.lifecycle import execute
 from densevit.matchfile import read_matches
@@ -223,16 +223,22 @@ def test_a_picture_is_drawn(trained, blobs, tmp_path, capsys, kind):
     assert "val has 15 pictures" in capsys.readouterr().err
 
 
-def test_a_damaged_test_picture_is_told_before_training(tmp_path, tiny, blobs):
+@pytest.mark.parametrize("name", ["dark", "train"])
+def test_a_damaged_image_is_refused_before_training(tmp_path, tiny, blobs, monkeypatch, name):
+    """A run reads the test sets; for train/ it takes what `densevit data check` has found."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(blobs, tmp_path / "data")
-    broken = next((tmp_path / "data" / "dark").rglob("*.png"))
+    broken = next((tmp_path / "data" / name).rglob("*.png"))
     broken.write_bytes(broken.read_bytes()[:-20])
+    if name == "train":
+        assert main(["data", "check", f"train={tmp_path / 'data' / 'train'}"]) == EXIT_FAILED
     folder = RunFolder(tmp_path / "run")
     dark = {"dark": str(tmp_path / "data" / "dark")}
     folder.create(RunConfig(**{**tiny, "data_dir": str(tmp_path / "data"), "benchmarks": dark}))
     assert execute(folder) == EXIT_MISTAKE
+    assert folder.status().message.startswith(f"{name}: ")
     assert broken.name in folder.status().message
-    assert not folder.metrics_file.exists() or folder.metrics_file.stat().st_size == 0
+    assert not folder.metrics_file.exists()
 
 
 @pytest.mark.parametrize(

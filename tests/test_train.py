@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,7 @@ from densevit.data.folders import scan
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, Stopped
 from densevit.lifecycle import execute
 from densevit.rundir import RunFolder, read_json, read_metrics
+from densevit.step import train_step
 from densevit.train import train
 
 
@@ -126,13 +128,19 @@ def test_all_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_picture
             assert other.get("train/classification_loss") == pytest.approx(wanted)
 
 
-def test_the_total_is_weighed_as_the_design_says(tmp_path, tiny):
-    folder = folder_of(tmp_path, {**tiny, "lambda_weight": 0.3})
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_total_is_weighed_as_the_design_says(tmp_path, tiny, adaptive):
+    weighed = {"lambda_weight": 0.3, "contrastive_weight_adaptive": adaptive}
+    folder = folder_of(tmp_path, {**tiny, **weighed, "epochs": 1, "log_every": 1})
     execute(folder)
-    for line in lines_of(folder):
-        if "train/loss" in line:
-            parts = 0.7 * line["train/classification_loss"] + 0.3 * line["train/contrastive_loss"]
-            assert line["train/loss"] == pytest.approx(parts, rel=1e-5)
+    lines = [line for line in lines_of(folder) if "train/loss" in line]
+    # Of five steps; a line is of the step that it ends with.
+    wanted = [0.3 * done / 5 for done in range(5)] if adaptive else [0.3] * 5
+    assert [line["train/lambda"] for line in lines] == pytest.approx(wanted)
+    for line, weight in zip(lines, wanted, strict=True):
+        parts = line["train/classification_loss"], line["train/contrastive_loss"]
+        total = (1 - weight) * parts[0] + weight * parts[1]
+        assert line["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
 def test_the_learning_rate_warms_up_and_decays(tmp_path, tiny):
@@ -171,6 +179,55 @@ def test_a_run_stopped_at_any_time_ends_with_the_same_bits(tmp_path, tiny, mode)
         assert torch.equal(got[name], value), name
 
 
+def test_files_are_synced_before_they_are_renamed_and_their_folder_after(
+    tmp_path, tiny, monkeypatch
+):
+    """A checkpoint and the results also wait for the lines of metrics.jsonl that they count."""
+    events, fsync, replace = [], os.fsync, Path.replace
+
+    def record(*event):
+        events.append((threading.current_thread().name, *event))
+
+    def recorded_fsync(descriptor):
+        fsync(descriptor)
+        record("fsync", Path(f"/proc/self/fd/{descriptor}").readlink())
+
+    def recorded_replace(path, target):
+        record("replace", path, target)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "epochs": 1})
+    assert execute(folder) == 0
+    for thread, file in (("checkpoint", newest(folder)), ("MainThread", folder.results_file)):
+        found = [event for name, *event in events if name == thread]
+        place = next(number for number, event in enumerate(found) if event[-1] == file)
+        temporary = found[place][1]
+        assert found[place - 2 : place + 2] == [
+            ["fsync", folder.metrics_file],
+            ["fsync", temporary],
+            ["replace", temporary, file],
+            ["fsync", file.parent],
+        ]
+
+
+def test_a_resumed_run_does_not_warn_again_of_earlier_skipped_steps(tmp_path, tiny, monkeypatch):
+    def step(engine, batch, weight, number, mark):
+        if number == 1:
+            batch = batch._replace(view1=batch.view1 * math.nan)
+        return train_step(engine, batch, weight, number, mark)
+
+    monkeypatch.setattr("densevit.train.train_step", step)
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "epochs": 1})
+    calls = iter([0, 0, 0, 0, signal.SIGTERM])  # before the start, and before each step
+    assert execute(folder, asked=lambda: next(calls)) == EXIT_CARRY_ON
+    assert execute(folder) == 0
+    log = folder.log_file.read_text()
+    assert "continuing after step 3 of 5" in log
+    assert log.count("1 steps up to step 2 were skipped") == log.count("were skipped") == 1
+
+
 def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(
     tmp_path, tiny, blobs
 ):
@@ -199,6 +256,24 @@ def test_other_pictures_than_before_are_refused(tmp_path, tiny, blobs):
     folder.results_file.unlink()
     assert execute(folder) == EXIT_MISTAKE
     assert "the train images have changed" in folder.status().message
+
+
+def test_a_benchmark_that_is_removed_and_added_again_must_have_the_same_images(
+    tmp_path, tiny, blobs
+):
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
+    assert execute(folder) == 0
+
+    def execute_with(**benchmarks):
+        folder.create(RunConfig(**{**tiny, "cl_mode": "none", "benchmarks": benchmarks}))
+        return execute(folder)
+
+    assert execute_with(again=str(blobs / "dark")) == 0
+    assert list(read_json(folder.fingerprint_file)["benchmarks"]) == ["dark", "again"]
+    other = shutil.copytree(blobs / "dark", tmp_path / "other")
+    next(other.rglob("*.png")).unlink()
+    assert execute_with(dark=str(other), third=str(blobs / "dark")) == EXIT_MISTAKE
+    assert "the dark images have changed" in folder.status().message
 
 
 @pytest.mark.parametrize(
@@ -363,20 +438,18 @@ def test_a_benchmark_that_is_added_leaves_its_lines_once_whenever_it_is_killed(
 ):
     folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
     assert execute(folder) == 0
-    before = lines_of(folder)
+    before, checkpoints = lines_of(folder), newest_first(folder.checkpoint_folder)
     more = {**tiny["benchmarks"], "again": str(blobs / "dark")}
     folder.create(RunConfig(**{**tiny, "cl_mode": "none", "benchmarks": more}))
 
-    def killed(path, _content):
-        raise Stopped("test") if path == folder.results_file else AssertionError(path)
+    def stopped(path, _content):
+        assert path == folder.results_file
+        raise Stopped("test")
 
-    real = exam.write_json
-    monkeypatch.setattr(
-        exam, "write_json",
-        lambda path, content: (killed if path == folder.results_file else real)(path, content),
-    )  # fmt: skip
+    monkeypatch.setattr(exam, "write_json", stopped)
     assert execute(folder) == EXIT_CARRY_ON
     assert len(lines_of(folder)) == len(before) + 1
+    assert newest_first(folder.checkpoint_folder) == checkpoints, "no other is written"
     with folder.metrics_file.open("a") as file:
         file.write('{"step": 10, "half')
     monkeypatch.undo()
