@@ -1,6 +1,7 @@
 """What a run is asked beside its training: probes, watched sets, matches, and whole pictures."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from densevit.data.sources import open_data
 from densevit.data.views import plain_view
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, Stopped, UserError
 from densevit.frozen import store
+from densevit.frozen.segmentation import dense_probe
 from densevit.lifecycle import execute
 from densevit.matchfile import read_matches
 from densevit.named import open_named
@@ -41,6 +43,14 @@ def masked(tmp_path_factory, blobs):
             Image.fromarray(mask).save(root / split / "masks" / f"{number}.png")
     (root / "classes.txt").write_text("background\nblue\ngreen\nred\n")
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_dense_probe():
+    """A tenth of its steps: how well it learns is tested in frozen/test_segmentation.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("densevit.probes.dense_probe", partial(dense_probe, steps=50))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A whole run: what it writes, what it continues, and how it fails."""
 
+import itertools
 import json
 import math
 import os
@@ -13,15 +14,16 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forked import Forked
-from tiny import without_machine
+from forked import Forked, command
+from tiny import tiny_run, without_machine
 
-from densevit import exam
+from densevit import exam, lifecycle
 from densevit.checkpoint import load, newest_first
 from densevit.config import RunConfig, identity
 from densevit.data.folders import scan
@@ -53,10 +55,17 @@ def newest(folder):
     return newest_first(folder.checkpoint_folder)[0]
 
 
-MODES = [
-    {"cl_mode": "none"},
+def step_of(checkpoint):
+    return int(checkpoint.name.split("-")[1])
+
+
+SIMPLE = [
     {"cl_mode": "global"},
     {"cl_mode": "dense"},
+    {"cl_mode": "joint", "lambda_weight": 0.0},
+]
+MODES = [
+    {"cl_mode": "none"},
     {"cl_mode": "dense", "key_encoder": "momentum", "momentum": 0.9},
     {"cl_mode": "dense", "sampling_strategy": "hardest", "learnable_temp": True,
      "query_patches": 5, "correspondence_features": "random"},
@@ -64,14 +73,39 @@ MODES = [
     {"cl_mode": "joint", "lambda_weight": 1.0, "key_encoder": "momentum", "momentum": 0.9,
      "dense_negatives": "pooled"},
     {"cl_mode": "joint", "correspondence_features": "geometry", "sampling_strategy": "diverse"},
-    {"cl_mode": "joint", "lambda_weight": 0.0},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_a_run_leaves_what_the_design_says(tmp_path, tiny, mode):
-    folder = folder_of(tmp_path, {**tiny, **mode})
-    assert execute(folder) == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, blobs):
+    """A function that returns the finished run of a mode; do not change it."""
+    root, runs = tmp_path_factory.mktemp("whole"), {}
+
+    def run(mode):
+        if str(mode) not in runs:
+            folder = folder_of(root, {**tiny_run(blobs), **mode}, f"{len(runs)}")
+            assert execute(folder) == 0
+            runs[str(mode)] = folder
+        return runs[str(mode)]
+
+    return run
+
+
+@pytest.fixture
+def finished(whole, tmp_path, tiny):
+    """A finished run, to be changed; and a function that executes it with other benchmarks."""
+    folder = RunFolder(shutil.copytree(whole({"cl_mode": "none"}).path, tmp_path / "finished"))
+
+    def execute_with(**benchmarks):
+        folder.create(RunConfig(**{**tiny, "cl_mode": "none", "benchmarks": benchmarks}))
+        return execute(folder)
+
+    return folder, execute_with
+
+
+@pytest.mark.parametrize("mode", [*SIMPLE, *MODES], ids=str)
+def test_a_run_leaves_what_the_design_says(whole, mode):
+    folder = whole(mode)
     status = folder.status()
     assert (status.state, status.epoch, status.epochs) == ("finished", 2, 2)
     assert (status.step, status.steps) == (10, 10)  # 42 pictures, batches of 8, two epochs
@@ -94,9 +128,8 @@ def test_a_run_leaves_what_the_design_says(tmp_path, tiny, mode):
     assert "finished" in folder.log_file.read_text()
 
 
-def test_the_results_follow_from_the_predictions(tmp_path, tiny, blobs):
-    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "epochs": 3})
-    assert execute(folder) == 0
+def test_the_results_follow_from_the_predictions(whole, blobs):
+    folder = whole({"cl_mode": "none"})
     table = pq.read_table(folder.predictions_file("dark"))
     rows = table.to_pylist()
     images = scan(blobs / "dark", "x")
@@ -117,7 +150,8 @@ def test_the_results_follow_from_the_predictions(tmp_path, tiny, blobs):
 def test_all_arms_of_a_seed_start_from_the_same_weights_and_see_the_same_pictures(tmp_path, tiny):
     first = {}
     for mode in ("none", "global", "dense"):
-        folder = folder_of(tmp_path, {**tiny, "cl_mode": mode, "learning_rate": 1e-30}, mode)
+        settings = {**tiny, "cl_mode": mode, "learning_rate": 1e-30, "epochs": 1}
+        folder = folder_of(tmp_path, settings, mode)
         execute(folder)
         first[mode] = (weights_of(folder), lines_of(folder))
     for mode in ("global", "dense"):
@@ -144,38 +178,33 @@ def test_the_total_is_weighed_as_the_design_says(tmp_path, tiny, adaptive):
 
 
 def test_the_learning_rate_warms_up_and_decays(tmp_path, tiny):
-    settings = {**tiny, "epochs": 4, "warmup_epochs": 1, "log_every": 1, "cl_mode": "none"}
+    settings = {**tiny, "epochs": 3, "warmup_epochs": 1, "log_every": 1, "cl_mode": "none"}
     folder = folder_of(tmp_path, settings)
     execute(folder)
     got = [line["train/learning_rate"] for line in lines_of(folder) if "train/loss" in line]
     warm = [1e-3 * step / 5 for step in range(5)]
-    decay = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / 15)) for step in range(15)]
+    decay = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]
     assert got == pytest.approx(warm + decay)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_a_run_stopped_at_any_time_ends_with_the_same_bits(tmp_path, tiny, mode):
-    settings = {**tiny, **mode, "epochs": 3}
-    whole = folder_of(tmp_path, settings, "whole")
-    assert execute(whole) == 0
-    stopped = folder_of(tmp_path, settings, "stopped")
-    calls = 0
+@pytest.mark.parametrize("mode", MODES, ids=str)  # the simple ones are parts of these
+def test_a_run_stopped_at_any_time_ends_with_the_same_bits(tmp_path, tiny, whole, mode):
+    wanted = whole(mode)
+    stopped = folder_of(tmp_path, {**tiny, **mode})
+    calls, reached = itertools.count(1), []
 
     def asked():
-        """At a first step, amid an epoch, and in the evaluations."""
-        nonlocal calls
-        calls += 1
-        return signal.SIGTERM if calls in (1, 3, 5, 9, 15, 22, 30) else 0
+        """Before the first step, amid two epochs, in a validation and in the evaluation."""
+        return signal.SIGTERM if next(calls) in (1, 3, 8, 12, 17) else 0
 
-    starts = 0
     while not stopped.results_file.exists():
-        starts += 1
         with suppress(Stopped):
             train(stopped, asked, stopped.config())
-    assert starts > 5
-    assert lines_of(stopped) == lines_of(whole)
+        reached.append(step_of(newest(stopped)))
+    assert reached == [0, 1, 5, 7, 10, 10]
+    assert lines_of(stopped) == lines_of(wanted)
     got = weights_of(stopped)
-    for name, value in weights_of(whole).items():
+    for name, value in weights_of(wanted).items():
         assert torch.equal(got[name], value), name
 
 
@@ -228,18 +257,13 @@ def test_a_resumed_run_does_not_warn_again_of_earlier_skipped_steps(tmp_path, ti
     assert log.count("1 steps up to step 2 were skipped") == log.count("were skipped") == 1
 
 
-def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(
-    tmp_path, tiny, blobs
-):
-    folder = folder_of(tmp_path, tiny)
-    assert execute(folder) == 0
+def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(finished, blobs):
+    folder, execute_with = finished
     before = newest(folder).stat().st_mtime_ns, lines_of(folder)
     starts = folder.provenance_file.read_text()
     assert execute(folder) == 0
     assert folder.provenance_file.read_text() == starts
-    more = {**tiny, "benchmarks": {**tiny["benchmarks"], "again": str(blobs / "dark")}}
-    folder.create(RunConfig(**more))
-    assert execute(folder) == 0
+    assert execute_with(dark=str(blobs / "dark"), again=str(blobs / "dark")) == 0
     results = read_json(folder.results_file)["benchmarks"]
     assert list(results) == ["val", "dark", "again"]
     assert results["again"] == results["dark"]
@@ -247,9 +271,8 @@ def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(
     assert lines_of(folder)[: len(before[1])] == before[1]
 
 
-def test_other_pictures_than_before_are_refused(tmp_path, tiny, blobs):
-    folder = folder_of(tmp_path, tiny)
-    assert execute(folder) == 0
+def test_other_pictures_than_before_are_refused(finished):
+    folder, _ = finished
     record = read_json(folder.fingerprint_file)
     record["train"]["images"] = 7
     folder.fingerprint_file.write_text(json.dumps(record))
@@ -259,15 +282,9 @@ def test_other_pictures_than_before_are_refused(tmp_path, tiny, blobs):
 
 
 def test_a_benchmark_that_is_removed_and_added_again_must_have_the_same_images(
-    tmp_path, tiny, blobs
+    finished, blobs, tmp_path
 ):
-    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
-    assert execute(folder) == 0
-
-    def execute_with(**benchmarks):
-        folder.create(RunConfig(**{**tiny, "cl_mode": "none", "benchmarks": benchmarks}))
-        return execute(folder)
-
+    folder, execute_with = finished
     assert execute_with(again=str(blobs / "dark")) == 0
     assert list(read_json(folder.fingerprint_file)["benchmarks"]) == ["dark", "again"]
     other = shutil.copytree(blobs / "dark", tmp_path / "other")
@@ -283,17 +300,16 @@ def test_a_benchmark_that_is_removed_and_added_again_must_have_the_same_images(
             {"cl_mode": "joint", "model_kwargs": {"class_token": False, "global_pool": "avg"}},
             "has no class token: the mean of its patches stands for the picture",
         ),
-        ({"cl_mode": "joint", "lambda_weight": 0.0}, "no contrastive loss is computed"),
-        ({"cl_mode": "dense", "lambda_weight": 1.0}, "accuracies are those of a linear probe"),
-        ({"cl_mode": "dense"}, None),
+        (SIMPLE[2], "no contrastive loss is computed"),
+        (MODES[4], "accuracies are those of a linear probe"),
+        (SIMPLE[1], None),
     ],
     ids=str,
 )
-def test_what_a_reader_may_not_expect_is_said_once(tmp_path, tiny, fields, said):
-    kwargs = {**tiny["model_kwargs"], **fields.get("model_kwargs", {})}
-    folder = folder_of(tmp_path, {**tiny, **fields, "model_kwargs": kwargs})
-    assert execute(folder) == 0
-    told = folder.log_file.read_text()
+def test_what_a_reader_may_not_expect_is_said_once(whole, tiny, fields, said):
+    if "model_kwargs" in fields:
+        fields = {**fields, "model_kwargs": {**tiny["model_kwargs"], **fields["model_kwargs"]}}
+    told = whole(fields).log_file.read_text()
     phrases = "class token", "no contrastive loss", "linear probe"
     if said is None:
         assert not any(phrase in told for phrase in phrases)
@@ -330,8 +346,6 @@ def test_float16_says_nothing_of_steps_that_it_skips_to_find_its_scale(tmp_path,
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_truncated_picture_fails_the_run_and_names_itself(tmp_path, tiny, workers):
-    import shutil
-
     shutil.copytree(tiny["data_dir"], tmp_path / "data")
     torn = tmp_path / "data" / "train" / "red" / "3.png"
     torn.write_bytes(torn.read_bytes()[:100])
@@ -351,38 +365,52 @@ def forked(folder, *more):
     return Forked(["train", "--run-dir", str(folder.path)], folder.path.with_name("said"), *more)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
 
 
+def held_in_its_seventh_step(arguments):
+    """`densevit`, which waits there until the file `go` is beside the run directory."""
+    from densevit import train
+
+    steps, go = itertools.count(1), Path(arguments[-1]).with_name("go")
+
+    def step(*given):
+        if next(steps) == 7:
+            print("held", flush=True)
+            wait_for(go.exists)
+        return train_step(*given)
+
+    train.train_step = step
+    return command(arguments)
+
+
 def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
-    settings = {**tiny, "epochs": 40, "cl_mode": "global", "log_every": 1}
-    folder = folder_of(tmp_path, settings)
-    for number, code, state in (
-        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled"),
-        (signal.SIGINT, EXIT_CARRY_ON, "cancelled"),
-        (signal.SIGKILL, -signal.SIGKILL, "failed"),
-    ):
-        length = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
-        process = forked(folder)
-        wait_for(
-            lambda length=length: (
-                folder.metrics_file.exists() and folder.metrics_file.stat().st_size > length + 800
-            )
-        )
+    settings = {**tiny, "epochs": 5, "cl_mode": "global", "log_every": 1}
+    folder, go = folder_of(tmp_path, settings), tmp_path / "runs" / "go"
+    ends = (
+        (signal.SIGTERM, EXIT_CARRY_ON, "cancelled", {7}),
+        (signal.SIGINT, EXIT_CARRY_ON, "cancelled", {14}),
+        (signal.SIGKILL, -signal.SIGKILL, "failed", {15, 20}),  # the second may be half written
+    )
+    for start, (number, code, state, reached) in enumerate(ends, 1):
+        go.unlink(missing_ok=True)
+        process = forked(folder, held_in_its_seventh_step)
+        wait_for(lambda: process.output().count("held\n") == start)  # noqa: B023
         assert folder.status().state == "running"
         assert folder.locked()
         process.send_signal(number)
+        go.touch()
         assert process.wait(60) == code
         assert folder.status().state == state
         assert not folder.locked()
-    process = forked(folder)
-    assert process.wait(120) == 0
+        assert step_of(newest(folder)) in reached
+    assert forked(folder).wait(120) == 0
     steps = [line["step"] for line in lines_of(folder) if "train/loss" in line]
-    assert steps == list(range(1, 40 * 5 + 1)), "no line missing, none doubled"
+    assert steps == list(range(1, 5 * 5 + 1)), "no line missing, none doubled"
     assert len(read_json(folder.provenance_file)["starts"]) == 4
     assert len(list(folder.checkpoint_folder.iterdir())) == 2, "the last two, and nothing else"
 
@@ -407,47 +435,40 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(tmp_path, tiny, 
         os.killpg(process.pid, number)
     assert process.wait(60) == EXIT_CARRY_ON
     assert (folder.status().state, folder.status().message) == ("cancelled", number.name)
-    reached = int(newest(folder).name.split("-")[1])
-    assert max(line["step"] for line in lines_of(folder)) == reached
+    assert max(line["step"] for line in lines_of(folder)) == step_of(newest(folder))
 
 
-def stuck_in_a_step(arguments):
-    from densevit import train
+def test_ctrl_c_again_after_half_a_second_stops_amid_a_step(tmp_path, tiny, monkeypatch):
+    moments = [0.0, 0.4, 9.0, 9.1]  # of signals; other signals come more than once by themselves
+    numbers = [signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT]
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: moments.pop(0))
 
-    def stuck(*_):
-        print("stuck", flush=True)
-        time.sleep(100)
+    def step(*_):
+        monkeypatch.setattr(lifecycle, "time", clock)
+        while numbers:
+            signal.raise_signal(numbers.pop(0))
+        pytest.fail("it went on")
 
-    train.train_step = stuck
-    return execute(RunFolder(Path(arguments[-1])))
-
-
-def test_ctrl_c_twice_stops_at_once(tmp_path, tiny):
-    folder = folder_of(tmp_path, {**tiny, "epochs": 200, "cl_mode": "none", "log_every": 1})
-    process = forked(folder, stuck_in_a_step)
-    wait_for(lambda: process.output() == "stuck\n")
-    process.send_signal(signal.SIGINT)
-    time.sleep(1.0)  # a person's second thought
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == EXIT_CARRY_ON
+    monkeypatch.setattr("densevit.train.train_step", step)
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
+    assert execute(folder) == EXIT_CARRY_ON
+    assert (moments, numbers) == ([], [])
+    assert (folder.status().state, folder.status().message) == ("cancelled", "SIGINT")
+    assert newest_first(folder.checkpoint_folder) == []
 
 
 def test_a_benchmark_that_is_added_leaves_its_lines_once_whenever_it_is_killed(
-    tmp_path, tiny, blobs, monkeypatch
+    finished, blobs, monkeypatch
 ):
-    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
-    assert execute(folder) == 0
+    folder, execute_with = finished
     before, checkpoints = lines_of(folder), newest_first(folder.checkpoint_folder)
-    more = {**tiny["benchmarks"], "again": str(blobs / "dark")}
-    folder.create(RunConfig(**{**tiny, "cl_mode": "none", "benchmarks": more}))
 
     def stopped(path, _content):
         assert path == folder.results_file
         raise Stopped("test")
 
     monkeypatch.setattr(exam, "write_json", stopped)
-    assert execute(folder) == EXIT_CARRY_ON
+    assert execute_with(dark=str(blobs / "dark"), again=str(blobs / "dark")) == EXIT_CARRY_ON
     assert len(lines_of(folder)) == len(before) + 1
     assert newest_first(folder.checkpoint_folder) == checkpoints, "no other is written"
     with folder.metrics_file.open("a") as file:
@@ -464,9 +485,9 @@ def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):
     folder = folder_of(tmp_path, tiny)
     with folder.lock() as mine:
         assert mine
-        busy = start(folder)
+        busy = forked(folder)
         assert busy.wait(60) == EXIT_CARRY_ON
-        assert "another process is working on this run" in busy.stdout.read()
+        assert "another process is working on this run" in busy.output()
     assert not folder.status_file.exists()
 
 
@@ -497,15 +518,12 @@ def test_a_run_is_free_when_its_process_was_killed_and_a_forked_one_lives_on(tmp
 
 
 def test_a_lost_checkpoint_or_lost_metrics_are_told_and_nothing_is_trained_over_them(
-    tmp_path, tiny, blobs
+    tmp_path, finished, blobs
 ):
-    folder = folder_of(tmp_path, tiny)
-    assert execute(folder) == 0
+    folder, execute_with = finished
     before = folder.metrics_file.read_bytes(), folder.results_file.read_text()
     folder.checkpoint_folder.rename(tmp_path / "kept")
-    more = {**tiny, "benchmarks": {**tiny["benchmarks"], "again": str(blobs / "dark")}}
-    folder.create(RunConfig(**more))
-    assert execute(folder) == EXIT_MISTAKE
+    assert execute_with(again=str(blobs / "dark")) == EXIT_MISTAKE
     assert "its checkpoint is gone" in folder.status().message
     assert (folder.metrics_file.read_bytes(), folder.results_file.read_text()) == before
     (tmp_path / "kept").rename(folder.checkpoint_folder)
@@ -522,7 +540,6 @@ def test_a_broken_picture_ends_a_run_with_loading_processes(tmp_path, tiny, blob
     broken = next((tmp_path / "data" / "train").rglob("*.png"))
     broken.write_bytes(broken.read_bytes()[:60])
     folder = folder_of(tmp_path, {**tiny, "data_dir": str(tmp_path / "data"), "workers": 2})
-    command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder.path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == EXIT_MISTAKE, done.stderr
+    process = forked(folder)
+    assert process.wait(120) == EXIT_MISTAKE, process.output()
     assert broken.name in folder.status().message
