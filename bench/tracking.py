@@ -2,7 +2,8 @@
 
     python bench/tracking.py [--only hot,step,bulk,sync] [--rounds N] [--json FILE]
 
-    hot   what a training pays for a logged line of 25 numbers, with the gauges' read, 2000 a round
+    hot   what a training pays for a logged line of 25 numbers, with the gauges' read, 2000 a round;
+          and for a sample of the machine, which another thread takes, 50 a round
     step  steps of --step-ms of work on one thread, each of them logged, beside a mirror process
           that looks every --every seconds, and beside one that is held (SIGSTOP), in turns of one
           such interval; how far a third kind of turns, without again, differs is the noise
@@ -87,13 +88,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def hot(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Microseconds that a logged line keeps a training."""
-    from densevit.gauges import Gauges, _machine
+    """Microseconds that a logged line keeps a training, and the share of samples."""
+    from densevit.gauges import SECONDS, Gauges, _machine
 
-    gauges, trainer, medians = Gauges(_machine()), _trainer(folder / "metrics.jsonl"), []
-    sample = gauges._sample()
+    gauges, trainer = Gauges(_machine()), _trainer(folder / "metrics.jsonl")
+    medians, samples = [], []
     for _ in range(options.rounds):
-        spent = []
+        spent, taken = [], []
+        for _ in range(50):
+            start = time.perf_counter()
+            sample = gauges._sample()
+            taken.append(time.perf_counter() - start)
+        samples.append(100 * statistics.median(taken) / SECONDS)
         for _ in range(2000):
             gauges._samples.append(sample)  # a line every few seconds finds one
             spent.append(_logged(trainer, gauges.read, NUMBERS - 3 - len(sample)))
@@ -101,6 +107,7 @@ def hot(folder: Path, options: argparse.Namespace) -> list[Row]:
     return [
         Row(f"a logged line of {NUMBERS} numbers", "µs", medians, goal=50),
         Row("of a step of 100 ms", "%", [us / 1000 for us in medians], goal=0.1),
+        Row(f"a sample, of the {SECONDS:g} s between two", "%", samples, goal=0.04),
     ]
 
 

@@ -32,6 +32,7 @@ def test_what_is_measured(tmp_path, monkeypatch):
     assert {name: row["goal"] for name, row in rows.items() if row["goal"]} == {
         "a logged line of 25 numbers": 50,
         "of a step of 100 ms": 0.1,
+        "a sample, of the 5 s between two": 0.04,
         "median step beside a mirror / without": 1.001,
         "turn by turn": 1.001,
         "380 values into SQLite": 10,  # which the bench counts in the database

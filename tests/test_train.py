@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,11 +25,12 @@ from forked import Forked, command
 from tiny import tiny_run, without_machine
 
 from densevit import exam, lifecycle
-from densevit.checkpoint import load, newest_first
+from densevit.checkpoint import Checkpoints, load, newest_first
 from densevit.config import RunConfig, identity
 from densevit.data.folders import scan
 from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE, Stopped
 from densevit.lifecycle import execute
+from densevit.metricsfile import MetricsFile
 from densevit.rundir import RunFolder, read_json, read_metrics
 from densevit.step import train_step
 from densevit.train import train
@@ -241,20 +243,94 @@ def test_files_are_synced_before_they_are_renamed_and_their_folder_after(
         ]
 
 
-def test_a_resumed_run_does_not_warn_again_of_earlier_skipped_steps(tmp_path, tiny, monkeypatch):
+def test_a_resumed_run_does_not_repeat_the_warnings_of_earlier_starts(tmp_path, tiny, monkeypatch):
     def step(engine, batch, weight, number, mark):
         if number == 1:
             batch = batch._replace(view1=batch.view1 * math.nan)
         return train_step(engine, batch, weight, number, mark)
 
-    monkeypatch.setattr("densevit.train.train_step", step)
-    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "epochs": 1})
-    calls = iter([0, 0, 0, 0, signal.SIGTERM])  # before the start, and before each step
-    assert execute(folder, asked=lambda: next(calls)) == EXIT_CARRY_ON
+    steps = Mock(side_effect=step)
+    monkeypatch.setattr("densevit.train.train_step", steps)
+    monkeypatch.setattr("densevit.train.measure", lambda *_: {"collapsed": 1.0})
+    settings = {**tiny, "cl_mode": "global", "epochs": 1, "health_every": 1}
+    folder = folder_of(tmp_path, settings)
+    assert execute(folder, asked=lambda: signal.SIGTERM * (steps.call_count == 3)) == EXIT_CARRY_ON
     assert execute(folder) == 0
     log = folder.log_file.read_text()
     assert "continuing after step 3 of 5" in log
     assert log.count("1 steps up to step 2 were skipped") == log.count("were skipped") == 1
+    assert log.count("have collapsed at step 1:") == log.count("have collapsed") == 1
+
+
+def test_status_and_results_count_all_starts_of_a_run(tmp_path, tiny, monkeypatch):
+    steps = Mock(side_effect=train_step)
+    monkeypatch.setattr("densevit.train.train_step", steps)
+    for clock in ("time", "perf_counter"):  # each step takes ten seconds
+        monkeypatch.setattr(time, clock, lambda: 1e9 + 10 * steps.call_count)
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "log_every": 1})
+    found = []
+    for stop in (7, 8):
+        code = execute(folder, asked=lambda: signal.SIGTERM * (steps.call_count == stop))  # noqa: B023
+        assert code == EXIT_CARRY_ON
+        status = folder.status()
+        assert (status.epoch, status.step, status.steps, status.spent) == (1, stop, 10, 10 * stop)
+        found.append(status.top1)
+    assert found[0] is not None
+    assert found[1] == found[0], "of the first epoch"
+    assert execute(folder) == 0
+    assert folder.status().spent == 100
+    assert read_json(folder.results_file)["train_seconds"] == 100
+
+
+def test_a_checkpoint_is_written_when_its_minutes_have_passed(tmp_path, tiny, monkeypatch):
+    """Each step takes 50 seconds; before the fourth, one is still being written."""
+    steps, saved = Mock(side_effect=train_step), []
+    clock = SimpleNamespace(time=time.time, monotonic=lambda: 50.0 * steps.call_count)
+    monkeypatch.setattr("densevit.train.train_step", steps)
+    monkeypatch.setattr("densevit.train.time", clock)
+    monkeypatch.setattr("densevit.trainer.time", clock)
+    monkeypatch.setattr(Checkpoints, "prepare", lambda *_: None)
+    monkeypatch.setattr(Checkpoints, "busy", property(lambda _: steps.call_count == 3))
+    monkeypatch.setattr(Checkpoints, "save", lambda _, state, step, first: saved.append(step))
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none", "checkpoint_minutes": 2})
+    assert execute(folder) == 0
+    assert saved == [4, 5, 8, 10]  # 120 seconds after the last, and at the end of an epoch
+
+
+def test_a_run_on_a_full_disk_loses_no_line_of_metrics(tmp_path, tiny, whole, monkeypatch):
+    steps = Mock(side_effect=train_step)
+
+    def flush(self, real=MetricsFile.flush):
+        return steps.call_count < 7 and real(self)
+
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
+    with monkeypatch.context() as patch:
+        patch.setattr("densevit.train.train_step", steps)
+        patch.setattr(MetricsFile, "flush", flush)
+        assert execute(folder) == EXIT_FAILED
+    told = f"{folder.metrics_file}: No space left on device"
+    assert (folder.status().message, folder.status().cause) == (told, "code")
+    assert step_of(newest(folder)) == 5, "a checkpoint counts no line that is not written"
+    assert not folder.results_file.exists()
+    assert execute(folder) == 0
+    assert lines_of(folder) == lines_of(whole({"cl_mode": "none"}))
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "message"),
+    [
+        (RuntimeError("first\nlast"), "code", "RuntimeError: last"),
+        (MemoryError(), "oom", "MemoryError: "),
+        (RuntimeError("CUDA out of memory."), "oom", "RuntimeError: CUDA out of memory."),
+    ],
+    ids=repr,
+)
+def test_the_status_of_a_failed_run_says_why(tmp_path, tiny, monkeypatch, error, cause, message):
+    monkeypatch.setattr("densevit.train.train_step", Mock(side_effect=error))
+    folder = folder_of(tmp_path, {**tiny, "cl_mode": "none"})
+    assert execute(folder) == EXIT_FAILED
+    status = folder.status()
+    assert (status.state, status.cause, status.message) == ("failed", cause, message)
 
 
 def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(finished, blobs):
@@ -263,6 +339,9 @@ def test_a_finished_run_is_not_trained_again_and_a_new_benchmark_is_evaluated(fi
     starts = folder.provenance_file.read_text()
     assert execute(folder) == 0
     assert folder.provenance_file.read_text() == starts
+    folder.write_status("running", **folder.progress())  # it was killed after its results
+    assert execute(folder) == 0
+    assert (folder.status().state, folder.status().step) == ("finished", 10)
     assert execute_with(dark=str(blobs / "dark"), again=str(blobs / "dark")) == 0
     results = read_json(folder.results_file)["benchmarks"]
     assert list(results) == ["val", "dark", "again"]
