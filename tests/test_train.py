@@ -277,6 +277,10 @@ def test_status_and_results_count_all_starts_of_a_run(tmp_path, tiny, monkeypatc
         found.append(status.top1)
     assert found[0] is not None
     assert found[1] == found[0], "of the first epoch"
+    with monkeypatch.context() as patch:
+        patch.setattr("densevit.train.evaluate_missing", Mock(side_effect=RuntimeError))
+        assert execute(folder) == EXIT_FAILED
+    assert folder.status().spent == 100
     assert execute(folder) == 0
     assert folder.status().spent == 100
     assert read_json(folder.results_file)["train_seconds"] == 100
