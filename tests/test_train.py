@@ -409,6 +409,7 @@ def test_a_diverging_run_fails_with_step_and_learning_rate(tmp_path, tiny):
         r"/checkpoint/step-00000005-\w+\.pt; a smaller learning_rate or precision: bf16 may help",
         folder.status().message,
     )
+    assert folder.status().cause == "nan"
     lines = lines_of(folder)
     assert math.isfinite(lines[1]["train/loss"]), "of the step before it diverged"
     assert lines[-1]["train/loss"] == lines[-1]["train/top1"] == "NaN"
