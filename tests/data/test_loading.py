@@ -1,13 +1,15 @@
 """Views and batches: what is drawn depends on seed, epoch and picture, and on nothing else."""
 
+import math
 import random
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, kstest, uniform
 
 from densevit.config import RunConfig
 from densevit.data import shapes
@@ -23,7 +25,7 @@ from densevit.data.loading import (
 from densevit.data.names import benchmark_names
 from densevit.data.pictures import Picture, read_picture
 from densevit.data.sources import open_data
-from densevit.data.views import RECIPES, cut_views, derived_seed, draw_view, plain_view
+from densevit.data.views import RECIPES, Recipe, cut_views, derived_seed, draw_view, plain_view
 from densevit.torchvision_guard import ensure_torchvision
 
 ensure_torchvision()
@@ -258,6 +260,34 @@ def test_crops_are_distributed_like_torchvisions(recipe, size):
     for mine, other in zip(ours.T, np.array(theirs).T, strict=True):
         # Two samples of one distribution differ by more in one of 10,000 tests.
         assert ks_2samp(mine, other).pvalue > 1e-4
+
+
+def test_the_logarithm_of_a_crops_ratio_is_uniform():
+    """A crop is as often 4:3 as 3:4. A uniform ratio would make more of them wide than tall."""
+    draws, quarter = random.Random(0), Recipe((0.25, 0.25), 0.0)  # fits at every ratio
+    places = np.array([draw_view(quarter, (4000, 4000), draws)[0] for _ in range(4000)])
+    logs = np.log(abs(places[:, 2] - places[:, 0]) / (places[:, 3] - places[:, 1]))
+    wanted = uniform(-math.log(4 / 3), 2 * math.log(4 / 3))
+    assert kstest(logs, wanted.cdf).pvalue > 1e-4
+
+
+def test_an_image_is_decoded_as_small_as_no_side_of_a_crop_is_enlarged():
+    """Pillow's JPEG decoder halves up to three times."""
+    found = []
+
+    def decode(reduction):
+        found.append(reduction)
+        return Image.new("L", (64, 48))
+
+    image = SimpleNamespace(size=(640, 480), decode=decode)
+    for seed in range(200):
+        sides = []
+        for crop in cut_views(image, 96, random.Random(seed)):
+            left, top, right, bottom = crop.place
+            sides += [abs(right - left), bottom - top]
+        allowed = [r for r in (1, 2, 4, 8) if r == 1 or all(side / r >= 96 for side in sides)]
+        assert found[-1] == max(allowed), sides
+    assert set(found) == {1, 2, 4}
 
 
 def photograph(width, height):
