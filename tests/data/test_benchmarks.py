@@ -14,6 +14,7 @@ from densevit.data import imagenet
 from densevit.data.benchmarks import LAYOUTS, open_benchmark
 from densevit.data.flat import picture_number
 from densevit.data.imagenet import wnids
+from densevit.data.layouts import expected_classes
 from densevit.data.loading import plain_batches
 from densevit.data.views import plain_view
 from densevit.errors import RunError, UserError
@@ -67,6 +68,28 @@ def sets(tmp_path_factory):
         layout = LAYOUTS[name]
         by_number(root / name) if layout.folders == "number" else by_wnid(root / name, layout.classes)  # fmt: skip
     return root
+
+
+# Classes and images: Russakovsky et al. 2015; Hendrycks et al. 2021 (A, R); Recht et al. 2019 (V2, each
+# of the three); Geirhos et al. 2019 (Stylized-ImageNet's val; cue conflict); Wang et al. 2019 (Sketch, as
+# its archive has it); Hendrycks and Dietterich 2019 (C: 15 + 4 corruptions of 5 severities).
+PUBLISHED = {
+    "imagenet": (1000, 50_000),
+    "imagenet-a": (200, 7_500),
+    "imagenet-r": (200, 30_000),
+    "imagenet-v2": (1000, 10_000),
+    "imagenet-v2-threshold": (1000, 10_000),
+    "imagenet-v2-top": (1000, 10_000),
+    "stylized-imagenet": (1000, 50_000),
+    "imagenet-sketch": (1000, 50_889),
+    "imagenet-c": (1000, 19 * 5 * 50_000),
+    "cue-conflict": (16, 1_280),
+}
+
+
+def test_the_benchmarks_have_as_many_classes_and_images_as_were_published():
+    found = {name: (len(expected_classes(each)), each.images) for name, each in LAYOUTS.items()}
+    assert found == PUBLISHED
 
 
 @pytest.mark.parametrize("name", SIX)
@@ -282,8 +305,11 @@ def test_classes_of_ones_own_by_a_file_and_by_wordnet_ids(tmp_path):
     file.write_text("kitten cat\npuppy dog\nwolfhound wolf\n")
     with pytest.raises(UserError, match="does not know wolf"):
         open_benchmark("mine", {"path": str(root), "classes": str(file)}, outputs, "x")
+    file.write_text("kitten cat\npuppy dog\nkitten dog\n")
+    with pytest.raises(UserError, match=r"classes\.txt:3: kitten twice"):
+        open_benchmark("mine", {"path": str(root), "classes": str(file)}, outputs, "x")
     file.write_text("kitten\n")
-    with pytest.raises(UserError, match=r"classes\.txt:1"):
+    with pytest.raises(UserError, match=r"classes\.txt:1: 'kitten' "):
         open_benchmark("mine", {"path": str(root), "classes": str(file)}, outputs, "x")
     with pytest.raises(UserError, match="its classes are not those of train/"):
         open_benchmark("mine", str(root), outputs, "x")

@@ -15,7 +15,7 @@ from densevit.data import doctor, imagenet, reading
 from densevit.data.benchmarks import open_benchmark, plain_set
 from densevit.data.cli import add_data, compare, index_map
 from densevit.data.doctor import examine, known_problems, listed, quick_problems
-from densevit.data.folders import scan
+from densevit.data.folders import FolderImages, scan
 from densevit.data.sources import DrawnImages
 from densevit.errors import UserError
 
@@ -77,6 +77,25 @@ def test_a_benchmark_as_its_archive_has_it(tmp_path):
     ]
     assert found.listing.images == scan(root, "x")
     assert found.reading.sizes == [(8, 8)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("train", 1_281_167), ("val", 50_000), ("more", None)]
+)
+def test_a_set_of_imagenets_classes_has_the_published_number_of_images(tmp_path, name, images):
+    listing = doctor.Listing(name, FolderImages(tmp_path, ALL, (), ()))
+    assert examine(listing).expected == images
+
+
+def test_folders_that_are_links_are_looked_into_as_a_run_does(tmp_path):
+    elsewhere = lay(tmp_path / "elsewhere", ["b", "more"])
+    root = lay(tmp_path / "val", ["a"])
+    (root / "b").symlink_to(elsewhere / "b")
+    (root / "a" / "deep").symlink_to(elsewhere / "more")
+    listing = listed("val", root)
+    assert listing.images == scan(root, "x")
+    assert listing.images.ids == ("a/0.jpg", "a/deep/0.jpg", "b/0.jpg")
+    assert (listing.empty, listing.problems) == ([], [])
 
 
 def test_class_folders_that_are_not_the_benchmarks(tmp_path):
@@ -199,6 +218,14 @@ def test_unusual_pictures_are_noted_with_their_conversion(tmp_path):
     ]
     # By area: 64, 81, 81, 150, 60,000.
     assert found.reading.sizes == [(8, 8), (9, 9), (300, 200)]
+
+
+def test_each_copy_of_an_image_is_told_with_the_first(tmp_path):
+    root = lay(tmp_path / "val", ["a", "b"])
+    for copy in ("b/1.jpg", "b/2.jpg"):
+        shutil.copy(root / "a" / "0.jpg", root / copy)
+    told = "the same content: a/0.jpg = b/1.jpg, a/0.jpg = b/2.jpg"
+    assert found_in("val", root).notes == (told,)
 
 
 def test_the_same_picture_in_two_sets(tmp_path):
