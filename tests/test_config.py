@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densevit import yamlfile
-from densevit.config import FIELDS, RunConfig, identity, is_execution
+from densevit.config import FIELDS, RunConfig, identity
 from densevit.errors import UserError
 from densevit.layers import Layer, build, read_layers
 
@@ -104,44 +104,83 @@ def test_ids_are_pinned():
     assert identity(config(cl_mode="none", batch_size=64, seed=1)).run == "6faf548c604e"
 
 
-def test_seed_and_execution_are_no_part_of_a_cell():
-    cell = identity(config()).cell
-    assert identity(config(seed=5)).cell == cell
-    assert identity(config(seed=5)).run != identity(config()).run
-    for name in [n for n in FIELDS if is_execution(n)]:
-        other = {"workers": 0, "log_every": 7, "device": "cpu", "benchmarks": {"x": "y"},
-                 "health_every": 9, "on_collapse": "stop", "gradient_checkpointing": True,
-                 "checkpoint_minutes": 2.5, "grad_accumulation": 2, "compile": True,
-                 "log_model": True, "watched": ["x"], "watch_every": 2, "watch_samples": 9, "probes": ["knn"]}  # fmt: skip
-        assert identity(config(**{name: other.get(name, "other")})) == identity(config())
+# Two valid values of every field, written out from docs/design.md and not from the code's own lists.
+# Execution fields are no part of an id.
+EXECUTION = {
+    "data_dir": ("a", "b"), "benchmarks": ({}, {"x": "y"}), "watched": ([], ["x"]),
+    "watch_every": (5, 2), "watch_samples": (9, 8), "probes": ([], ["knn"]), "masks": ("a", "b"),
+    "experiment_name": ("a", "b"), "log_model": (False, True), "device": ("auto", "cpu"),
+    "workers": (4, 0), "log_every": (50, 7), "health_every": (1000, 9),
+    "on_collapse": ("warn", "stop"), "checkpoint_minutes": (10.0, 2.5),
+    "grad_accumulation": (1, 2), "gradient_checkpointing": (False, True), "compile": (False, True),
+}  # fmt: skip
+# These always are.
+ALWAYS = {
+    "cl_mode": ("global", "joint"), "model_name": ("a", "b"), "model_kwargs": ({}, {"a": 1}),
+    "dataset": ("a", "b"), "batch_size": (8, 16), "epochs": (30, 40), "learning_rate": (0.1, 0.2),
+    "warmup_epochs": (1, 2), "weight_decay": (0.1, 0.2), "grad_clip": (1.0, 2.0),
+    "layer_decay": (0.8, 0.9), "drop_path": (0.1, 0.2), "label_smoothing": (0.1, 0.2),
+    "mixup": (0.1, 0.2), "pretrained": (False, True), "init_checkpoint": (None, "w.pt"),
+    "precision": ("bf16", "fp16"), "tf32": (False, True),
+}  # fmt: skip
+# The others are where they apply: under some of these choices.
+CHOICES = {
+    "none": {"cl_mode": "none"},
+    "none, momentum": {"cl_mode": "none", "key_encoder": "momentum"},
+    "weight 0": {"lambda_weight": 0},
+    "global": {"cl_mode": "global"},
+    "global, momentum": {"cl_mode": "global", "key_encoder": "momentum"},
+    "dense": {"cl_mode": "dense"},
+    "dense, momentum": {"cl_mode": "dense", "key_encoder": "momentum"},
+    "pooled": {"cl_mode": "dense", "dense_negatives": "pooled"},
+    "joint": {"cl_mode": "joint"},
+    "joint, weight 0": {"cl_mode": "joint", "lambda_weight": 0},
+    "joint as global": {"cl_mode": "joint", "joint_dense_weight": 0},
+    "joint as dense": {"cl_mode": "joint", "joint_dense_weight": 1},
+}
+CONTRAST = CHOICES.keys() - {"none", "none, momentum", "weight 0", "joint, weight 0"}
+PATCHES = CONTRAST - {"global", "global, momentum", "joint as global"}
+SOMETIMES = {
+    "lambda_weight": ((0.6, 0.7), CHOICES.keys() - {"none", "none, momentum"}),
+    "joint_dense_weight": ((0.6, 0.7), {"joint", "joint as global", "joint as dense"}),
+    "contrastive_weight_adaptive": ((False, True), CONTRAST),
+    "queue_size": ((7, 8), CONTRAST),
+    "temperature": ((0.3, 0.4), CONTRAST),
+    "learnable_temp": ((False, True), CONTRAST),
+    "exclude_same_image": ((False, True), CONTRAST),
+    "key_encoder": (("shared", "momentum"), CONTRAST),
+    "momentum": ((0.8, 0.9), {"global, momentum", "dense, momentum"}),
+    "dense_dim": ((64, 32), CONTRAST),
+    "projection_hidden_dim": ((64, 32), CONTRAST),
+    "query_patches": (("all", 4), PATCHES),
+    "correspondence_features": (("backbone", "geometry"), PATCHES),
+    "dense_negatives": (("patches", "pooled"), PATCHES),
+    "sampling_strategy": (("random", "diverse"), PATCHES - {"pooled"}),
+    "sampled_patches": ((7, 8), PATCHES - {"pooled"}),
+}
 
 
-@pytest.mark.parametrize(
-    ("mode", "name", "value", "same"),
-    [
-        ({"cl_mode": "none"}, "queue_size", 7, True),
-        ({"cl_mode": "none"}, "temperature", 0.7, True),
-        ({"cl_mode": "none"}, "lambda_weight", 0.7, True),
-        ({"cl_mode": "none"}, "momentum", 0.7, True),
-        ({"cl_mode": "none"}, "learning_rate", 0.7, False),
-        ({"cl_mode": "global"}, "sampling_strategy", "diverse", True),
-        ({"cl_mode": "global"}, "sampled_patches", 7, True),
-        ({"cl_mode": "global"}, "query_patches", 7, True),
-        ({"cl_mode": "global"}, "queue_size", 7, False),
-        ({"cl_mode": "dense"}, "sampling_strategy", "diverse", False),
-        ({"cl_mode": "dense"}, "momentum", 0.7, True),
-        ({"cl_mode": "dense", "key_encoder": "momentum"}, "momentum", 0.7, False),
-        ({"cl_mode": "dense", "dense_negatives": "pooled"}, "sampled_patches", 7, True),
-        ({"cl_mode": "dense"}, "joint_dense_weight", 0.7, True),
-        ({"cl_mode": "joint"}, "joint_dense_weight", 0.7, False),
-        ({"cl_mode": "joint", "joint_dense_weight": 0}, "query_patches", 7, True),
-        ({"cl_mode": "joint", "joint_dense_weight": 0}, "queue_size", 7, False),
-        ({"cl_mode": "dense", "lambda_weight": 0}, "queue_size", 7, True),
-        ({"cl_mode": "dense", "lambda_weight": 0}, "momentum", 0.7, True),
-    ],
-)
-def test_fields_that_do_not_apply_make_no_other_run(mode, name, value, same):
-    assert (identity(config(**mode)) == identity(config(**mode, **{name: value}))) is same
+def test_the_lists_of_this_test_hold_every_field():
+    lists = [EXECUTION, ALWAYS, SOMETIMES, {"seed"}]
+    assert sorted(name for names in lists for name in names) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize("name", [*EXECUTION, *ALWAYS, *SOMETIMES])
+def test_a_field_makes_another_run_where_it_applies_and_nowhere_else(name):
+    values, where = EXECUTION.get(name), set()
+    if name in ALWAYS:
+        values, where = ALWAYS[name], CHOICES.keys()
+    elif name in SOMETIMES:
+        values, where = SOMETIMES[name]
+    for choice, settings in CHOICES.items():
+        one, other = (identity(config(**{**settings, name: value})) for value in values)
+        assert (one.run != other.run) == (one.cell != other.cell) == (choice in where), choice
+
+
+def test_the_seed_makes_another_run_of_the_same_cell():
+    one, other = identity(config()), identity(config(seed=5))
+    assert one.cell == other.cell
+    assert one.run != other.run
 
 
 @given(st.permutations(["cl_mode", "temperature", "epochs", "model_kwargs"]))
