@@ -81,6 +81,8 @@ def test_runs_are_seed_major_so_that_half_a_sweep_is_a_fair_table(tmp_path):
     assert [(r.seed, r.config.cl_mode) for r in grid.runs] == [
         (4, "none"), (4, "dense"), (2, "none"), (2, "dense"),
     ]  # fmt: skip
+    first = [(r.seed, r.config.cl_mode) for r in grid.cells]
+    assert first == [(4, "none"), (4, "dense")], "a cell stands for its first run"
 
 
 _axes = {

@@ -223,6 +223,16 @@ def test_a_finished_run_needs_no_slurm(world, monkeypatch):
     assert world.stands("finished", "no job").state == "finished"
 
 
+def test_a_run_that_ends_while_slurm_is_asked_is_finished(world, monkeypatch):
+    def queue(users):
+        world.tell("finished", "ended")
+        return {}
+
+    monkeypatch.setattr(cluster, "queue", queue)
+    world.tell("died here", "open")
+    assert world.stands("died here", "COMPLETED").state == "finished"
+
+
 def test_the_queue_knows_for_minutes_how_a_job_ended(world, monkeypatch):
     world.tell("died here", "open")
     told = {JOB: Job(JOB, "OUT_OF_MEMORY", "", "node1", NAME)}
