@@ -88,33 +88,56 @@ class Run:
         return self.process.exitcode
 
 
-def _train(arguments, said, environment):
+def _train(arguments, said, environment, work):
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # and not what the launcher does
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _work(command, arguments, said, environment)
+    _work(work, arguments, said, environment)
 
 
-def _start_training(context, folder, environment):
+def _start_training(context, folder, environment, work=command):
     """In the place of `densevit.sweep.launch.training.start_training`, without a new Python."""
-    arguments = ["train", "--run-dir", str(folder.path)]
-    return Run(context.Process(target=_train, args=(arguments, folder.log_file, dict(environment))))
+    given = (["train", "--run-dir", str(folder.path)], folder.log_file, dict(environment), work)
+    return Run(context.Process(target=_train, args=given))
 
 
 def start_training(folder, environment, *, own_session):
     return _start_training(SERVER, folder, environment)
 
 
-def sweep(arguments):
-    """The command `densevit-sweep`; what it starts is forked from it."""
+def sweep(arguments, work=command):
+    """The command `densevit-sweep`; what it starts is forked from it and does `work`."""
     from densevit.cli import main_sweep
     from densevit.sweep.launch import local
 
+    # Ctrl-C, which a shell lets its background jobs ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     forking = multiprocessing.get_context("fork")
     local.start_training = lambda folder, environment, *, own_session: _start_training(
-        forking, folder, environment
+        forking, folder, environment, work
     )
     return main_sweep(arguments)
+
+
+def _stopping(arguments):
+    """A training that stops itself (SIGSTOP) when it has said that its second epoch has begun."""
+    from densevit import train
+
+    tell, train.STATUS_SECONDS = train._tell, -1.0
+
+    def tell_and_stop(trainer):
+        tell(trainer)
+        if trainer.epoch > 0:
+            train._tell = tell
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    train._tell = tell_and_stop
+    return command(arguments)
+
+
+def stopping_sweep(arguments):
+    """A sweep whose runs stand still in the middle until they are sent SIGCONT."""
+    return sweep(arguments, _stopping)
 
 
 class Forked:

@@ -1,6 +1,7 @@
 """Small folders laid out as the real archives are; a picture's colour says its class."""
 
 import io
+from functools import cache
 
 from PIL import Image
 
@@ -9,6 +10,7 @@ from densevit.data.imagenet import wnids
 PLACE = {wnid: index for index, wnid in enumerate(wnids())}
 
 
+@cache
 def coloured(index):
     """The bytes of a small picture that shows a number below 1,024."""
     file = io.BytesIO()

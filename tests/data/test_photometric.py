@@ -50,8 +50,9 @@ def one_by_one(pixels, colour):
     return torch.stack(made)
 
 
-@pytest.mark.parametrize("side", [32, 33, 96, 224])
-@pytest.mark.parametrize("at_once", [1, 5, 1000])
+@pytest.mark.parametrize(
+    ("side", "at_once"), [(32, 1), (32, 5), (32, 1000), (33, 5), (96, 5), (224, 1000)]
+)
 def test_a_batch_equals_torchvision_picture_by_picture(monkeypatch, side, at_once):
     monkeypatch.setitem(photometric._AT_ONCE, "cpu", at_once * side**2)
     pixels, colour = pictures(24, side), drawn(24)

@@ -240,6 +240,7 @@ def test_what_is_stored_is_not_drawn_again(few, tmp_path, monkeypatch):
 def test_four_processes_at_once_draw_once_and_read_the_same(tmp_path):
     code = (
         "import hashlib, sys; from pathlib import Path; from densevit.data import shapes\n"
+        "shapes.COUNTS['val'] = 60\n"
         "drawn, plain = [], shapes.draw\n"
         "shapes.draw = lambda *a: drawn.append(a) or plain(*a)\n"
         "sys.stdin.readline()\n"
@@ -254,7 +255,7 @@ def test_four_processes_at_once_draw_once_and_read_the_same(tmp_path):
     results = [process.communicate(timeout=60) for process in four]
     assert [err for _, err in results] == [""] * 4
     counts, hashes = zip(*(out.split() for out, _ in results), strict=True)
-    assert sorted(map(int, counts)) == [0, 0, 0, COUNTS["val"]]
+    assert sorted(map(int, counts)) == [0, 0, 0, 60]
     assert len(set(hashes)) == 1
     home = tmp_path / "v1-32px-seed0"
     assert sorted(p.name for p in home.iterdir()) == ["val", "val.lock"]

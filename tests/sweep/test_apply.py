@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from densevit.rundir import read_json
+from densevit import yamlfile
+from densevit.data.sources import open_data
+from densevit.errors import UserError
+from densevit.rundir import read_json, write_json
 from densevit.sweep import apply
 from densevit.sweep.plan import make_plan
 from densevit.sweep.state import observe
@@ -41,3 +44,20 @@ def test_a_sweep_has_begun_when_it_was_first_prepared(plan, monkeypatch):
     record.write_text("{")
     prepare(plan)
     assert read_json(record)["begun"] == 200, "a record that cannot be read says nothing"
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_size_that_no_name_tells_is_asked_of_timm(tmp_path, tiny, finished):
+    """The drawn set depends on it, and so does whether a run has seen other images."""
+    kwargs = {**tiny["model_kwargs"], "img_size": [32, 32]}
+    fixed = {**tiny, "dataset": "shapes", "benchmarks": {}, "model_kwargs": kwargs}
+    (tmp_path / "sweep.yaml").write_text(yamlfile.dump({"name": "a", "fixed": fixed}))
+    plan = make_plan(tmp_path / "sweep.yaml", tmp_path / "out")
+    (run,) = plan.runs
+    work = apply.Work((), plan.runs, (), ()) if finished else apply.Work(plan.runs, (), (), ())
+    file = plan.run_folder(run).fingerprint_file
+    write_json(file, open_data(run.config, 32).fingerprint())
+    apply.check(plan, work)
+    write_json(file, open_data(run.config, 48).fingerprint())
+    with pytest.raises(UserError, match=r"'size': 48, .* now .*'size': 32, "):
+        apply.check(plan, work)

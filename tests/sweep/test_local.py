@@ -1,20 +1,21 @@
 """A sweep on this machine, as a user runs it: real processes, real trainings of a second.
 
-Two tests start the command and its runs as anew as a user does. In the others the launcher is this
+One test starts the command and its runs as anew as a user does. In the others the launcher is this
 process, or one forked for it, and starts runs that are forked (see `forked`): to import torch takes
 longer than all else that is tested here.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import forked
+import psutil
 import pytest
 from pictures import write_images
 
@@ -22,6 +23,7 @@ from densevit import yamlfile
 from densevit.cli import main, main_sweep
 from densevit.errors import EXIT_CARRY_ON
 from densevit.rundir import read_metrics
+from densevit.sweep.launch import local
 from densevit.sweep.plan import make_plan
 
 
@@ -97,15 +99,15 @@ def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, capsys, her
     assert (report / "table.md").read_text() == table
     assert [f.read_text() for f in sorted(outputs.glob("runs/*/provenance.json"))] == starts
 
-    # One more value and seed: only what they add is run. A lone run of the same settings is the same.
-    write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global", "dense"]}, seeds=2)
+    # One more value: only what it adds is run. A lone run of the same settings is the same.
+    write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global", "dense"]})
     code, said, _ = here(sweep, "--outputs", outputs, "--no-tracking", "--jobs", 2)
     assert code == 0
-    assert "2 finished before, 4 to run" in said
-    assert (report / "table.md").read_text().count("2/2") == 3
-    lone = ["train", "--config", str(tmp_path / "base.yaml"), "--cl-mode", "none", "--seed", "1"]
+    assert "2 finished before, 1 to run" in said
+    assert (report / "table.md").read_text().count("1/1") == 3
+    lone = ["train", "--config", str(tmp_path / "base.yaml"), "--cl-mode", "none"]
     assert main([*lone, "--outputs", str(outputs), "--no-tracking"]) == 0
-    assert len(list(outputs.glob("runs/*"))) == 6
+    assert len(list(outputs.glob("runs/*"))) == 3
     lone_starts = [f.read_text() for f in outputs.glob("runs/*/provenance.json")]
     assert set(starts) < set(lone_starts), "no start was added to the two that had ended"
 
@@ -144,96 +146,92 @@ def test_a_failed_run_stops_no_other_and_shows_its_log(tmp_path, tiny, here):
     assert "gradient was not finite in" in told
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
 
 
-LONG = 8 * 21  # steps: epochs of 42 pictures, two at a time
+STEPS = 2 * 5  # two epochs of 42 images, eight at a time
 
 
-def long_sweep(tmp_path, tiny):
-    settings = {**tiny, "epochs": 8, "batch_size": 2, "log_every": 1}
-    return write_sweep(tmp_path, settings, grid={"cl_mode": ["none", "global"]})
-
-
-def start(file, outputs):
-    return subprocess.Popen(
-        [*COMMAND, str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=heeding,
-    )  # fmt: skip
-
-
-def start_forked(file, outputs):
-    arguments = [str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"]
-    return forked.Forked(arguments, outputs.with_name("said"), forked.sweep)
-
-
-def heeding():
-    """Ctrl-C, which a shell lets its background jobs ignore."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def held(plan):
-    """Every run stands still in the middle of its training: none ends before something is done."""
-    pids = {}
-
-    def all_stand():
-        for name, status in plan.statuses().items():
-            if name not in pids and status.state == "running" and status.step > 0:
-                os.kill(status.pid, signal.SIGSTOP)
-                pids[name] = status.pid
-        return len(pids) == len(plan.runs)
-
-    wait_for(all_stand)
-    yield
-    for pid in pids.values():
-        with suppress(ProcessLookupError):  # killed meanwhile
-            os.kill(pid, signal.SIGCONT)
-
-
-def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(tmp_path, tiny, here):
-    file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
+@pytest.fixture
+def standing(tmp_path, tiny):
+    """A plan of two runs that stand still in their second epoch, and the sweep that started them."""
+    outputs = tmp_path / "out"
+    file = write_sweep(tmp_path, {**tiny, "log_every": 1}, grid={"cl_mode": ["none", "global"]})
     plan = make_plan(file, outputs)
-    sweep = start(file, outputs)
-    with held(plan):
-        sweep.send_signal(signal.SIGINT)
-    assert sweep.wait(90) == EXIT_CARRY_ON
-    assert "the same command carries on" in sweep.stdout.read()
+    arguments = [str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"]
+    sweep = forked.Forked(arguments, tmp_path / "said", forked.stopping_sweep)
+    wait_for(lambda: len(stopped(plan)) == 2)
+    yield plan, sweep
+    go_on(plan)
+
+
+def stopped(plan):
+    """The processes of the runs that stand still."""
+    pids = {status.pid for status in plan.statuses().values() if status.epoch > 0}
+    there = [process for process in psutil.process_iter(["status"]) if process.pid in pids]
+    return [process.pid for process in there if process.info["status"] == psutil.STATUS_STOPPED]
+
+
+def go_on(plan):
+    for pid in stopped(plan):
+        os.kill(pid, signal.SIGCONT)
+
+
+def asked_to_end(pid):
+    """Whether a process has been sent SIGTERM, which one that stands still has not heard yet."""
+    (waiting,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return int(waiting, 16) >> (signal.SIGTERM - 1) & 1
+
+
+def again(here, plan):
+    return here(plan.spec.file, "--jobs", 2, "--outputs", plan.outputs, "--no-tracking")[0]
+
+
+def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(standing, here):
+    plan, sweep = standing
+    sweep.send_signal(signal.SIGINT)
+    wait_for(lambda: all(map(asked_to_end, stopped(plan))))
+    go_on(plan)
+    assert sweep.wait() == EXIT_CARRY_ON
+    assert "the same command carries on" in sweep.output()
     assert [s.state for s in plan.statuses().values()] == ["cancelled", "cancelled"]
     assert not any(plan.run_folder(run).locked() for run in plan.runs)
-    assert here(file, "--jobs", 2, "--outputs", outputs, "--no-tracking")[0] == 0
+    assert again(here, plan) == 0
     check_whole(plan)
 
 
-def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(tmp_path, tiny, here):
-    file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
-    plan = make_plan(file, outputs)
-    sweep = start_forked(file, outputs)
-    with held(plan):
-        sweep.send_signal(signal.SIGKILL)
-        sweep.wait()
-    assert here(file, "--jobs", 2, "--outputs", outputs, "--no-tracking")[0] == 0
+def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(standing, here, monkeypatch):
+    plan, sweep = standing
+    sweep.send_signal(signal.SIGKILL)
+    sweep.wait()
+    collect = local._collect
+
+    def collect_and_go_on(plan, progress):
+        freed = collect(plan, progress)
+        if len(progress.elsewhere) == 2:
+            go_on(plan)
+        return freed
+
+    monkeypatch.setattr(local, "_collect", collect_and_go_on)
+    assert again(here, plan) == 0
     check_whole(plan)
     for item in plan.runs:
         starts = json.loads(plan.run_folder(item).provenance_file.read_text())["starts"]
         assert len(starts) == 1
 
 
-def test_a_killed_run_is_failed_and_a_repeat_carries_on(tmp_path, tiny, here):
-    file, outputs = long_sweep(tmp_path, tiny), tmp_path / "out"
-    plan = make_plan(file, outputs)
-    sweep = start_forked(file, outputs)
-    with held(plan):
-        os.kill(plan.run_folder(plan.runs[0]).status().pid, signal.SIGKILL)
-    assert sweep.wait(180) == 1
+def test_a_killed_run_is_failed_and_a_repeat_carries_on(standing, here):
+    plan, sweep = standing
+    os.kill(plan.run_folder(plan.runs[0]).status().pid, signal.SIGKILL)
+    go_on(plan)
+    assert sweep.wait() == 1
     assert "signal SIGKILL" in sweep.output()
     assert [s.state for s in plan.statuses().values()] == ["failed", "finished"]
-    assert here(file, "--outputs", outputs, "--no-tracking")[0] == 0
+    assert again(here, plan) == 0
     check_whole(plan)
 
 
@@ -243,7 +241,7 @@ def check_whole(plan):
         folder = plan.run_folder(item)
         assert folder.status().state == "finished"
         lines, _ = read_metrics(folder.metrics_file)
-        assert [x["step"] for x in lines if "train/loss" in x] == list(range(1, LONG + 1))
+        assert [x["step"] for x in lines if "train/loss" in x] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
@@ -377,14 +375,6 @@ def test_a_finished_run_is_not_reused_over_other_pictures(tmp_path, tiny, capsys
         assert again() == 2
         assert "the val images have changed" in capsys.readouterr().err
         assert written.read_text() == before
-
-
-def test_a_size_that_no_name_tells_is_asked_of_timm_on_a_repeat(tmp_path, tiny, here):
-    kwargs = {**tiny["model_kwargs"], "img_size": [32, 32]}
-    shapes = {**tiny, "dataset": "shapes", "data_dir": "drawn", "benchmarks": {}}
-    file = write_sweep(tmp_path, {**shapes, "model_kwargs": kwargs, "epochs": 1, "batch_size": 800})
-    for _ in range(2):
-        assert here(file, "--outputs", tmp_path / "o", "--no-tracking")[0] == 0
 
 
 def test_what_another_sweep_adds_takes_nothing_from_a_finished_run(tmp_path, tiny, here):
