@@ -2,10 +2,12 @@
 
 import copy
 import math
+from functools import partialmethod
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -101,6 +103,16 @@ def test_what_is_drawn_depends_on_seed_and_step_alone():
     )
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_each_process_drops_paths_of_its_own(rate):
+    losses = []
+    for rank in range(2):
+        engine = engine_of(cl_mode="none", drop_path=rate)
+        engine.world = World(rank, 2)
+        losses.append(float(train_step(engine, batch_of(0, 4), 0.0, 0)["loss"]))
+    assert (losses[0] == losses[1]) is (rate == 0)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_step_without_finite_numbers_changes_nothing_but_the_count(precision, bad):
@@ -130,6 +142,37 @@ def test_a_step_without_finite_numbers_changes_nothing_but_the_count(precision, 
         torch.testing.assert_close(norms, torch.ones_like(norms), rtol=1e-5, atol=1e-5)
         assert (queue.image_ids != 403).all(), "the picture that went wrong"
     assert float(train_step(engine, batch_of(51), 0.5, 51)["counted"]) == 1.0 or precision == "fp16"
+
+
+def test_an_infinite_loss_is_not_counted_even_when_its_gradient_is_finite():
+    engine, batch = engine_of(cl_mode="none"), batch_of(0)
+    with torch.no_grad():  # one class is impossible: −log 0, whose slope is 0 − 1
+        engine.learner.model.backbone.head.bias[batch.labels[0]] = -math.inf
+    numbers = train_step(engine, batch, 0.0, 0)
+    assert all(p.grad.isfinite().all() for p in engine.learner.model.parameters())
+    assert {float(n) for n in numbers.values()} == {0.0}
+    assert (int(engine.skipped), int(engine.in_a_row)) == (1, 1)
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_an_engine_that_is_resumed_goes_on_as_the_one_before(precision):
+    fields = {"cl_mode": "joint", "key_encoder": "momentum", "learnable_temp": True}
+    wrong = batch_of(50)
+    wrong.view1[:] = math.nan
+    before, after = (engine_of(**fields, precision=precision) for _ in range(2))
+    for step, batch in enumerate((batch_of(0), wrong, wrong)):  # amid three bad steps
+        train_step(before, batch, 0.5, step)
+    after.load_state(copy.deepcopy(before.state()))
+    for step, batch in enumerate((wrong, batch_of(1)), start=3):
+        for engine in (before, after):
+            train_step(engine, batch, 0.5, step)
+        assert [int(n) for n in after.state()["skipped"]] == [
+            int(n) for n in before.state()["skipped"]
+        ]
+    assert int(after.most_in_a_row) >= 3
+    assert after.scaler.state_dict() == before.scaler.state_dict()
+    for got, wanted in zip(weights(after).values(), weights(before).values(), strict=True):
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 3e-2), ("fp16", 5e-3)])
@@ -211,12 +254,33 @@ def test_drop_path_reaches_the_network():
     assert engine.learner.model.backbone.blocks[1].drop_path1.drop_prob == pytest.approx(0.3)
 
 
-def test_a_compiled_network_learns_the_same():
-    plain, compiled = engine_of(cl_mode="joint"), engine_of(cl_mode="joint", compile=True)
+@pytest.fixture
+def small_and_fresh():
+    """The settings of the smallest network, with nothing that was compiled for another."""
+    torch._dynamo.reset()
+    yield {"model_kwargs": {**SMALL["model_kwargs"], "depth": 1}, "compile": True}
+    torch._dynamo.reset()
+
+
+def test_compiled_networks_learn_the_same(monkeypatch, small_and_fresh):
+    # What goes wrong in tracing goes wrong here as well; Inductor's C++ would take a minute.
+    backend = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    fields = {**small_and_fresh, "cl_mode": "joint", "key_encoder": "momentum"}
+    plain, compiled = (engine_of(**{**fields, "compile": on}) for on in (False, True))
     for step in range(2):
         for engine in (plain, compiled):
             train_step(engine, batch_of(step), 0.5, step)
+    assert backend.frame_count == 2, "the network and its moving average, each once"
     assert_close(plain, compiled, rtol=1e-3)
+
+
+def test_inductor_takes_the_network(small_and_fresh):
+    one, other = (
+        train_step(engine_of(**{**small_and_fresh, "cl_mode": "none", "compile": on}), batch_of(0), 0.0, 0)
+        for on in (False, True)
+    )  # fmt: skip
+    torch.testing.assert_close(other["loss"], one["loss"], rtol=1e-4, atol=0)
 
 
 class Waits(TorchDispatchMode):

@@ -226,6 +226,20 @@ def test_true_match_equals_a_loop_in_float64(view1, view2, grid):
         assert patch == wanted or near < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("view2", "wanted"),
+    [
+        ((1, 1, 3, 3), [0, -1, -1, -1]),
+        ((3, 1, 1, 3), [-1, 0, -1, -1]),  # flipped: its left side is at 3
+    ],
+)
+def test_a_centre_on_the_rim_is_shown_at_the_left_and_top_and_not_at_the_right_and_bottom(
+    view2, wanted
+):
+    # The centres lie at 1 and 3, which float32 holds.
+    assert matched((0, 0, 4, 4), view2, (2, 2)) == wanted
+
+
 @settings(max_examples=300)
 @given(view1=PLACES, view2=PLACES, grid=GRIDS)
 def test_swapped_views_lead_back_to_the_patch_or_one_beside_it(view1, view2, grid):
