@@ -100,6 +100,7 @@ def test_a_sample_of_no_corruption_is_named(odd):
     numbers = score(replace(answers, samples=whole))
     hits = answers.top[:5, 0] == answers.labels[:5]
     assert numbers["top1_fog"] == pytest.approx(100 * hits.mean())
+    assert "top1_snow" not in numbers, "it lacks four of five severities"
     with pytest.raises(UserError, match=f"^imagenet-c: {odd}: names no corruption and severity"):
         score(replace(answers, samples=[*whole[:5], odd]))
 

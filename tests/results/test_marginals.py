@@ -112,21 +112,22 @@ def test_a_cell_without_an_axis_meets_each_that_has_it():
 
 
 @pytest.mark.parametrize(
-    ("contexts", "seeds", "kept"),
-    [(5, 3, (4, 3)), (2, 5, (2, 4)), (3, 3, (2, 3)), (1, 2, (1, 1))],
+    ("contexts", "seeds", "missing", "kept"),
+    [(5, 3, 1, (4, 3)), (2, 5, 1, (2, 4)), (3, 3, 1, (2, 3)), (1, 2, 1, (1, 1)), (3, 2, 2, (1, 2))],
 )
-def test_a_missing_run_costs_its_context_or_its_seed(contexts, seeds, kept):
-    """Whichever leaves more; never does a seed's mean leave out a context that another's has."""
+def test_a_missing_run_costs_its_context_or_its_seed(contexts, seeds, missing, kept):
+    """Whichever leaves more, but two seeds before one, which has no interval; and never does a
+    seed's mean leave out a context that another's has."""
     cells = grid_of(mode=["none", "dense"], depth=range(contexts))
 
     def value(row, seed):
-        if (row["cell"], seed) == ("dense-0", 1):
+        if seed == 1 and row["mode"] == "dense" and row["depth"] < missing:
             return None
         return 50 + (1 + 7 * row["depth"]) * (row["mode"] == "dense")
 
     (row,) = marginals(measured(cells, value, seeds), cells, "mode", "val").itertuples()
     assert (row.contexts, row.n) == kept
-    first = 0 if kept[0] == contexts else 1
+    first = contexts - kept[0]
     assert row.difference == pytest.approx(1 + 7 * np.mean(range(first, contexts)))
 
 
@@ -318,3 +319,16 @@ def test_no_turn_is_found_where_there_is_none():
     assert found == 0
     assert flips(frame.iloc[:0], cells, ["mode", "queue", "depth"], "val").empty
     assert flips(frame, cells, ["mode"], "val").empty
+
+
+def test_no_turn_is_told_at_levels_of_an_axis_that_one_side_does_not_have():
+    """Dense is better than none at one heat and worse at another, and none has no heat."""
+    rng = np.random.default_rng(13)
+    cells = cells_of(
+        {"mode": "none", "heat": None},
+        *({"mode": "dense", "heat": heat} for heat in (0.1, 0.2)),
+    )
+    means = {None: 50, 0.1: 53, 0.2: 47}
+    frame = measured(cells, noisy(rng, 0.1, lambda row, seed: means[row["heat"]] + seed))
+    assert (marginals(frame, cells, "heat", "val")["p_holm"] < 0.001).all()
+    assert flips(frame, cells, ["mode", "heat"], "val").empty

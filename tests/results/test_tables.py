@@ -229,6 +229,18 @@ def test_who_does_not_compete(sweep, finish):
     assert set(best_marks(one).values()) == {"tied"}  # one seed tells nothing
 
 
+@pytest.mark.parametrize(("metric", "sign"), [("top1", 1), ("nll", -1)])
+def test_nobody_wins_against_a_cell_that_is_better_on_the_seeds_in_common(metric, sign):
+    """`more` has the better mean because of two seeds that `few` lacks."""
+    values = {"more": [50, 51, 52, 70, 70], "few": [53, 54.1, 55]}
+    rows = [
+        (f"{cell}{seed}", cell, seed, "finished", "val", metric, sign * value, 500)
+        for cell, each in values.items() for seed, value in enumerate(each)
+    ]  # fmt: skip
+    marks = best_marks(pd.DataFrame(rows, columns=MEASURED), metric)
+    assert marks == {("more", "val"): "tied", ("few", "val"): "tied"}
+
+
 def test_chance_alone_makes_few_best_ones():
     """Benchmarks on which two cells are alike: in the long run 5 % have a best one, here few more."""
     chance = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """What a resumed run has cut from its metrics file and written anew."""
 
 import pytest
+from mlflow import MlflowClient
 from rundirs import (
     START,
     history,
@@ -13,6 +14,7 @@ from servers import points
 
 from densevit.rundir import run_folder
 from densevit.tracking.beside import mirror_once, up_to_date
+from densevit.tracking.complete import asked_living
 from densevit.tracking.mirror import Look
 
 NOTHING: tuple = ([], [])
@@ -109,3 +111,28 @@ def test_a_file_without_lines_is_up_to_date(outputs):
     run_folder(outputs, run_id).write_status("failed", started=START)
     assert mirror_once(outputs, [run_id]) == NOTHING
     assert up_to_date(outputs, [run_id])
+
+
+def test_what_arrived_without_an_answer_is_known_when_the_file_was_cut_before_it(
+    outputs, monkeypatch
+):
+    run_id = make_run(outputs, train_lines(1, 10), state="running")
+    folder = run_folder(outputs, run_id)
+    mirror = looking(outputs, run_id)
+    with folder.lock():
+        assert mirror.look(last=False) == Look()
+        write_lines(folder, train_lines(11, 20), "a")
+        with monkeypatch.context() as patched:
+            log = MlflowClient.log_batch
+
+            def lose(*given, **named):
+                log(*given, **named)
+                raise ConnectionError("the answer is lost")
+
+            patched.setattr(MlflowClient, "log_batch", lose)
+            assert len(mirror.look(last=False).problems) == 1
+    write_lines(folder, train_lines(1, 10))
+    folder.write_status("failed", started=START)
+    assert mirror.look(last=True) == Look()
+    assert steps(outputs, run_id, "train/loss") == list(range(1, 21))
+    assert up_to_date(outputs, [run_id], living=asked_living(outputs, [run_id]))
