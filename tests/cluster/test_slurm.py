@@ -4,6 +4,7 @@ import json
 
 import pytest
 from lab import assert_whole, finished_here, results, slurm, wait_for
+from spans import most_at_once
 
 from densevit.sweep.launch.slurm import attempts
 
@@ -40,8 +41,8 @@ def test_six_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
     for folder in six.folders():
         assert_whole(folder)
         assert six.ends(folder) == ["finished"]
-    spans = [(a.started, a.ended) for folder in six.folders() for a in attempts.read(folder)]
-    assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) <= 2
+    starts = [attempts.read(folder)[0] for folder in six.folders()]
+    assert most_at_once([(start.started, start.ended) for start in starts]) <= 2
     assert [run["id"] for run in plans[0]] == [f.path.name for f in six.folders()]
 
     before = jobs_of(six)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from raylab import HEAD, OTHER, Sweep, kill, marked, wait_for
+from spans import most_at_once
 
 from densevit.rundir import read_json, read_metrics
 
@@ -166,8 +167,7 @@ def test_one_run_is_cancelled_and_the_others_go_on(sweep):
 
 def together(runs):
     """How many runs were at work at once, at most, by what they wrote."""
-    spans = [(runs.starts(f)[0]["time"], f.word().updated) for f in runs.folders]
-    return max(sum(a <= at < b for a, b in spans) for at, _ in spans)
+    return most_at_once([(runs.starts(f)[0]["time"], f.word().updated) for f in runs.folders])
 
 
 @pytest.mark.parametrize(("share", "most"), [(0.5, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
@@ -275,7 +275,7 @@ def test_processes_on_both_nodes_train_one_run(sweep, cluster):
      ({}, {"nodes": 3, "cpus": 2}, "needs 3 x 2 CPUs and 0 GPUs")],
     ids=["port", "host", "gpus", "nodes"],
 )  # fmt: skip
-def test_what_cannot_be_is_told_and_starts_nothing(sweep, ray, resources, told):
+def test_what_cannot_be_is_told_before_anything_is_made(sweep, ray, resources, told):
     runs = sweep("impossible", ray=ray, resources=resources, grid={"cl_mode": ["none"]})
     assert told in runs.run(code=2)
     assert not (runs.outputs / "runs").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,11 +170,18 @@ def test_twice_gives_the_same_bytes_and_other_numbers_others(tmp_path):
     assert pdfs[2].read_bytes() == pdfs[3].read_bytes()
 
 
-def test_a_diverged_network_is_drawn(tmp_path):
+def test_of_a_diverged_network_each_match_is_drawn_though_no_similarity_is_a_number():
     found = record()
     nan = Correspondences(**{**vars(found), "similarity": np.full(36, np.nan, np.float32)})
-    draw_matches(nan, tmp_path / "nan.png")
-    assert Image.open(tmp_path / "nan.png").width > 0
+    figure, usual = (matches([("", one)], 36) for one in (nan, found))
+    drawn, wanted = (
+        {style: sorted(map(np.ndarray.tolist, ends)) for style, ends in lines(axes).items()}
+        for axes in (figure.axes[0], usual.axes[0])
+    )
+    assert drawn == wanted
+    assert figure.axes[0].get_xlabel() == usual.axes[0].get_xlabel()
+    assert figure.axes[-1].get_xlim() == (-0.1, 0)  # of the colour bar
+    figure.savefig(io.BytesIO())
 
 
 def test_before_and_after_hold_as_many_pictures(tmp_path):
@@ -272,4 +280,8 @@ def test_attention_twice_gives_the_same_bytes_and_of_a_diverged_network_a_pictur
         draw_attention(pixels, weights, path, words="attention")
     one, two, three = (path.read_bytes() for path in paths)
     assert one == two != three
-    assert Image.open(paths[0]).width == pytest.approx(1050, abs=2)
+    widths = [Image.open(path).width for path in paths]
+    assert widths == pytest.approx([1050] * 3, abs=2)
+    _, *maps = [axes for axes in _attention(pixels, nothing, "").figure.axes if axes.get_images()]
+    assert [axes.get_xlabel() for axes in maps] == ["0.0 %"] * 4  # their mean, and three heads
+    assert not any(axes.get_images()[0].get_array().any() for axes in maps)

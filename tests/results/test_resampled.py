@@ -56,10 +56,12 @@ def test_they_are_in_the_tables_of_numbers(plan):
         assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
         assert row["iqm"] == ""  # of two seeds there is no middle half
     with made.differences_csv.open(newline="") as file:
-        for row in csv.DictReader(file):
-            _, low, high = held.pictures.differences[row["cell"], row["benchmark"]]
-            assert float(row["pictures_low"]) == pytest.approx(low)
-            assert float(row["pictures_high"]) == pytest.approx(high)
+        rows = list(csv.DictReader(file))
+    assert {(row["cell"], row["benchmark"]) for row in rows} == set(held.pictures.differences)
+    for row in rows:
+        _, low, high = held.pictures.differences[row["cell"], row["benchmark"]]
+        assert float(row["pictures_low"]) == pytest.approx(low)
+        assert float(row["pictures_high"]) == pytest.approx(high)
 
 
 def test_many_seeds_have_an_interquartile_mean(tmp_path):

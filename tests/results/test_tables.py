@@ -172,7 +172,9 @@ def test_intervals_only_where_they_are_asked_for(sweep, finish_all):
 def test_one_seed_has_no_interval(sweep, finish_all):
     plan = sweep("grid: {cl_mode: [none, dense]}")
     finish_all(plan, ["val"])
-    for row in to_text(cell_table(plan, collect(plan), intervals=True))[1]:
+    _, rows = to_text(cell_table(plan, collect(plan), intervals=True))
+    assert len(rows) == 2
+    for row in rows:
         assert re.fullmatch(r"\d+\.\d", row[2])
 
 

@@ -122,9 +122,7 @@ def test_a_saved_model_loads_with_equal_outputs_and_says_how_to_use_it(tmp_path,
     assert not [path for path in target.rglob("*") if path.suffix in (".pkl", ".pth", ".py")]
     with zipfile.ZipFile(target / "data" / "model.pt2") as archive:
         kinds = [json.loads(archive.read(n)) for n in archive.namelist() if "weights_config" in n]
-    assert kinds
-    for weight in kinds[0]["config"].values():
-        assert weight["use_pickle"] is False
+    assert {weight["use_pickle"] for weight in kinds[0]["config"].values()} == {False}
 
     before = sorted(target.rglob("*"))
     with pytest.raises(UserError, match="a model: is there already"):

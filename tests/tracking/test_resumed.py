@@ -120,7 +120,8 @@ def test_what_arrived_without_an_answer_is_known_when_the_file_was_cut_before_it
     folder = run_folder(outputs, run_id)
     mirror = looking(outputs, run_id)
     with folder.lock():
-        assert mirror.look(last=False) == Look()
+        for _ in range(2):  # then it is known to be the only one
+            assert mirror.look(last=False) == Look()
         write_lines(folder, train_lines(11, 20), "a")
         with monkeypatch.context() as patched:
             log = MlflowClient.log_batch

@@ -53,7 +53,8 @@ def test_all_there_is_and_then_nothing(filled, capsys):
         assert len(history(outputs, run_id, "train/loss")) == 4
     assert sync(outputs) == 0
     out, err = capsys.readouterr()
-    assert all("up to date" in line for line in out.splitlines())
+    runs = {"one": "2 runs", "two": "2 runs", "runs of no sweep": "1 run"}
+    assert out.splitlines() == [f"{name}: up to date ({some})" for name, some in runs.items()]
     assert err == ""
 
 
