@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from densevit.errors import UserError
-from densevit.predictions import Answers, Areas, read_answers, write_answers
+from densevit.predictions import Answers, Areas, joined, read_answers, write_answers
 from densevit.scores import (
     bootstrap_interval,
     calibration_error,
@@ -81,6 +81,23 @@ def test_all_is_computed_again_from_the_file_alone(tmp_path):
     table = pq.read_table(tmp_path / "made.parquet")
     assert table.column_names == ["sample", "label", "loss", "top5", "probabilities", "anywhere", "among_imagenet-a"]  # fmt: skip
     assert json.loads(table.schema.metadata[b"classes"]) == list(answers.classes)
+
+
+def test_parts_that_are_joined_are_the_whole():
+    labels = np.arange(500, dtype=np.int32) % 13 - 1
+    answers, _ = made(anywhere=labels, among={"part": labels[::-1]})
+    names = ("samples", "labels", "top", "probabilities", "losses", "anywhere")
+    parts = [
+        replace(
+            answers, among={"part": answers.among["part"][place]},
+            **{name: getattr(answers, name)[place] for name in names},
+        )
+        for place in (slice(0, 200), slice(200, 500))
+    ]  # fmt: skip
+    whole = joined(parts)
+    for name in names:
+        assert np.array_equal(getattr(whole, name), getattr(answers, name)), name
+    assert np.array_equal(whole.among["part"], answers.among["part"])
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -36,9 +36,11 @@ def test_it_is_scikit_learns_logistic_regression(c):
     np.testing.assert_allclose(logits.softmax(dim=1), other.predict_proba(asked), atol=2e-3)
 
 
-def test_what_can_be_separated_is():
+def test_what_can_be_separated_is_and_of_equally_right_strengths_the_surest_is_taken(caplog):
+    caplog.set_level("INFO", logger="densevit")
     train, labels, test, truth, classes = drawn(300, 200, noise=0.05)
     assert torch.equal(linear_probe(train, labels, test, classes).argmax(dim=1), truth)
+    assert "l2 1e-05, held-out top-1 100.0 %" in caplog.text
 
 
 def test_the_strength_is_one_that_does_well_on_other_pictures(caplog):
@@ -56,10 +58,11 @@ def test_the_strength_is_one_that_does_well_on_other_pictures(caplog):
 def test_equal_input_gives_equal_output_and_blocks_change_nothing():
     train, labels, test, _, classes = drawn(200, 100)
     torch.manual_seed(1)
-    one = linear_probe(train, labels, test, classes)
+    one = linear_probe(train, labels, test, classes, l2=[1.0, 0.1])
     torch.manual_seed(2)
-    assert torch.equal(linear_probe(train, labels, test, classes), one)
-    small = linear_probe(train, labels, test, classes, block_bytes=4 * 60 * 7)  # 7 rows
+    assert torch.equal(linear_probe(train, labels, test, classes, l2=[1.0, 0.1]), one)
+    blocks = 4 * 60 * 23  # of 23 rows
+    small = linear_probe(train, labels, test, classes, l2=[1.0, 0.1], block_bytes=blocks)
     torch.testing.assert_close(small, one, atol=0.02, rtol=0.02)
 
 

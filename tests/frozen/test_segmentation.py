@@ -75,11 +75,13 @@ def test_logits_are_enlarged_as_torch_does_it(size):
 
 
 def told(count, seed, classes=3, shape=(32, 32), void=0.0):
-    """Patches that tell their class (loudly, in one of six features), and masks of cells."""
+    """Patches that tell their class (loudly, in one of seven features, of which the last never
+    changes), and masks of cells."""
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, classes, (count, *GRID))
     patches = rng.normal(0, 0.1, (count, 16, 6)) + 40
     patches += np.eye(6)[cells.reshape(count, 16)] * 3
+    patches = np.pad(patches, ((0, 0), (0, 0), (0, 1)), constant_values=7)
     masks = []
     for each in cells:
         mask = np.kron(each, np.ones((shape[0] // 4, shape[1] // 4))).astype(np.uint8)

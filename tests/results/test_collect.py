@@ -170,7 +170,9 @@ def test_a_run_that_has_not_said_that_it_ended_is_looked_at_again(sweep, finish_
     folder = plan.run_folder(plan.runs[0])
     folder.write_status("running")  # it was killed after it had written its results
     age(plan)
-    assert list(coverage(plan)["state"]) == ["finished"] * 3
+    frame, covered = gather(plan)
+    assert list(covered["state"]) == ["finished"] * 3
+    assert frame["run"].nunique() == 3
     with folder.lock():
         frame, covered = gather(plan)
     assert list(covered["state"]) == ["running", "finished", "finished"]

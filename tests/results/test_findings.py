@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from densevit.results import findings
 from densevit.results.answer import answers, question
@@ -118,6 +119,8 @@ def test_null_on_an_axis_is_a_level_and_not_an_axis_that_does_not_apply(sweep, f
     )
     assert effects.loc["cl_mode", "difference"] == pytest.approx(-2, abs=0.3)
     assert effects.loc["init_checkpoint", "difference"] == pytest.approx(15, abs=0.3)
+    corrected = multipletests(effects["p"], method="holm")[1]  # of both axes together
+    assert list(effects["p_holm"]) == pytest.approx(list(corrected))
     assert {"cl_mode", "init_checkpoint"} <= set(found.shares["source"])
     assert "null" in found.labels[plan.grid.cells[0].cell]
     table = pivot(plan, found.frame, ["init_checkpoint"], ["cl_mode"])
@@ -137,6 +140,7 @@ def test_what_has_no_line_of_references_is_compared_by_its_gap_to_clean_accuracy
     beyond = found.beyond.set_index("benchmark")["difference"]
     assert set(beyond.index) == {"imagenet-v2", "mine"}
     assert list(beyond) == pytest.approx([5, 5], abs=0.5)
+    assert list(found.beyond["n"]) == [6, 6]  # seeds, each of which counts once
     told = answers(found)
     by_line = [line for line in told if "beyond what clean accuracy predicts" in line]
     by_gap = [line for line in told if "beyond the change on clean data" in line]

@@ -211,7 +211,7 @@ def test_the_users_matplotlib_stays_as_it_was(sweep, finish_all):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     plan = sweep("seeds: 2")
-    finish_all(plan)
+    finish_all(plan, ["val"])
     with mpl.rc_context({"font.size": 31.0}):
         before = dict(mpl.rcParams)
         report.write(plan)

@@ -36,7 +36,9 @@ def call(capsys):
     return report
 
 
-def test_it_prints_table_answer_and_places(plan, call):
+def test_it_prints_table_answer_and_places(sweep, finish_all, call):
+    plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 2", GRID[-1])
+    finish_all(plan, ["val", "shapes-sketch"])
     code, out, _ = call(plan)
     assert code == 0
     assert "shapes-sketch" in out

@@ -140,6 +140,11 @@ def test_runs_against_the_shipped_models():
             ("b", "val", "top1", 12.0),
             ("b", "imagenet-v2", "top1", 6.0),
             ("c", "imagenet-v2", "top1", 6.0),  # without a clean accuracy
+            ("d", "imagenet-v2", "top1", math.nan),  # nor has this one
+            ("e", "val", "top1", 99.0),
+            ("e", "imagenet-v2", "top1", 97.0),
+            ("f", "val", "top1", math.nan),
+            ("f", "imagenet-v2", "top1", 50.0),
         )
     )
     assert table.columns.tolist() == EFFECTIVE
@@ -149,6 +154,8 @@ def test_runs_against_the_shipped_models():
         ("a", "imagenet-a"),
         ("a", "imagenet-real"),
         ("b", "imagenet-v2"),
+        ("e", "imagenet-v2"),
+        ("f", "imagenet-v2"),
     }
     wanted = {
         "imagenet-v2": ("imagenet", 75.0, 64.0),
@@ -164,6 +171,8 @@ def test_runs_against_the_shipped_models():
         assert row.effective == pytest.approx(shifted - predicted)
     assert not rows["a", "imagenet-v2"].extrapolated
     assert rows["b", "imagenet-v2"].extrapolated
+    assert rows["e", "imagenet-v2"].extrapolated
+    assert math.isnan(rows["f", "imagenet-v2"].effective)
 
 
 def test_clean_accuracy_on_imagenet_comes_before_that_on_val():
@@ -280,12 +289,15 @@ def test_the_shipped_file_says_where_its_figures_are_from():
 
 
 def test_other_numbers_of_classes_are_not_compared_with_published_ones():
+    """`among` knows the classes of ImageNet-R alone."""
     rows = []
-    for run, ways in (("whole", 1000), ("part", 100)):
-        for benchmark in ("val", "imagenet-sketch", "mine"):
-            rows += [(run, benchmark, "top1", 60.0), (run, benchmark, "ways", ways)]
+    for run, ways, of_r in (("whole", 1000, 200), ("part", 100, 20), ("among", 200, 200)):
+        asked = {"val": ways, "imagenet-sketch": ways, "imagenet-r": of_r, "mine": ways}
+        for benchmark, count in asked.items():
+            rows += [(run, benchmark, "top1", 60.0), (run, benchmark, "ways", count)]
     frame = pd.DataFrame(rows, columns=["run", "benchmark", "metric", "value"])
     kept = comparable(frame)
-    assert set(kept.loc[kept["benchmark"] == "imagenet-sketch", "run"]) == {"whole"}
-    assert set(kept.loc[kept["benchmark"] == "mine", "run"]) == {"whole", "part"}
+    for benchmark in ("imagenet-sketch", "imagenet-r"):
+        assert set(kept.loc[kept["benchmark"] == benchmark, "run"]) == {"whole"}
+    assert set(kept.loc[kept["benchmark"] == "mine", "run"]) == {"whole", "part", "among"}
     assert set(effective(kept)["run"]) == {"whole"}

@@ -254,4 +254,5 @@ def test_the_interquartile_mean_is_not_moved_by_a_run_that_went_wrong():
     assert middle == pytest.approx(np.mean([71, 72, 73, 74]))
     assert low < middle < high
     assert iqm([5.0] * 6) == (5, 5, 5)
-    assert all(math.isnan(v) for v in iqm([1, 2, 3]))
+    for none in ([1, 2, 3], [70, 71, 72, 73, math.nan]):  # which is not dropped
+        assert all(math.isnan(v) for v in iqm(none))
