@@ -88,56 +88,39 @@ class Run:
         return self.process.exitcode
 
 
-def _train(arguments, said, environment, work):
+def _train(arguments, said, environment):
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)  # and not what the launcher does
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _work(work, arguments, said, environment)
+    _work(command, arguments, said, environment)
 
 
-def _start_training(context, folder, environment, work=command):
+def _start_training(context, folder, environment):
     """In the place of `densevit.sweep.launch.training.start_training`, without a new Python."""
-    given = (["train", "--run-dir", str(folder.path)], folder.log_file, dict(environment), work)
-    return Run(context.Process(target=_train, args=given))
+    arguments = ["train", "--run-dir", str(folder.path)]
+    return Run(context.Process(target=_train, args=(arguments, folder.log_file, dict(environment))))
 
 
 def start_training(folder, environment, *, own_session):
     return _start_training(SERVER, folder, environment)
 
 
-def sweep(arguments, work=command):
-    """The command `densevit-sweep`; what it starts is forked from it and does `work`."""
+def sweep(arguments):
+    """The command `densevit-sweep`; what it starts is forked from it, and can be held at a step."""
+    from held.sitecustomize import held
+
+    from densevit import train
     from densevit.cli import main_sweep
     from densevit.sweep.launch import local
 
     # Ctrl-C, which a shell lets its background jobs ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    train._boundary = held(train)
     forking = multiprocessing.get_context("fork")
     local.start_training = lambda folder, environment, *, own_session: _start_training(
-        forking, folder, environment, work
+        forking, folder, environment
     )
     return main_sweep(arguments)
-
-
-def _stopping(arguments):
-    """A training that stops itself (SIGSTOP) when it has said that its second epoch has begun."""
-    from densevit import train
-
-    tell, train.STATUS_SECONDS = train._tell, -1.0
-
-    def tell_and_stop(trainer):
-        tell(trainer)
-        if trainer.epoch > 0:
-            train._tell = tell
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    train._tell = tell_and_stop
-    return command(arguments)
-
-
-def stopping_sweep(arguments):
-    """A sweep whose runs stand still in the middle until they are sent SIGCONT."""
-    return sweep(arguments, _stopping)
 
 
 class Forked:

@@ -48,11 +48,13 @@ def test_six_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
     before = jobs_of(six)
     assert "6 finished before, 0 to run" in six.submit()
     six.write(grid={**SIX["grid"], "learning_rate": [*RATES, 7e-3]})
+    six.hold(3)
     told = six.submit()
     assert "6 finished before, 2 to run" in told
     assert "submitted 2 runs" in told
     assert "2 running or queued, 0 to run" in six.submit()
     assert len(jobs_of(six)) == len(before) + 2
+    six.let_go()
     assert six.wait() == ["finished"] * 8
 
     # The numbers are those that this machine gets without Slurm.

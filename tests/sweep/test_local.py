@@ -7,7 +7,6 @@ longer than all else that is tested here.
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,15 +14,14 @@ import time
 from pathlib import Path
 
 import forked
-import psutil
 import pytest
+from holding import hold, let_go
 from pictures import write_images
 
 from densevit import yamlfile
 from densevit.cli import main, main_sweep
 from densevit.errors import EXIT_CARRY_ON
 from densevit.rundir import read_metrics
-from densevit.sweep.launch import local
 from densevit.sweep.plan import make_plan
 
 
@@ -157,45 +155,37 @@ STEPS = 2 * 5  # two epochs of 42 images, eight at a time
 
 
 @pytest.fixture
-def standing(tmp_path, tiny):
-    """A plan of two runs that stand still in their second epoch, and the sweep that started them."""
+def held(tmp_path, tiny):
+    """A plan of two runs that are held in their second epoch, and the sweep that started them."""
     outputs = tmp_path / "out"
     file = write_sweep(tmp_path, {**tiny, "log_every": 1}, grid={"cl_mode": ["none", "global"]})
     plan = make_plan(file, outputs)
-    arguments = [str(file), "--jobs", "2", "--outputs", str(outputs), "--no-tracking"]
-    sweep = forked.Forked(arguments, tmp_path / "said", forked.stopping_sweep)
-    wait_for(lambda: len(stopped(plan)) == 2)
+    hold(outputs, 7)
+    sweep = start(plan, tmp_path / "said")
+    wait_for(lambda: [status.step for status in plan.statuses().values()] == [7, 7])
     yield plan, sweep
-    go_on(plan)
+    let_go(outputs)
 
 
-def stopped(plan):
-    """The processes of the runs that stand still."""
-    pids = {status.pid for status in plan.statuses().values() if status.epoch > 0}
-    there = [process for process in psutil.process_iter(["status"]) if process.pid in pids]
-    return [process.pid for process in there if process.info["status"] == psutil.STATUS_STOPPED]
-
-
-def go_on(plan):
-    for pid in stopped(plan):
-        os.kill(pid, signal.SIGCONT)
-
-
-def asked_to_end(pid):
-    """Whether a process has been sent SIGTERM, which one that stands still has not heard yet."""
-    (waiting,) = re.findall(r"ShdPnd:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
-    return int(waiting, 16) >> (signal.SIGTERM - 1) & 1
+def start(plan, said):
+    arguments = [
+        str(plan.spec.file),
+        "--jobs",
+        "2",
+        "--outputs",
+        str(plan.outputs),
+        "--no-tracking",
+    ]
+    return forked.Forked(arguments, said, forked.sweep)
 
 
 def again(here, plan):
     return here(plan.spec.file, "--jobs", 2, "--outputs", plan.outputs, "--no-tracking")[0]
 
 
-def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(standing, here):
-    plan, sweep = standing
+def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(held, here):
+    plan, sweep = held
     sweep.send_signal(signal.SIGINT)
-    wait_for(lambda: all(map(asked_to_end, stopped(plan))))
-    go_on(plan)
     assert sweep.wait() == EXIT_CARRY_ON
     assert "the same command carries on" in sweep.output()
     assert [s.state for s in plan.statuses().values()] == ["cancelled", "cancelled"]
@@ -204,30 +194,26 @@ def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(standing, here):
     check_whole(plan)
 
 
-def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(standing, here, monkeypatch):
-    plan, sweep = standing
+def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(held, tmp_path):
+    plan, sweep = held
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
-    collect = local._collect
-
-    def collect_and_go_on(plan, progress):
-        freed = collect(plan, progress)
-        if len(progress.elsewhere) == 2:
-            go_on(plan)
-        return freed
-
-    monkeypatch.setattr(local, "_collect", collect_and_go_on)
-    assert again(here, plan) == 0
+    second = start(plan, tmp_path / "second")
+    # It has tried both, and each has said in its log that another process is at work.
+    logs = [plan.run_folder(run).log_file for run in plan.runs]
+    wait_for(lambda: all("another process is working" in log.read_text() for log in logs))
+    let_go(plan.outputs)
+    assert second.wait() == 0
     check_whole(plan)
     for item in plan.runs:
         starts = json.loads(plan.run_folder(item).provenance_file.read_text())["starts"]
         assert len(starts) == 1
 
 
-def test_a_killed_run_is_failed_and_a_repeat_carries_on(standing, here):
-    plan, sweep = standing
+def test_a_killed_run_is_failed_and_a_repeat_carries_on(held, here):
+    plan, sweep = held
     os.kill(plan.run_folder(plan.runs[0]).status().pid, signal.SIGKILL)
-    go_on(plan)
+    let_go(plan.outputs)
     assert sweep.wait() == 1
     assert "signal SIGKILL" in sweep.output()
     assert [s.state for s in plan.statuses().values()] == ["failed", "finished"]
