@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from densevit import yamlfile
 from densevit.config import FIELDS, RunConfig, identity
@@ -75,6 +77,30 @@ def test_a_mistake_is_one_line_with_place_key_and_way_out(settings, wanted):
     text = said(config, **settings)
     assert text.startswith("test: ")
     assert wanted in text
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed", "refused"),
+    [
+        ("lambda_weight joint_dense_weight", (0, 1), (-0.1, 1.1)),
+        ("momentum drop_path label_smoothing", (0, 0.999), (-0.1, 1)),
+        ("layer_decay", (0.01, 1), (0, 1.1)),
+        ("weight_decay grad_clip mixup", (0,), (-0.1, math.inf)),
+        ("learning_rate temperature checkpoint_minutes", (1e-9,), (0, math.inf)),
+        ("batch_size epochs queue_size sampled_patches query_patches dense_dim", (1,), (0,)),
+        ("projection_hidden_dim watch_every watch_samples log_every health_every", (1,), (0,)),
+        ("grad_accumulation", (1,), (0,)),
+        ("warmup_epochs workers", (0,), (-1,)),
+        ("seed", (0, 2**31 - 1), (-1, 2**31)),
+    ],
+)
+def test_a_number_has_the_range_in_which_it_means_something(names, allowed, refused):
+    for name in names.split():
+        for value in allowed:
+            assert getattr(RunConfig(**{name: value}), name) == value
+        for value in refused:
+            with pytest.raises(ValidationError):
+                RunConfig(**{name: value})
 
 
 def test_an_unknown_key_is_told_before_what_follows_from_it():
@@ -202,6 +228,31 @@ def test_base_files_are_followed_and_later_ones_win(tmp_path):
     assert (made.epochs, made.batch_size) == (7, 4)
     assert made.data_dir == str(tmp_path / "data")
     assert made.benchmarks == {"x": str(tmp_path / "b" / "x")}
+
+
+def test_relative_paths_count_from_the_file_that_names_them(tmp_path):
+    (tmp_path / "a.yaml").write_text("""
+        data_dir: d
+        init_checkpoint: w.pt
+        masks: m
+        benchmarks:
+          own: b
+          mapped: {path: c, classes: names.txt}
+          known: {path: /e, classes: imagenet}
+          plain: {classes: folder}
+        """)
+    made = build(read_layers(tmp_path / "a.yaml"))
+    wanted = [str(tmp_path / name) for name in ("d", "w.pt", "m")]
+    assert [made.data_dir, made.init_checkpoint, made.masks] == wanted
+    given = made.model_dump()["benchmarks"]
+    assert given == {
+        "own": str(tmp_path / "b"),
+        "mapped": {"path": str(tmp_path / "c"), "classes": str(tmp_path / "names.txt")},
+        "known": {"path": "/e", "classes": "imagenet"},
+        "plain": {"path": None, "classes": "folder"},
+    }
+    (tmp_path / "b.yaml").write_text("masks: shapes\n")
+    assert build(read_layers(tmp_path / "b.yaml")).masks == "shapes", "the drawn set has its own"
 
 
 def test_an_error_names_the_file_that_holds_the_mistake(tmp_path):

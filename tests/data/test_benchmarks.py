@@ -259,6 +259,38 @@ def test_corruptions_and_their_mean_against_alexnet(tmp_path, monkeypatch):
     assert "top1_snow" in fewer
 
 
+# As the authors' code lists the classes of each category, by their names in WordNet.
+MEMBERS = {
+    "airplane": "airliner",
+    "bear": "brown bear, American black bear, ice bear, sloth bear",
+    "bicycle": "bicycle-built-for-two, mountain bike",
+    "boat": "canoe, fireboat, lifeboat, speedboat, yawl",
+    "bottle": "beer bottle, pill bottle, pop bottle, water bottle, water jug, whiskey jug, wine bottle",
+    "car": "beach wagon, convertible, sports car",
+    "cat": "tabby, tiger cat, Persian cat, Siamese cat, Egyptian cat, cougar",
+    "chair": "barber chair, folding chair, rocking chair, throne",
+    "clock": "analog clock, digital clock, wall clock",
+    "elephant": "Indian elephant, African elephant",
+    "keyboard": "computer keyboard, typewriter keyboard",
+    "knife": "cleaver",
+    "oven": "rotisserie",
+    "truck": "fire engine, garbage truck, minivan, moving van, pickup, police van, tow truck, trailer truck",
+}
+
+
+def test_the_categories_of_cue_conflict_have_the_published_classes():
+    lines = imagenet._shipped("imagenet_synset_to_lemma.txt").read_text().splitlines()
+    names = {wnid: lemmas.split(",")[0] for wnid, lemmas in (line.split("\t") for line in lines)}
+    members = dict(imagenet.category_members())
+    birds, dogs = ([PLACE[wnid] for wnid in members.pop(kind)] for kind in ("bird", "dog"))
+    assert {
+        kind: ", ".join(names[wnid] for wnid in found) for kind, found in members.items()
+    } == MEMBERS
+    # ImageNet's birds are 7 (cock) to 24 and 80 to 146, its domestic dogs 151 to 268.
+    assert set(birds) < {*range(7, 25), *range(80, 147)}
+    assert set(dogs) < {*range(151, 269)}
+
+
 def test_cue_conflict_counts_shape_and_texture(tmp_path):
     members = imagenet.category_members()
     assert {kind: len(found) for kind, found in members.items()} == {
