@@ -1,10 +1,13 @@
-"""What a job makes of Slurm's signals, and what it gives to each of its runs."""
+"""What a job makes of Slurm's signals and of its runs' ends, and what it gives to each of its runs."""
 
 import signal
+from types import SimpleNamespace
 
 import pytest
 
-from densevit.sweep.launch.slurm import cluster, job
+from densevit.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE
+from densevit.rundir import RunFolder
+from densevit.sweep.launch.slurm import attempts, cluster, job
 from densevit.sweep.launch.slurm.attempts import Limits
 from densevit.sweep.launch.slurm.records import Chunk, Submission
 
@@ -71,3 +74,111 @@ def test_runs_of_one_job_share_its_processors_and_gpus(place, monkeypatch):
 def test_only_the_first_job_of_a_submission_is_the_canary(place):
     assert place.is_canary
     assert not job.Place("7_1", "8", 0, "node1", 0, 1, place.submission).is_canary
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run that is at step 30 of 99, in a start that began at step 10."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_status("running", step=10, steps=99)
+    attempts.begin(folder, "7_0", 0, "node1", "lost")
+    folder.write_status("running", step=30, steps=99)
+    return folder
+
+
+def ended(folder, place, code, heard=None):
+    """A run whose process has ended with this code, when that was noted."""
+    child = job.Child(folder, SimpleNamespace(returncode=code), first_step=10)
+    job._note_end(child, place, heard or job.Heard())
+    assert attempts.read(folder)[-1].end == child.end
+    return child
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (0, "finished"),
+        (EXIT_FAILED, "failed"),
+        (EXIT_MISTAKE, "failed"),
+        (EXIT_CARRY_ON, "elsewhere"),  # nobody has asked it to stop: another process has the run
+        (-signal.SIGTERM, "killed"),
+    ],
+)
+def test_without_a_signal_a_code_says_how_a_run_ended(folder, place, code, end):
+    child = ended(folder, place, code)
+    assert (child.end, child.carries_on) == (end, False)
+
+
+@pytest.mark.parametrize("code", [EXIT_CARRY_ON, -signal.SIGUSR2])
+@pytest.mark.parametrize("means", ["timeout", "preempted", "cancelled"])
+def test_a_run_that_a_signal_stops_carries_on_unless_it_was_cancelled(folder, place, code, means):
+    heard = job.Heard(number=signal.SIGUSR2, at=1.0, means=means)
+    child = ended(folder, place, code, heard)
+    assert (child.end, child.carries_on) == (means, means != "cancelled")
+    assert folder.word().state == "running", "the run has its own word"
+
+
+def test_a_run_that_runs_out_of_time_in_place_does_not_carry_on(folder, place):
+    heard = job.Heard(number=signal.SIGUSR2, at=1.0, means="timeout")
+    # The first start moves; the three that the limits allow after it do not.
+    found = [ended(folder, place, EXIT_CARRY_ON, heard).carries_on]
+    for restart in (1, 2, 3):
+        attempts.begin(folder, "7_0", restart, "node1", "lost")
+        found.append(ended(folder, place, EXIT_CARRY_ON, heard).carries_on)
+    assert found == [True, True, True, False]
+    assert (folder.word().state, folder.word().cause) == ("failed", "timeout")
+
+
+@pytest.mark.parametrize(
+    ("number", "kills", "cause"),
+    [
+        (signal.SIGKILL, 1, "oom"),
+        (signal.SIGKILL, 0, "killed"),
+        (signal.SIGTERM, 0, "killed"),
+        (signal.SIGSEGV, 0, "code"),
+    ],
+)
+def test_the_kernels_count_tells_a_run_that_was_out_of_memory(
+    folder, place, monkeypatch, number, kills, cause
+):
+    monkeypatch.setattr(job.memory, "oom_kills", lambda: 5 + kills)
+    ended(folder, place, -number, job.Heard(oom_kills=5))
+    assert (folder.word().state, folder.word().cause, folder.word().step) == ("failed", cause, 30)
+
+
+@pytest.mark.parametrize(
+    ("state", "step", "steps", "works"),
+    [
+        ("running", 29, 99, False),
+        ("running", 30, 99, True),  # twenty steps in this start
+        ("running", 14, 15, False),
+        ("running", 15, 15, True),  # all that was left
+        ("running", 10, 10, False),
+        ("failed", 40, 99, False),
+        ("finished", 10, 10, True),
+    ],
+)
+def test_a_canary_works_when_this_start_has_trained_its_first_steps(
+    folder, state, step, steps, works
+):
+    folder.write_status(state, step=step, steps=steps)
+    with folder.lock():
+        assert job._works(job.Child(folder, None, first_step=10)) == works
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "killed", "timeout", "cancelled"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_is_over_is_not_started_again_beside_others(
+    folder, place, tmp_path, monkeypatch, end, beside
+):
+    """A job starts anew for those of its runs that carry on; alone, a failed run is tried again."""
+    started = []
+    monkeypatch.setattr(job, "start_training", lambda run, _: started.append(run))
+    attempts.end(folder, end)
+    other = RunFolder(tmp_path / "other")
+    other.path.mkdir()
+    job._start([folder, other] if beside else [folder], place)
+    over = ("finished", "failed", "killed") if beside else ("finished",)
+    assert (folder in started) == (end not in over)
+    assert (other in started) == beside
