@@ -499,9 +499,7 @@ def test_real_probes_of_a_sweep_and_one_that_cannot_work(tmp_path, tiny, capfd):
     works = plan_of(tmp_path, tiny, grid={"batch_size": [8]})
     found = load_estimate(works)
     assert found.unit == CPU_RUN_HOURS
-    # Ten steps and what belongs to them: from a hundredth of a second to half an hour.
-    assert 1e-2 / 3600 < found.total.central < 0.5
-    assert found.total.low <= found.total.central <= found.total.high
+    assert 0 < found.total.low <= found.total.central <= found.total.high
 
 
 def test_estimating_imports_nothing_heavy(tmp_path):
