@@ -66,6 +66,8 @@ def test_the_distributions_are_those_that_are_asked_for(tmp_path):
     assert abs(sum(logs) / len(logs) - (math.log(0.02) + math.log(2.0)) / 2) < 0.1
     assert abs(sum(found["lambda_weight"]) / 3000 - 0.5) < 0.02
     assert all(isinstance(size, int) for size in found["queue_size"])
+    assert found["temperature"] == [float(f"{value:.4g}") for value in found["temperature"]]
+    assert len(set(found["lambda_weight"])) > 2000, "of about 8,000 numbers of four digits"
     assert abs(found["sampling_strategy"].count("diverse") / 3000 - 1 / 3) < 0.05
 
 
@@ -92,13 +94,13 @@ def test_optuna_comes_nearer_to_the_best_and_repeats_itself(tmp_path):
         "samples": 40, "round": 8, "method": "optuna",
     }  # fmt: skip
     file = write(tmp_path, search=search)
-    sizes, ids = [], {}
+    ids = {}
     for name in ("a", "b"):
-        while len((plan := make_plan(file, tmp_path / name)).runs) < 40:
-            sizes.append(len(plan.runs))
+        for size in (8, 16, 24, 32, 40):
+            plan = make_plan(file, tmp_path / name)
+            assert len(plan.runs) == size
             finish(plan, tmp_path / name, reached)
         ids[name] = [run.id for run in plan.runs]
-    assert sizes == [8, 16, 24, 32] * 2
     assert ids["a"] == ids["b"]
     values = [reached(run.config) for run in plan.runs]
     # At random the mean over 4 decades around 0.2 is 90 - 20 (2.3² + 1.7²) / 8 = 69.6.

@@ -398,6 +398,21 @@ def test_what_slurm_would_not_take_is_told_before_anything_is_there(plan, slurm,
     assert asked == []
 
 
+UNAVAILABLE = "echo 'sbatch: error: Requested node configuration is not available' >&2; exit 1"
+
+
+def test_jobs_wait_for_nodes_that_are_away_and_too_large_ones_are_refused(plan, slurm, asked):
+    """Slurm says the same of both; where nodes are away, it says so of the smallest job, too."""
+    programs = slurm("7")
+    (programs / "test").write_text(f"grep -q gpus-per-node=2 script || exit 0; {UNAVAILABLE}")
+    with pytest.raises(UserError, match=r"is not available \(gpus: 2\.0\)$"):
+        submit.submit(plan, runs_of(0, big=1), Profile(), None, canary=True)
+    assert not plan.outputs.exists()
+    (programs / "test").write_text(UNAVAILABLE)
+    submit.submit(plan, runs_of(0, big=1), Profile(), None, canary=True)
+    assert asked == [("release", ["7"])]
+
+
 def test_when_slurm_refuses_a_part_all_is_taken_back(plan, slurm, asked):
     slurm("7", "8", REFUSED)
     with pytest.raises(UserError, match=r"^/there/a\.yaml: .*: Invalid account$"):
