@@ -1,7 +1,8 @@
 """The notebooks: how they are stored, and that what they show is what the runs hold.
 
-Each is executed once, on a made-up sweep with holes that varies what all of them ask about; sweeps
-that do not are tried in this process, without a kernel.
+Each is executed once on a made-up sweep with holes that varies what all of them ask about: two in a
+kernel, one of them from another folder, and the others in this process. So are all on sweeps that
+vary something else, or are not finished.
 """
 
 import ast
@@ -10,6 +11,9 @@ import math
 import re
 import statistics
 import sys
+import warnings
+from base64 import b64encode
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -195,17 +199,60 @@ def entry(text, benchmark, *begin):
 
 
 @pytest.fixture
-def executed(larger):
-    """A function that executes a notebook on that sweep, from the folder that is given."""
+def told(monkeypatch):
+    """A function that runs a notebook's code here, where all that it imports is there, and gives it
+    with what its cells have shown. A warning is an error."""
 
-    def execute(name, folder=ANALYSIS):
-        file = ANALYSIS / f"{name}.ipynb"
-        done = run_notebook(file, sweep=larger.spec.file, outputs=larger.outputs, folder=folder)
-        said = [o for cell in done.cells for o in cell.get("outputs", []) if "name" in o]
-        assert not said, said  # neither warnings nor prints
-        told = texts(done, "open")
-        assert told[0].startswith("**larger**: ")
-        assert "73 of 75 planned runs have numbers; 1 failed, 1 pending." in told[1]
+    def run(name, plan):
+        monkeypatch.chdir(ANALYSIS)
+        monkeypatch.setenv("DENSEVIT_SWEEP", str(plan.spec.file))
+        monkeypatch.setenv("DENSEVIT_OUTPUTS", str(plan.outputs))
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        done, space = held(ANALYSIS / f"{name}.ipynb"), {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            warnings.simplefilter("error", RuntimeWarning)
+            for cell in done.cells:
+                if cell["cell_type"] == "code":
+                    monkeypatch.setattr(showing, "display", partial(keep, cell["outputs"]))
+                    exec(compile(cell["source"], f"{name}:{cell['id']}", "exec"), space)
+        return done
+
+    return run
+
+
+def keep(outputs, thing):
+    """As a kernel keeps what is displayed."""
+    is_text = isinstance(thing, showing.Markdown)
+    data = (
+        {"text/markdown": thing.data} if is_text else {"image/png": b64encode(thing.data).decode()}
+    )
+    outputs.append(nbformat.v4.new_output("display_data", data))
+
+
+def shown(done):
+    """All texts that a notebook has shown, and how many images."""
+    cells = [cell["id"] for cell in done.cells if cell["cell_type"] == "code"]
+    images = sum(len(pictures(done, cell)) for cell in cells)
+    return [text for cell in cells for text in texts(done, cell)], images
+
+
+@pytest.fixture
+def executed(larger, told, capfd):
+    """A function that runs a notebook on that sweep: in a kernel, from a folder, or here."""
+
+    def execute(name, folder=None):
+        if folder is None:
+            done = told(name, larger)
+            assert capfd.readouterr() == ("", "")
+        else:
+            file = ANALYSIS / f"{name}.ipynb"
+            done = run_notebook(file, sweep=larger.spec.file, outputs=larger.outputs, folder=folder)
+            said = [o for cell in done.cells for o in cell.get("outputs", []) if "name" in o]
+            assert not said, said  # neither warnings nor prints
+        first, counted, *_ = texts(done, "open")
+        assert first.startswith("**larger**: ")
+        assert "73 of 75 planned runs have numbers; 1 failed, 1 pending." in counted
         return done, Held(larger)
 
     return execute
@@ -284,7 +331,7 @@ def test_model_size(executed):
 
 
 def test_health_and_matches(executed, larger):
-    done, _ = executed("health_and_matches")
+    done, _ = executed("health_and_matches", ANALYSIS)
     (collapsed,) = texts(done, "collapsed")
     label = "dense · random · 0.1 · 1024 · vit_tiny_patch16_224"
     assert f"features of {label} have collapsed in 1 of 3 seeds (1)" in collapsed
@@ -303,28 +350,6 @@ def test_health_and_matches(executed, larger):
     assert [len(pictures(done, cell)) for cell in ("health", "learning", "matches")] == [1, 1, 1]
 
 
-@pytest.fixture
-def told(monkeypatch):
-    """A function that runs a notebook's code here, and gives the Markdown and the number of images
-    that it has shown."""
-
-    def run(name, plan):
-        seen = []
-        monkeypatch.chdir(ANALYSIS)
-        monkeypatch.setattr(showing, "display", seen.append)
-        monkeypatch.setenv("DENSEVIT_SWEEP", str(plan.spec.file))
-        monkeypatch.setenv("DENSEVIT_OUTPUTS", str(plan.outputs))
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        space = {}
-        for cell in held(ANALYSIS / f"{name}.ipynb").cells:
-            if cell["cell_type"] == "code":
-                exec(compile(cell["source"], f"{name}:{cell['id']}", "exec"), space)
-        texts = [thing.data for thing in seen if isinstance(thing, showing.Markdown)]
-        return texts, len(seen) - len(texts)
-
-    return run
-
-
 ABSENT = {
     "sampling_ablation": "sampling_strategy or sampled_patches",
     "queue_and_temperature": "queue_size, temperature or learnable_temp",
@@ -334,7 +359,7 @@ ABSENT = {
 
 @pytest.mark.parametrize("name", ABSENT)
 def test_a_sweep_that_varies_something_else(told, tmp_path, name):
-    texts, images = told(name, make_sweep(tmp_path, 3, 1, epochs=2))
+    texts, images = shown(told(name, make_sweep(tmp_path, 3, 1, epochs=2)))
     assert texts[-1] == f"This sweep does not vary {ABSENT[name]}: nothing to show."
     assert (len(texts), images) == (3, 0)
 
@@ -344,7 +369,7 @@ def test_a_sweep_that_varies_something_else(told, tmp_path, name):
 def test_a_sweep_that_is_not_finished(told, tmp_path, name, failed):
     """Before the first run; and with a seed of each cell, a second one of the first, and a failure."""
     plan = make_sweep(tmp_path, 5, 3, epochs=2, pending=8 if failed else 15, failed=failed)
-    texts, images = told(name, plan)
+    texts, images = shown(told(name, plan))
     assert f"{6 * failed} of 15 planned runs have numbers" in texts[1]
     assert (images > 0) == (failed > 0 and name not in ("sampling_ablation", "model_size"))
 
@@ -366,11 +391,11 @@ def test_one_seed_without_a_baseline_or_a_shifted_set(told, tmp_path, name):
         record = json.loads(results.read_text())
         record["benchmarks"] = {"val": record["benchmarks"]["val"]}
         results.write_text(json.dumps(record))
-    texts, images = told(name, plan)
+    texts, images = shown(told(name, plan))
     assert "Every planned run (8) is finished" in texts[1]
     assert dict(zip(NAMES, (2, 2, 3, 1, 4), strict=True))[name] == images
-    told = "No run of this sweep has numbers of a shifted test set: nothing to show of robustness."
-    assert (told in texts) == (name == "robustness_tables")
+    none = "No run of this sweep has numbers of a shifted test set: nothing to show of robustness."
+    assert (none in texts) == (name == "robustness_tables")
 
 
 def test_a_failing_cell_is_named(tmp_path):
