@@ -105,6 +105,8 @@ def test_watched_sets_are_looked_at_every_few_epochs(trained):
     shares = [line["watch/dark/top1"] * 6 / 100 for line in lines]
     assert shares == pytest.approx([round(share) for share in shares]), "of six pictures"
     assert all("watch/knn/top1" in line for line in lines)
+    assert exam._spread(12, 6) == [0, 2, 4, 6, 8, 10], "of all classes, by which they are sorted"
+    assert exam._spread(2, 6) == [0, 1]
 
 
 def test_eval_gives_the_runs_own_numbers_and_these_follow_from_the_files(trained, tmp_path):
