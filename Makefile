@@ -1,15 +1,17 @@
 # make demo    set up, run the quickstart sweep, say where its results are
 # make test    set up, lint, run the tests
 # make slow    the long tests
+# make mutants FILES="densevit/step.py ..."    do the tests of these files see small faults in them?
 # make tracking    the mirror against a real MLflow server on PostgreSQL, and MLflow's pages in Chromium
 # make ray-cluster    sweeps on a real Ray of two nodes, which it starts and stops
 # make slurm-cluster    sweeps on a real Slurm, and its faults; root on Debian, sets up and breaks a cluster
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+COUNT ?= 30
 BIN = $(VENV)/bin
 
-.PHONY: demo test tracking ray-cluster slurm-cluster lint slow constraints clean
+.PHONY: demo test tracking ray-cluster slurm-cluster lint slow mutants constraints clean
 
 demo: $(VENV)/.installed
 	$(BIN)/densevit-sweep sweeps/quickstart.yaml --jobs $(JOBS)
@@ -31,6 +33,10 @@ ray-cluster: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	slurm/local-cluster.sh with $(BIN)/pytest -m slow
+
+# COUNT mutants of each file; TESTS where the tests are not to be found by name and import.
+mutants: $(VENV)/.installed
+	$(BIN)/python bench/mutants.py $(FILES) --count $(COUNT) --jobs $(JOBS) $(if $(TESTS),--tests $(TESTS))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -112,7 +112,7 @@ def test_hardest_has_the_lowest_mean_cosine_to_the_queue():
 
 
 @pytest.mark.parametrize("strategy", ["random", "diverse", "hardest"])
-def test_no_gradient_and_nothing_changes_under_autocast(strategy):
+def test_no_gradient_and_float32_similarities_under_autocast_and_of_half_features(strategy):
     # So many patches that bfloat16 products would change their order.
     keys = normal(2, 400, 16, seed=0).requires_grad_()
     queue = F.normalize(normal(50, 16, seed=1), dim=1)
@@ -121,6 +121,12 @@ def test_no_gradient_and_nothing_changes_under_autocast(strategy):
         got = sample(keys, 200, strategy, queue, generator(0))
     assert torch.equal(got, wanted)
     assert not got.requires_grad
+    half = keys.bfloat16(), queue.bfloat16()
+    chosen, wanted = (
+        sample(features, 200, strategy, negatives, generator(0))
+        for features, negatives in (half, (half[0].float(), half[1].float()))
+    )
+    assert torch.equal(chosen, wanted)
 
 
 @pytest.mark.parametrize(
