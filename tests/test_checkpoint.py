@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from densevit import checkpoint
-from densevit.checkpoint import Checkpoints, load, newest_first
+from densevit.checkpoint import Checkpoints, is_checkpoint, load, newest_first
 from densevit.errors import UserError
 
 
@@ -142,6 +142,7 @@ def test_the_step_decides_which_is_the_newest_and_strangers_are_left_alone(tmp_p
     for name in ("notes.txt", "step-12.pt", "step-0012-xyz.pt", "last.pt"):
         (tmp_path / name).write_text("mine")
     assert newest_first(tmp_path) == found
+    assert {path for path in tmp_path.iterdir() if is_checkpoint(path)} == set(found)
     written(tmp_path, 100_000_001)
     assert (tmp_path / "last.pt").read_text() == "mine"
 
@@ -197,24 +198,56 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_taking_memory_does_not_disturb_a_write(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda checkpoints: checkpoints.prepare({"model": {"w": torch.zeros(50, 20)}}),
+        lambda checkpoints: checkpoints.save(state(6), 6, lambda: None),
+    ],
+    ids=["taking memory", "the next save"],
+)
+def test_a_write_is_not_disturbed_by(tmp_path, monkeypatch, disturb):
     go = threading.Event()
     monkeypatch.setattr(checkpoint, "_write", held_back(checkpoint._write, go))
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(5), 5, lambda: None)
     assert checkpoints.prepared, "the memory is there"
     threading.Timer(0.2, go.set).start()
-    checkpoints.prepare({"model": {"w": torch.zeros(50, 20)}})
+    disturb(checkpoints)
     checkpoints.finish()
-    assert torch.equal(read(tmp_path)["model"]["w"], state(5)["model"]["w"])
+    written_first = checkpoint.read(newest_first(tmp_path)[-1])
+    assert torch.equal(written_first["model"]["w"], state(5)["model"]["w"])
 
 
 def test_saving_takes_the_memory_for_the_copy_once(tmp_path):
     checkpoints, held = Checkpoints(tmp_path), state(1)
+    assert not checkpoints.prepared
     checkpoints.prepare(held)
+    assert checkpoints.prepared
     checkpoints.finish()
     place = checkpoints._copy["model"]["w"].data_ptr()
     for step in (1, 2):
         checkpoints.save(held, step, lambda: None)
         checkpoints.finish()
         assert checkpoints._copy["model"]["w"].data_ptr() == place
+
+
+@pytest.mark.parametrize(
+    "other", [torch.ones(20, 50), torch.full((50, 20), 0.1, dtype=torch.float64)]
+)
+def test_a_tensor_that_the_memory_does_not_fit_is_kept_as_it_is(tmp_path, other):
+    checkpoints = Checkpoints(tmp_path)
+    for step, tensor in enumerate((state(1)["model"]["w"], other)):
+        checkpoints.save(state(step, tensor=tensor), step, lambda: None)
+    checkpoints.finish()
+    got = read(tmp_path)["tensor"]
+    assert got.dtype == other.dtype
+    assert torch.equal(got, other)
+
+
+def test_what_comes_first_is_done_before_the_file_appears(tmp_path):
+    checkpoints, there = Checkpoints(tmp_path), []
+    checkpoints.save(state(1), 1, lambda: there.append(newest_first(tmp_path)))
+    checkpoints.finish()
+    assert there == [[]]
+    assert len(newest_first(tmp_path)) == 1
