@@ -47,9 +47,8 @@ def decide(plan: Plan, observed: Observed, launcher: str) -> Work:
     """Sort the runs by where they stand.
 
     Runs that failed, were cancelled, got lost or lack a benchmark are started again and carry on
-    from their checkpoint, and so do those that another sweep has stopped early. The local launcher
-    waits for runs that another process of this machine works on, and so takes them as its own; that
-    of Ray does so for what is known to run.
+    from their checkpoint, and so do those that another sweep has stopped early. The launchers local
+    and ray wait for runs that another process is known to work on, and so take them as their own.
     """
     sorted_runs: dict[str, list[Run]] = {"to_run": [], "done": [], "active": [], "unknown": []}
     sorted_runs["stopped"] = []
@@ -73,8 +72,7 @@ def _by_this_rule(plan: Plan, run: Run) -> bool:
 
 
 def _awaited(standing: Standing, launcher: str) -> bool:
-    waits = launcher == "local" or (launcher == "ray" and standing.state == "running")
-    return waits and not standing.job
+    return launcher in ("local", "ray") and standing.state == "running" and not standing.job
 
 
 def check(plan: Plan, work: Work, *, here: bool = True) -> None:

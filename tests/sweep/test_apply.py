@@ -10,7 +10,7 @@ from densevit.errors import UserError
 from densevit.rundir import read_json, write_json
 from densevit.sweep import apply
 from densevit.sweep.plan import make_plan
-from densevit.sweep.state import observe
+from densevit.sweep.state import Observed, Standing, observe
 
 
 @pytest.fixture
@@ -21,6 +21,33 @@ def plan(tmp_path):
 
 def prepare(plan):
     apply.prepare(plan, apply.decide(plan, observe(plan), "local"))
+
+
+@pytest.mark.parametrize(
+    ("state", "job", "local", "ray", "slurm"),
+    [
+        ("finished", "", "done", "done", "done"),
+        ("pending", "", "to_run", "to_run", "to_run"),
+        ("failed", "", "to_run", "to_run", "to_run"),
+        ("cancelled", "7", "to_run", "to_run", "to_run"),
+        ("lost", "7", "to_run", "to_run", "to_run"),
+        ("stopped", "", "to_run", "to_run", "to_run"),  # by another sweep's rule
+        # A launcher that stays waits for a run that another process works on.
+        ("running", "", "to_run", "to_run", "active"),
+        ("running", "7", "active", "active", "active"),
+        ("queued", "7", "active", "active", "active"),
+        # It may be alive on another machine, whose lock is not seen here.
+        ("unknown", "", "unknown", "unknown", "unknown"),
+        ("unknown", "7", "unknown", "unknown", "unknown"),
+    ],
+)
+def test_a_launcher_takes_what_has_ended_and_leaves_alone_what_may_go_on(
+    plan, state, job, local, ray, slurm
+):
+    observed = Observed({run.id: Standing(state, job=job) for run in plan.runs})
+    for launcher, place in (("local", local), ("ray", ray), ("slurm", slurm)):
+        found = vars(apply.decide(plan, observed, launcher))
+        assert {name for name, runs in found.items() if runs} == {place}, launcher
 
 
 def test_a_wish_to_stop_is_forgotten_unless_the_run_is_going_on(plan):
