@@ -23,7 +23,7 @@ from densevit.step import build_engine, train_step
 SHAPES = {
     "dataset": "shapes",
     "model_kwargs": {
-        "img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4,
+        "img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4,
     },
     "batch_size": 32, "warmup_epochs": 1, "learning_rate": 1.5e-3, "lambda_weight": 0.2,
     "key_encoder": "momentum", "momentum": 0.99, "queue_size": 4096, "sampled_patches": 8,
@@ -52,21 +52,19 @@ def series(folder, name):
 
 
 def test_a_short_dense_training_gets_better_at_matching_and_does_not_collapse(tmp_path):
-    shallow = {**SHAPES["model_kwargs"], "depth": 2}
-    settings = {**SHAPES, "model_kwargs": shallow, "epochs": 3, "log_every": 45}
-    code, folder = run(tmp_path, settings)
+    code, folder = run(tmp_path, {**SHAPES, "epochs": 2, "log_every": 45})
     assert code == 0
     untrained, *_, trained = series(folder, "health/match_precision")
     assert trained > untrained + 0.02
     rank = series(folder, "health/dense_effective_rank")
     assert rank[-1] > 0.25 * 128
-    assert series(folder, "health/collapsed") == [0.0] * 4
+    assert series(folder, "health/collapsed") == [0.0] * 3
     # It first rises, since random vectors are easier to tell apart than what is learned.
     losses = series(folder, "train/contrastive_loss")
     assert losses[-1] < min(losses[1:-1]) < series(folder, "train/chance_loss")[0]
     assert series(folder, "train/chance_loss")[0] == pytest.approx(math.log(4097))
     overlap = series(folder, "health/overlap_share")
-    assert overlap == [overlap[0]] * 4  # it belongs to the views, not to the network
+    assert overlap == [overlap[0]] * 3  # it belongs to the views, not to the network
 
 
 def learner_and_probe(settings):
@@ -93,8 +91,9 @@ def test_a_queue_of_constant_features_fires_the_alarm():
 
 @pytest.mark.parametrize("answer", ["warn", "stop"])
 def test_an_absurd_temperature_fires_the_alarm(tmp_path, answer):
-    settings = {**SHAPES, "temperature": 1e3, "lambda_weight": 1.0, "epochs": 2}
-    code, folder = run(tmp_path, {**settings, "on_collapse": answer, "health_every": 50})
+    settings = {**SHAPES, "temperature": 1e3, "lambda_weight": 1.0, "key_encoder": "shared"}
+    settings |= {"epochs": 1, "warmup_epochs": 0, "health_every": 50, "on_collapse": answer}
+    code, folder = run(tmp_path, settings)
     alarms = series(folder, "health/collapsed")
     lines, _ = read_metrics(folder.metrics_file)
     looks = [line["step"] for line in lines if "health/collapsed" in line]
@@ -102,7 +101,7 @@ def test_an_absurd_temperature_fires_the_alarm(tmp_path, answer):
     assert alarms[0] == 0
     if answer == "warn":
         assert code == 0
-        assert looks == [0, 50, 75, 100, 150]  # every 50 steps and at the ends of epochs
+        assert looks == [0, 50, 75]  # every 50 steps and at the end of the epoch
         assert alarms[-1] == 1
         assert folder.log_file.read_text().count(said) == 1
     else:
