@@ -17,7 +17,10 @@ from pathlib import Path
 from torch.distributed import TCPStore
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["densevit.train", "densevit.lifecycle", "densevit.cli"])
+SERVER.set_forkserver_preload(
+    ["densevit.train", "densevit.lifecycle", "densevit.cli", "densevit.tracking.__main__",
+     "mlflow.store.tracking.sqlalchemy_store"]
+)  # fmt: skip
 
 
 def be_oneself():

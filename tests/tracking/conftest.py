@@ -1,9 +1,12 @@
 """What the tests of the mirror share: folders for outputs, and stores."""
 
 import shutil
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
+from densevit.tracking import beside
 from densevit.tracking.store import open_store
 
 
@@ -33,3 +36,14 @@ def outputs(new_outputs, empty_store):
     new_outputs.mkdir()
     shutil.copy(empty_store, new_outputs)
     return new_outputs
+
+
+@pytest.fixture
+def forked_mirrors(monkeypatch):
+    """Mirrors that this process starts are forked, with MLflow imported."""
+    from forkedmirror import ForkedMirror
+
+    stand_in = SimpleNamespace(
+        Popen=ForkedMirror, PIPE=None, TimeoutExpired=subprocess.TimeoutExpired
+    )
+    monkeypatch.setattr(beside, "subprocess", stand_in)

@@ -41,7 +41,8 @@ def test_the_store_equals_the_files(outputs):
     last = {"step": 1500, "epoch": 10, "time": START + 1501.0}
     lines += [last | {"val/top1": 40.0, "val/nll": 2.0}, last | {"shapes-a/top1": 20.0}]
     first = make_run(outputs, lines, queue_size=128)
-    second = make_run(outputs, train_lines(1, 3), state="failed", cl_mode="none", seed=3)
+    later = {"state": "failed", "time": START + 60}
+    second = make_run(outputs, train_lines(1, 3), cl_mode="none", seed=3, **later)
     assert mirror_once(outputs, [first, second], "my-sweep") == NOTHING
 
     parent = runs_of(outputs, "densevit.sweep")["my-sweep"]
@@ -54,8 +55,10 @@ def test_the_store_equals_the_files(outputs):
     assert children[first].info.status == "FINISHED"
     assert children[second].info.status == "FAILED"
     assert children[first].info.start_time == int(START * 1000)
-    ended = run_folder(outputs, first).status().updated
-    assert children[first].info.end_time == int(ended * 1000)
+    ended = [int(run_folder(outputs, run).status().updated * 1000) for run in (first, second)]
+    assert [children[run].info.end_time for run in (first, second)] == ended
+    assert ended[0] < ended[1]
+    assert (parent.info.start_time, parent.info.end_time) == (int(START * 1000), ended[1])
 
     keys = {"train/loss", "train/top1", "val/top1", "val/nll", "shapes-a/top1"}
     assert set(children[first].data.metrics) == keys
@@ -172,6 +175,7 @@ def test_a_new_store_is_filled_from_the_files(outputs, tmp_path, monkeypatch):
     assert up_to_date(outputs, [run_id])
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_store_that_was_deleted_is_made_again(outputs):
     run_id = make_run(outputs, train_lines(1, 10))
     assert start_mirror(outputs, [run_id], "s").stop()
@@ -202,6 +206,10 @@ def test_the_status_follows_the_run(outputs):
     run = runs_of(outputs)[run_id]
     assert run.info.status == "FINISHED"
     assert run.info.end_time == int(folder.status().updated * 1000)
+    write_atomic(folder.results_file, "{}")  # as when another benchmark was asked
+    folder.write_status("finished", started=START)
+    mirror_once(outputs, [run_id], "s")
+    assert runs_of(outputs)[run_id].info.end_time == int(folder.status().updated * 1000)
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
 
 
@@ -230,9 +238,11 @@ def test_numbers_that_are_none_do_not_break_the_rest(outputs):
     run_id = make_run(outputs, [*train_lines(1, 2), odd, *train_lines(4, 5)])
     told = f"{run_id}: not finite: train/loss at step 3, train/top1 at step 3"
     assert mirror_once(outputs, [run_id]) == ([], [told])
+    write_lines(run_folder(outputs, run_id), [{**odd, "step": 6}], "a")
     assert mirror_once(outputs, [run_id]) == NOTHING  # which is told once
     values = {p[0]: p[1] for p in history(outputs, run_id, "train/loss")}
     assert math.isnan(values.pop(3))
+    assert math.isnan(values.pop(6))
     assert values == {step: 1 / step for step in (1, 2, 4, 5)}
     assert history(outputs, run_id, "train/top1")[2][1] > 1e300
 
@@ -277,6 +287,7 @@ def test_an_unreachable_store_is_one_warning(outputs, monkeypatch):
     assert mirror_once(outputs, runs, "s") == NOTHING
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_driver_is_told_of_an_unreachable_store(new_outputs, monkeypatch, capfd):
     run_id = make_run(new_outputs, train_lines(1, 2))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
@@ -293,6 +304,7 @@ def test_a_driver_is_told_of_an_unreachable_store(new_outputs, monkeypatch, capf
     )
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_signal_to_all_does_not_end_the_mirror_before_the_runs_last_words(outputs):
     """Slurm signals all processes of a job; the mirror waits for the driver, which waits for them."""
     run_id = make_run(outputs, train_lines(1, 5), state="running")
@@ -321,7 +333,7 @@ def test_a_signal_ends_the_mirror_when_the_driver_does_not_end(outputs):
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         wait_for(run_folder(outputs, run_id).tracking_file.exists)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_the_mirror_ends_with_its_driver(outputs):
@@ -339,6 +351,7 @@ def test_the_mirror_ends_with_its_driver(outputs):
     assert up_to_date(outputs, [run_id])
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_while_a_driver_works_and_not_when_all_was_sent_before(outputs, capfd):
     run_id = make_run(outputs, train_lines(1, 5), state="running")
     with mirroring(outputs, [run_id], "s"):
@@ -378,7 +391,7 @@ MANY = "import sys, densevit.tracking.bulk as b, densevit.tracking.__main__ as t
 
 def test_many_points_are_sent_by_two_processes_which_both_end_with_the_mirror(outputs):
     metrics = {f"health/{number}": float(number) for number in range(6)}
-    run_id = make_run(outputs, [{**line, **metrics} for line in train_lines(1, 4000)])
+    run_id = make_run(outputs, [{**line, **metrics} for line in train_lines(1, 2000)])
     marked = {**os.environ, "DENSEVIT_TEST_MARK": str(outputs)}
     command = [sys.executable, "-c", f"{MANY}sys.exit(t.main(sys.argv[1:]))", str(outputs), run_id]
 
@@ -392,16 +405,16 @@ def test_many_points_are_sent_by_two_processes_which_both_end_with_the_mirror(ou
         return [pid for pid in found if pid != process.pid and alive(pid)]
 
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=marked) as process:
-        wait_for(lambda: points(outputs / "mlflow.db")["metrics"] > 8000)
+        wait_for(lambda: points(outputs / "mlflow.db")["metrics"] > 4000)
         assert helpers()
         process.kill()
     wait_for(lambda: not helpers())
     counted = points(outputs / "mlflow.db")
-    assert 8000 < counted["metrics"] == counted["distinct"]
+    assert 4000 < counted["metrics"] == counted["distinct"]
     for key in ("train/loss", *metrics):  # none has a hole in it
         steps = [p[0] for p in history(outputs, run_id, key)]
         assert steps == list(range(1, len(steps) + 1))
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     counted = points(outputs / "mlflow.db")
-    assert counted["metrics"] == counted["distinct"] == 4000 * 8
+    assert counted["metrics"] == counted["distinct"] == 2000 * 8
     assert up_to_date(outputs, [run_id])

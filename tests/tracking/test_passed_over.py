@@ -57,6 +57,7 @@ def test_of_what_was_sent_to_its_end_nothing_is_asked_again(outputs, calls):
     assert up_to_date(outputs, runs, "s")
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 @pytest.mark.parametrize("state", ["cancelled", "failed", "stopped"])
 def test_a_driver_that_starts_a_run_again_has_its_mirror_meanwhile(outputs, state):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed, state=state) for seed in range(3)]
@@ -85,6 +86,7 @@ def test_a_grid_that_has_grown_says_more_of_what_was_sent(outputs):
     assert up_to_date(outputs, runs, "s")
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_what_was_sent_is_sent_again_where_it_is_not_any_more(outputs, empty_store):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(2)]
     make_plan(outputs, "s", runs)

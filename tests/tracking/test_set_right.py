@@ -8,6 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from rundirs import (
     START,
+    artifacts_of,
     client_of,
     history,
     looking,
@@ -32,6 +33,7 @@ class Killed(BaseException):
     """As SIGKILL: nothing is done after it."""
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_mirror_that_dies_when_it_has_made_a_run_leaves_it_to_status(outputs, monkeypatch):
     run_id = make_run(outputs, train_lines(1, 5))
     make_plan(outputs, "s", [run_id])
@@ -51,6 +53,7 @@ def test_a_mirror_that_dies_when_it_has_made_a_run_leaves_it_to_status(outputs, 
     assert len(history(outputs, run_id, "train/loss")) == 5
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_sweep_whose_mirror_died_before_its_last_look_is_set_right(outputs):
     run_id = make_run(outputs, train_lines(1, 5))
     make_plan(outputs, "s", [run_id])
@@ -111,6 +114,7 @@ def test_a_pause_between_two_runs_is_not_the_end_of_a_sweep(outputs):
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_sweep_that_stays_deleted_is_not_set_right_for_ever(outputs, monkeypatch):
     run_id = make_run(outputs, train_lines(1, 5))
     make_plan(outputs, "s", [run_id])
@@ -155,6 +159,7 @@ def test_a_sweeps_run_that_is_gone_for_good_is_made_again(outputs):
     assert main(["sync", "--outputs", str(outputs)]) == 0
     parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
     assert {run.data.tags["mlflow.parentRunId"] for run in runs_of(outputs).values()} == {parent}
+    assert artifacts_of(outputs, parent) == {"plan.json"}
 
 
 def test_a_folder_that_cannot_be_read_stops_no_other_run(outputs):

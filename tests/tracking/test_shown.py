@@ -287,6 +287,20 @@ def test_two_machines_that_make_a_run_at_the_same_time_end_with_one(outputs, mon
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 8))
 
 
+def test_a_run_that_another_machine_has_replaced_is_not_taken_for_one_that_a_person_deleted(
+    outputs,
+):
+    run_id = make_run(outputs, train_lines(1, 3))
+    assert mirror_once(outputs, [run_id]) == NOTHING
+    client, ours = client_of(outputs), runs_of(outputs)[run_id]
+    tags = {name: ours.data.tags[name] for name in (shown.RUN, shown.BEGUN)}
+    theirs = client.create_run(ours.info.experiment_id, tags=tags).info.run_id
+    client.delete_run(ours.info.run_id)
+    assert mirror_once(outputs, [run_id]) == NOTHING
+    assert runs_of(outputs)[run_id].info.run_id == theirs
+    assert len(history(outputs, run_id, "train/loss")) == 3
+
+
 def test_a_run_that_is_trained_anew_or_by_somebody_else_is_another_one(outputs):
     run_id = make_run(outputs, train_lines(1, 9))
     assert mirror_once(outputs, [run_id]) == NOTHING

@@ -190,6 +190,7 @@ def test_what_is_wrong_with_the_mirror_stops_no_run(outputs, capfd):
     assert "the runs go on without MLflow" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("forked_mirrors")
 def test_a_mirror_that_was_killed_has_a_successor_at_the_end(outputs, monkeypatch, capfd):
     run_id = make_run(outputs, train_lines(1, 2), state="running")
     folder = run_folder(outputs, run_id)
