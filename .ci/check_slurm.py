@@ -33,6 +33,7 @@ def main(quickstart: Path, folder: Path) -> None:
     runs = json.loads(sweep("status", str(file), "--json"))["runs"]
     assert [run["state"] for run in runs] == ["finished"] * 12, runs
     submissions = len(list(outputs.glob("sweeps/*/submissions/*")))
+    assert submissions > 0, "there is no record of what was submitted"
     assert "12 finished before, 0 to run" in sweep("run", str(file))
     assert len(list(outputs.glob("sweeps/*/submissions/*"))) == submissions
     both = [run["id"] for run in runs if (quickstart / "runs" / run["id"]).exists()]

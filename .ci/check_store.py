@@ -16,6 +16,7 @@ def main(outputs: Path, launcher: str) -> None:
     tagged = "select value, run_uuid from tags where key = ?"
     shown = dict(store.execute(tagged, ("densevit.run",)))
     folders = sorted((outputs / "runs").iterdir())
+    assert folders, f"{outputs}: no runs"
     assert set(shown) == {folder.name for folder in folders}, shown
     parents = dict(store.execute(tagged, ("densevit.sweep",)))
     assert len(parents) == 1, parents

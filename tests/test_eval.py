@@ -171,7 +171,7 @@ def test_probes_of_any_network_on_any_pictures(networks, blobs, tmp_path, monkey
     found = numbers_of(RunFolder(to))
     assert list(found) == wanted
     # Even random features tell red from green.
-    assert min(numbers["top1"] for numbers in found.values()) > 60
+    assert all(numbers["top1"] > 60 for numbers in found.values())
     (train,) = (to / "features").glob("train-both-*.npy")
     rows = np.load(train)
     assert (rows.shape, rows.dtype) == ((42, 2, 64), np.float16)

@@ -155,7 +155,7 @@ def test_an_object_in_the_hard_set_is_smaller_and_partly_hidden_but_there():
     hard = [(draw("shapes-a", i, 32).mask > 0).mean() for i in range(200)]
     plain = [(draw("val", i, 32).mask > 0).mean() for i in range(200)]
     assert np.mean(hard) < 0.7 * np.mean(plain)
-    assert min(hard) > 0.02
+    assert all(share > 0.02 for share in hard)
 
 
 def test_sketches_are_dark_lines_on_light_paper():
@@ -169,8 +169,8 @@ def test_areas_do_not_tell_the_class(stored):
     train = stored["train"]
     areas = (train.masks > 0).mean(axis=(1, 2))
     means = [areas[train.labels == label].mean() for label in range(10)]
-    assert min(means) > 0.2
-    assert max(means) / min(means) < 1.1
+    assert np.min(means) > 0.2  # NaN of a class without pictures stays NaN
+    assert np.max(means) / np.min(means) < 1.1
 
 
 def histograms(images):

@@ -72,6 +72,7 @@ def test_the_design_file_expands_as_counted_by_hand(tmp_path):
         "cl_mode", "sampling_strategy", "temperature", "model_name", "batch_size",
     )  # fmt: skip
     small = [r for r in grid.runs if "small" in r.config.model_name]
+    assert 0 < len(small) < len(grid.runs)
     assert all(r.resources == {"gpus": 4, "cpus": 8, "hours": 24} for r in small)
     assert grid.runs[0].resources == {"gpus": 1, "cpus": 8, "hours": 12}
 

@@ -82,7 +82,9 @@ def test_two_at_once_make_one_copy_that_runs_beside_its_checkout(checkout, tmp_p
     assert not any(copy.rglob("__pycache__"))
     assert sorted(file.name for file in copy.iterdir()) == ["densevit", "snapshot.json"]
     assert contents(copy / "densevit") == contents(checkout / "densevit")
-    assert all(not file.stat().st_mode & 0o222 for file in (copy / "densevit").rglob("*.py"))
+    modes = [file.stat().st_mode for file in (copy / "densevit").rglob("*.py")]
+    assert modes
+    assert not any(mode & 0o222 for mode in modes)
 
     # A job that starts in the checkout runs the copy, and says what it was taken from.
     facts = "import densevit, json; from densevit.lifecycle import git_state; "
