@@ -231,6 +231,10 @@ def test_a_run_of_two_sweeps_is_one_run(outputs):
     assert run.data.tags["mlflow.parentRunId"] == parents["b"].info.run_id
     assert up_to_date(outputs, [run_id], "a")
     assert up_to_date(outputs, [run_id], "b")
+    client_of(outputs).delete_run(parents["b"].info.run_id)
+    mirror_once(outputs, [run_id], "c")
+    parent = runs_of(outputs, "densevit.sweep")["c"].info.run_id
+    assert runs_of(outputs)[run_id].data.tags["mlflow.parentRunId"] == parent
 
 
 def test_numbers_that_are_none_do_not_break_the_rest(outputs):
