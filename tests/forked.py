@@ -42,8 +42,13 @@ def _work(work, arguments, said, environment, errors=None, cwd="."):
 
 
 def command(arguments):
+    """The command `densevit`; a run can be held at a step (see `holding`)."""
+    from held.sitecustomize import held
+
+    from densevit import train
     from densevit.cli import main
 
+    train._boundary = held(train)
     return main(arguments)
 
 
@@ -109,16 +114,12 @@ def start_training(folder, environment, *, own_session):
 
 
 def sweep(arguments):
-    """The command `densevit-sweep`; what it starts is forked from it, and can be held at a step."""
-    from held.sitecustomize import held
-
-    from densevit import train
+    """The command `densevit-sweep`; what it starts is forked from it."""
     from densevit.cli import main_sweep
     from densevit.sweep.launch import local
 
     # Ctrl-C, which a shell lets its background jobs ignore.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    train._boundary = held(train)
     forking = multiprocessing.get_context("fork")
     local.start_training = lambda folder, environment, *, own_session: _start_training(
         forking, folder, environment
