@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
-# What interrupts runs mostly waits for Slurm, and runs side by side; what breaks Slurm runs alone.
+# Tests that only wait for Slurm run side by side; those that break it run alone, one after another.
 slurm-cluster: export DENSEVIT_REQUIRE_SLURM = 1
 slurm-cluster: $(VENV)/.installed
 	slurm/local-cluster.sh with $(BIN)/pytest -n 4 --dist worksteal -m "cluster and not breaks and not slow" tests/cluster

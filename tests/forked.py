@@ -118,8 +118,6 @@ def sweep(arguments):
     from densevit.cli import main_sweep
     from densevit.sweep.launch import local
 
-    # Ctrl-C, which a shell lets its background jobs ignore.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     forking = multiprocessing.get_context("fork")
     local.start_training = lambda folder, environment, *, own_session: _start_training(
         forking, folder, environment

@@ -70,7 +70,7 @@ def test_what_changes_after_a_save_is_not_in_it(tmp_path, monkeypatch):
 
 def held_back(function, event):
     def wrapped(*arguments):
-        assert event.wait(60)
+        assert event.wait(240)
         function(*arguments)
 
     return wrapped

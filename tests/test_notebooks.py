@@ -210,8 +210,7 @@ def told(monkeypatch):
         monkeypatch.setattr(sys, "path", list(sys.path))
         done, space = held(ANALYSIS / f"{name}.ipynb"), {}
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            warnings.simplefilter("error", RuntimeWarning)
+            warnings.simplefilter("error")
             for cell in done.cells:
                 if cell["cell_type"] == "code":
                     monkeypatch.setattr(showing, "display", partial(keep, cell["outputs"]))

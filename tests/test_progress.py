@@ -47,7 +47,7 @@ def test_a_terminal_shows_a_bar_and_the_log_above_it(tmp_path, tiny):
         if select([ours], [], [], 0.1)[0]:
             shown += os.read(ours, 65536)
     os.close(theirs)
-    assert process.wait(60) == 0
+    assert process.wait(240) == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert re.search(r"\d+/20 .*images/s, loss [\d.]+, top-1 [\d.]+ %, 0:\d\d min left", text)
     assert "epoch 3 of 4: val top-1" in text

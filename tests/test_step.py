@@ -281,9 +281,12 @@ def test_inductor_takes_the_network(shallow):
     plain, compiled = (
         engine_of(**shallow, cl_mode="none", compile=on).learner.model for on in (False, True)
     )
-    with torch.no_grad():
-        one, other = (model(batch_of(0).view1) for model in (plain, compiled))
-    torch.testing.assert_close(other, one)
+    outputs = [model(batch_of(0).view1) for model in (plain, compiled)]
+    for output in outputs:
+        output.logits.square().sum().backward()
+    torch.testing.assert_close(outputs[1], outputs[0])
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
 
 
 class Waits(TorchDispatchMode):

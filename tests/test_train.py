@@ -489,7 +489,7 @@ def test_signals_stop_a_process_and_the_same_command_carries_on(tmp_path, tiny):
         assert folder.locked()
         process.send_signal(number)
         go.touch()
-        assert process.wait(60) == code
+        assert process.wait(240) == code
         assert folder.status().state == state
         assert not folder.locked()
         assert step_of(newest(folder)) in reached
@@ -518,7 +518,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_a_checkpoint(tmp_path, tiny, 
     os.killpg(process.pid, number)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    assert process.wait(60) == EXIT_CARRY_ON
+    assert process.wait(240) == EXIT_CARRY_ON
     assert (folder.status().state, folder.status().message) == ("cancelled", number.name)
     assert max(line["step"] for line in lines_of(folder)) == step_of(newest(folder))
 
@@ -571,7 +571,7 @@ def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):
     with folder.lock() as mine:
         assert mine
         busy = forked(folder)
-        assert busy.wait(60) == EXIT_CARRY_ON
+        assert busy.wait(240) == EXIT_CARRY_ON
         assert "another process is working on this run" in busy.output()
     assert not folder.status_file.exists()
 

@@ -124,7 +124,7 @@ def user(cluster):
             subprocess.run(["pgrep", "--runstates", "RSDT", "-u", name], check=False).returncode
             == 1
         ),
-        30,
+        "the end of her processes",
     )
     # Nothing is removed that may still hold a mount.
     for place in mounted:

@@ -1,5 +1,5 @@
-"""What interrupts a sweep on Slurm: after each interruption every run is finished once, with the
-numbers that it would have had, or it is reported with its cause.
+"""Interruptions of a sweep on Slurm: after each one every run is finished once, with the numbers that
+it would have had, or it is reported with its cause.
 
 The cluster itself stays whole, so that these tests run side by side.
 """
@@ -163,16 +163,19 @@ def test_what_it_costs_is_measured_by_a_short_job(sweep):
     assert "estimated for all runs" in priced.call("status")
 
 
-def test_a_log_is_followed_to_its_end(sweep):
+def test_a_log_is_followed_to_its_end(sweep, tmp_path):
     runs = sweep("followed", base={"epochs": 4}, grid={"cl_mode": ["none"]})
     runs.hold(8)
     runs.submit()
     runs.wait_training(1, steps=8)
     command = runs.command("logs", runs.file, runs.plan.runs[0].id[:6], "--follow")
-    follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    seen = next(line for line in follower.stdout if "epoch 1 of 4" in line)
+    shown = tmp_path / "shown"
+    with shown.open("w") as file:
+        follower = subprocess.Popen(command, stdout=file)
+    wait_for(lambda: "epoch 1 of 4" in shown.read_text())
     assert runs.states() == ["running"], "it is shown before the end"
     runs.let_go()
-    told = seen + follower.communicate(timeout=120)[0]
+    assert follower.wait(240) == 0
+    told = shown.read_text()
     assert "epoch 3 of 4" in told
     assert told.rstrip().endswith("finished")

@@ -78,13 +78,14 @@ def test_six_runs_two_at_a_time_and_nothing_twice(sweep, tmp_path):
         ({}, {"nodes": 9}, "Requested node configuration is not available"),
         ({"options": {"reservation": "nobody"}}, {}, "reservation"),
     ],
-    ids=str,
+    ids=["partition", "memory", "gpus", "nodes", "reservation"],
 )
 def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
-    sweep, profile, resources, said
+    sweep, request, profile, resources, said
 ):
     # The second group is good: it must not stay in the queue.
-    bad = sweep("bad", profile=profile, grid={"cl_mode": ["global", "none"]},
+    name = f"bad_{request.node.callspec.id}"
+    bad = sweep(name, profile=profile, grid={"cl_mode": ["global", "none"]},
                 resources={"cpus": 1, "mem": "900M", "hours": 1,
                            "when": [{"where": {"cl_mode": "none"}, **resources}]})  # fmt: skip
     told = bad.submit(code=2)
@@ -92,7 +93,9 @@ def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
     assert "Traceback" not in told
     last = told.strip().splitlines()[-1]
     assert last.startswith("densevit-sweep: ")
-    assert not [j for j in slurm("squeue", "-h", "-o", "%j").splitlines() if j.startswith("bad-")]
+    assert not [
+        j for j in slurm("squeue", "-h", "-o", "%j").splitlines() if j.startswith(f"{name}-")
+    ]
     assert set(bad.states()) == {"pending"}
     assert not list(bad.outputs.glob("sweeps/*/submissions/*"))
 

@@ -149,53 +149,6 @@ def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     more.wait()
 
 
-@pytest.fixture(scope="module")
-def small_cluster(cluster):
-    """A cluster that keeps no accounts and takes arrays of two."""
-    script("stop", "--wipe", check=True)
-    script("start", "--no-accounting", "--max-array-size", "2", check=True)
-    yield
-    script("stop", "--wipe", check=True)
-    script("start", check=True)
-
-
-def test_arrays_are_split_and_the_queue_is_not_overfilled(small_cluster, sweep):
-    runs = sweep("split", grid={"learning_rate": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]})
-    told = runs.submit()
-    (jobs,) = re.findall(r"submitted 5 runs as job ([\d, ]+)", told)
-    assert len(jobs.split(",")) == 3
-    assert runs.wait() == ["finished"] * 5
-    few = sweep("few", profile={"max_submitted": 2}, grid={"cl_mode": ["none", "global", "dense"]})
-    told = few.submit()
-    assert "submitted 2 runs" in told
-    assert "1 runs wait: the cluster takes no more jobs from you now" in told
-    few.submit("--watch", "--every", "1")
-    assert few.states() == ["finished"] * 3
-    for folder in [*few.folders(), *runs.folders()]:
-        assert runs.ends(folder) == ["finished"]
-
-
-def test_a_cluster_without_accounts(small_cluster, long_runs, undisturbed):
-    runs = long_runs("unaccounted")
-    runs.hold(23)
-    runs.submit("--no-canary")
-    first, second = runs.wait_training(2, steps=20)
-    slurm("scancel", runs.job(first))
-    training = processes(second)[0]
-    above = parent(training)
-    kill(above, signal.SIGSTOP)
-    kill(training)
-    kill(above)
-    states = runs.wait()
-    assert states[0] == "cancelled"
-    assert states[1] in ("failed", "lost")
-    assert runs.status()["silent"] == ""
-    runs.let_go()
-    assert "2 to run" in runs.submit("--no-canary")
-    assert runs.wait() == ["finished", "finished"]
-    check_all(runs, undisturbed)
-
-
 def test_a_user_who_is_not_root(user, tiny):
     name, home, show = user
     packages = next(path for path in sys.path if path.endswith("site-packages"))
@@ -252,4 +205,51 @@ def test_runs_of_minutes_through_every_fault_at_random(long_runs, undisturbed):
     while states != ["finished"] * 4:
         runs.submit("--no-canary")
         states = runs.wait(900)
+    check_all(runs, undisturbed)
+
+
+@pytest.fixture(scope="module")
+def small_cluster(cluster):
+    """A cluster that keeps no accounts and takes arrays of two, for the last tests of this module."""
+    script("stop", "--wipe", check=True)
+    script("start", "--no-accounting", "--max-array-size", "2", check=True)
+    yield
+    script("stop", "--wipe", check=True)
+    script("start", check=True)
+
+
+def test_arrays_are_split_and_the_queue_is_not_overfilled(small_cluster, sweep):
+    runs = sweep("split", grid={"learning_rate": [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]})
+    told = runs.submit()
+    (jobs,) = re.findall(r"submitted 5 runs as job ([\d, ]+)", told)
+    assert len(jobs.split(",")) == 3
+    assert runs.wait() == ["finished"] * 5
+    few = sweep("few", profile={"max_submitted": 2}, grid={"cl_mode": ["none", "global", "dense"]})
+    told = few.submit()
+    assert "submitted 2 runs" in told
+    assert "1 runs wait: the cluster takes no more jobs from you now" in told
+    few.submit("--watch", "--every", "1")
+    assert few.states() == ["finished"] * 3
+    for folder in [*few.folders(), *runs.folders()]:
+        assert runs.ends(folder) == ["finished"]
+
+
+def test_a_cluster_without_accounts(small_cluster, long_runs, undisturbed):
+    runs = long_runs("unaccounted")
+    runs.hold(23)
+    runs.submit("--no-canary")
+    first, second = runs.wait_training(2, steps=20)
+    slurm("scancel", runs.job(first))
+    training = processes(second)[0]
+    above = parent(training)
+    kill(above, signal.SIGSTOP)
+    kill(training)
+    kill(above)
+    states = runs.wait()
+    assert states[0] == "cancelled"
+    assert states[1] in ("failed", "lost")
+    assert runs.status()["silent"] == ""
+    runs.let_go()
+    assert "2 to run" in runs.submit("--no-canary")
+    assert runs.wait() == ["finished", "finished"]
     check_all(runs, undisturbed)

@@ -13,7 +13,7 @@ from importlib.machinery import PathFinder
 
 
 class Holding(MetaPathFinder):
-    """Import the training loop with `held` in the place of its look between two steps."""
+    """Import the training loop so that it waits between two steps as `held` says."""
 
     def find_spec(self, name, path=None, target=None):
         if name != "densevit.train":

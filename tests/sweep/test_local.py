@@ -1,6 +1,6 @@
 """A sweep on this machine, as a user runs it: real processes, real trainings of a second.
 
-One test starts the command and its runs as anew as a user does. In the others the launcher is this
+Two tests start the command and its runs as anew as a user does. In the others the launcher is this
 process, or one forked for it, and starts runs that are forked (see `forked`): to import torch takes
 longer than all else that is tested here.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from holding import hold, let_go
+from holding import ENVIRONMENT, hold, let_go
 from pictures import write_images
 
 from densevit import yamlfile
@@ -97,15 +97,15 @@ def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, capsys, her
     assert (report / "table.md").read_text() == table
     assert [f.read_text() for f in sorted(outputs.glob("runs/*/provenance.json"))] == starts
 
-    # One more value: only what it adds is run. A lone run of the same settings is the same.
-    write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global", "dense"]})
+    # One more value and seed: only what they add is run. A lone run of the same settings is the same.
+    write_sweep(tmp_path, tiny, grid={"cl_mode": ["none", "global", "dense"]}, seeds=2)
     code, said, _ = here(sweep, "--outputs", outputs, "--no-tracking", "--jobs", 2)
     assert code == 0
-    assert "2 finished before, 1 to run" in said
-    assert (report / "table.md").read_text().count("1/1") == 3
-    lone = ["train", "--config", str(tmp_path / "base.yaml"), "--cl-mode", "none"]
+    assert "2 finished before, 4 to run" in said
+    assert (report / "table.md").read_text().count("2/2") == 3
+    lone = ["train", "--config", str(tmp_path / "base.yaml"), "--cl-mode", "none", "--seed", "1"]
     assert main([*lone, "--outputs", str(outputs), "--no-tracking"]) == 0
-    assert len(list(outputs.glob("runs/*"))) == 3
+    assert len(list(outputs.glob("runs/*"))) == 6
     lone_starts = [f.read_text() for f in outputs.glob("runs/*/provenance.json")]
     assert set(starts) < set(lone_starts), "no start was added to the two that had ended"
 
@@ -155,47 +155,55 @@ STEPS = 2 * 5  # two epochs of 42 images, eight at a time
 
 
 @pytest.fixture
-def held(tmp_path, tiny):
-    """A plan of two runs that are held in their second epoch, and the sweep that started them."""
-    outputs = tmp_path / "out"
+def plan(tmp_path, tiny):
+    """A plan of two runs that are held in their second epoch."""
     file = write_sweep(tmp_path, {**tiny, "log_every": 1}, grid={"cl_mode": ["none", "global"]})
-    plan = make_plan(file, outputs)
-    hold(outputs, 7)
-    sweep = start(plan, tmp_path / "said")
-    wait_for(lambda: [status.step for status in plan.statuses().values()] == [7, 7])
-    yield plan, sweep
-    let_go(outputs)
+    hold(tmp_path / "out", 7)
+    yield make_plan(file, tmp_path / "out")
+    let_go(tmp_path / "out")
+
+
+def words(plan):
+    return f"{plan.spec.file} --jobs 2 --outputs {plan.outputs} --no-tracking".split()
 
 
 def start(plan, said):
-    arguments = [
-        str(plan.spec.file),
-        "--jobs",
-        "2",
-        "--outputs",
-        str(plan.outputs),
-        "--no-tracking",
-    ]
-    return forked.Forked(arguments, said, forked.sweep)
+    return forked.Forked(words(plan), said, forked.sweep)
+
+
+def wait_held(plan):
+    wait_for(lambda: [status.step for status in plan.statuses().values()] == [7, 7])
 
 
 def again(here, plan):
-    return here(plan.spec.file, "--jobs", 2, "--outputs", plan.outputs, "--no-tracking")[0]
+    let_go(plan.outputs)
+    return here(*words(plan))[0]
 
 
-def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(held, here):
-    plan, sweep = held
+def hear_ctrl_c():
+    """A shell lets its background jobs ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_ctrl_c_stops_the_runs_and_a_repeat_carries_on(plan, here):
+    sweep = subprocess.Popen(
+        [*COMMAND, *words(plan)], env=ENVIRONMENT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
+    wait_held(plan)
     sweep.send_signal(signal.SIGINT)
-    assert sweep.wait() == EXIT_CARRY_ON
-    assert "the same command carries on" in sweep.output()
+    told, _ = sweep.communicate(timeout=240)
+    assert sweep.returncode == EXIT_CARRY_ON
+    assert "the same command carries on" in told
     assert [s.state for s in plan.statuses().values()] == ["cancelled", "cancelled"]
     assert not any(plan.run_folder(run).locked() for run in plan.runs)
     assert again(here, plan) == 0
     check_whole(plan)
 
 
-def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(held, tmp_path):
-    plan, sweep = held
+def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(plan, tmp_path):
+    sweep = start(plan, tmp_path / "said")
+    wait_held(plan)
     sweep.send_signal(signal.SIGKILL)
     sweep.wait()
     second = start(plan, tmp_path / "second")
@@ -210,8 +218,9 @@ def test_runs_of_a_killed_launcher_are_found_and_not_started_twice(held, tmp_pat
         assert len(starts) == 1
 
 
-def test_a_killed_run_is_failed_and_a_repeat_carries_on(held, here):
-    plan, sweep = held
+def test_a_killed_run_is_failed_and_a_repeat_carries_on(plan, here, tmp_path):
+    sweep = start(plan, tmp_path / "said")
+    wait_held(plan)
     os.kill(plan.run_folder(plan.runs[0]).status().pid, signal.SIGKILL)
     let_go(plan.outputs)
     assert sweep.wait() == 1

@@ -28,7 +28,7 @@ def python(code, path, cwd, **options):
 
 def said(code, path, cwd):
     process = python(code, path, cwd)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     return told.strip()
 
@@ -70,7 +70,7 @@ def test_two_at_once_make_one_copy_that_runs_beside_its_checkout(checkout, tmp_p
     for process in both:
         process.stdin.write("\n")
         process.stdin.flush()
-    told = [process.communicate(timeout=60)[0].strip() for process in both]
+    told = [process.communicate(timeout=240)[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]
     (taken,) = set(told)
     copy = Path(taken)
