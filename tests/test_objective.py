@@ -165,13 +165,16 @@ def test_the_moving_average_is_the_closed_form_over_weights_and_buffers():
     learner = learner_of(cl_mode="joint", key_encoder="momentum", momentum=0.9)
     for network in (learner.model, learner.averaged):
         network.register_buffer("drift", torch.zeros(3))
+        network.register_buffer("number", torch.tensor(0))
     engine = build_engine(learner, CPU, World())
     history = [copy.deepcopy(learner.model.state_dict())]
     for number in range(5):
         learner.model.drift += number + 1.0
+        learner.model.number += 1
         train_step(engine, batch_of(number), 0.5, number)
         history.append(copy.deepcopy(learner.model.state_dict()))
     averaged = learner.averaged.state_dict()
+    assert averaged.pop("number") == 5, "whole numbers have no mean: they are copied"
     assert {"drift", "heads.global.0.weight", "backbone.head.weight"} <= averaged.keys()
     for name, value in averaged.items():
         wanted = 0.9**5 * history[0][name].double()

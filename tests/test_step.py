@@ -88,6 +88,13 @@ def test_a_batch_in_parts_is_the_batch(mode, parts):
     assert_close(whole, split, rtol=1e-3)
 
 
+def test_parts_of_a_batch_without_any_true_match_have_loss_zero():
+    fields = {"cl_mode": "dense", "correspondence_features": "geometry", "grad_accumulation": 2}
+    batch = batch_of(0)
+    numbers = train_step(engine_of(**fields), batch._replace(place2=batch.place1 + 100), 0.5, 0)
+    assert (float(numbers["contrastive_loss"]), float(numbers["counted"])) == (0, 1)
+
+
 def test_what_is_drawn_depends_on_seed_and_step_alone():
     fields = {"cl_mode": "dense", "query_patches": 5, "drop_path": 0.3}
     first, second = engine_of(**fields), engine_of(**fields)
@@ -131,6 +138,7 @@ def test_a_step_without_finite_numbers_changes_nothing_but_the_count(precision, 
     numbers = train_step(engine, wrong, 0.5, 50)
     assert {float(n) for n in numbers.values()} == {0.0}
     assert (int(engine.skipped), int(engine.in_a_row)) == (skipped + 1, 1)
+    assert engine.scaler.get_scale() == 1 or precision == "fp16"
     after = weights(engine)
     for name, value in before.items():
         if "queues" not in name:
@@ -184,6 +192,7 @@ def test_lower_precision_comes_near_and_keeps_losses_in_float32(mode, precision,
         lower.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     one, other = (train_step(e, batch_of(0), 0.5, 0) for e in (exact, lower))
     assert other["counted"] == 1
+    assert other["loss"] != one["loss"], "it is rounded"
     for name, value in one.items():
         assert other[name].dtype == torch.float32
         if name not in ("top1", "counted"):
@@ -199,13 +208,17 @@ def test_float16_scales_its_loss_and_still_learns():
         numbers = train_step(engine, batch, 0.5, step)
         if numbers["counted"]:
             losses.append(float(numbers["loss"]))
-    assert engine.scaler.get_scale() >= 1
     assert len(losses) > 20
+    assert int(engine.skipped) == 40 - len(losses) > 0
+    assert engine.scaler.get_scale() == 2**16 / 2 ** int(engine.skipped)
     assert losses[-1] < losses[0] / 2
 
 
-def test_clipping_bounds_the_gradient_before_the_optimiser_sees_it():
-    engine = engine_of(cl_mode="none", grad_clip=1e-3)
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_clipping_bounds_the_gradient_before_the_optimiser_sees_it(precision):
+    engine = engine_of(cl_mode="none", grad_clip=1e-3, precision=precision)
+    if precision == "fp16":  # a scale that it need not look for
+        engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
     train_step(engine, batch_of(0), 0.5, 0)
     norm = nn.utils.get_total_norm([p.grad for p in engine.learner.model.parameters()])
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
@@ -227,12 +240,23 @@ def test_layer_decay_slows_the_lower_blocks_and_not_the_heads():
     assert scales["backbone.patch_embed.proj.weight"] == blocks[0] / 2
 
 
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_weights_decay_and_biases_and_norms_do_not(layer_decay):
+    engine = engine_of(cl_mode="dense", layer_decay=layer_decay, weight_decay=0.1)
+    decays = {
+        id(p): group["weight_decay"] for group in engine.optimizer.param_groups for p in group["params"]
+    }  # fmt: skip
+    for name, parameter in engine.learner.model.named_parameters():
+        exempt = name.endswith(".bias") or "norm" in name
+        assert decays[id(parameter)] == (0 if exempt else 0.1), name
+
+
 def test_mixup_mixes_pictures_and_losses_alike():
     engine = engine_of(cl_mode="none", mixup=0.4, label_smoothing=0.1)
     share = mixup_share(engine.config, 3)
     assert 0 < share < 1
     assert share == mixup_share(engine.config, 3) != mixup_share(engine.config, 4)
-    batch = batch_of(0)
+    batch = batch_of(1)
     model = copy.deepcopy(engine.learner.model)
     numbers = train_step(engine, batch, 0.5, 3)
     pictures = torch.cat([
@@ -246,6 +270,8 @@ def test_mixup_mixes_pictures_and_losses_alike():
     assert float(numbers["loss"]) == pytest.approx(
         float(-(target * logits).sum(dim=1).mean()), rel=1e-5
     )
+    right = (logits[:8].argmax(dim=1) == batch.labels).sum()  # of view 1, by its own labels
+    assert float(numbers["top1"]) == 100 * right / 8 > 0
     assert mixup_share(RunConfig(), 3) == 1.0
     assert mix(batch, 1.0) is batch
 
