@@ -139,17 +139,16 @@ def assert_same(folder, whole):
 
 
 def kill_once(folder, chance, last):
-    """Start the run and kill it at a random moment of its training, before its step `last`."""
+    """Start the run and kill it at a random moment after a new checkpoint, before its step `last`."""
     hold(folder.path.parents[1], last)
-    held = folder.metrics_file.stat().st_size if folder.metrics_file.exists() else 0
+    before = newest_first(folder.checkpoint_folder)[:1]
     process = started(folder)
-    deadline = time.monotonic() + 120
-    while process.is_alive() and (
-        not folder.metrics_file.exists() or folder.metrics_file.stat().st_size == held
-    ):
+    deadline = time.monotonic() + 240
+    while newest_first(folder.checkpoint_folder)[:1] == before:
+        assert process.is_alive(), folder.log_file.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.3))  # a random moment is what is tested
+    time.sleep(chance.uniform(0, 0.1))  # a random moment is what is tested
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     let_go(folder.path.parents[1])
