@@ -240,6 +240,15 @@ def test_layer_decay_slows_the_lower_blocks_and_not_the_heads():
     assert scales["backbone.patch_embed.proj.weight"] == blocks[0] / 2
 
 
+def test_a_probe_is_not_clipped_with_the_rest():
+    heads = []
+    for clip in (0.0, 1e-3):
+        engine = engine_of(cl_mode="dense", lambda_weight=1.0, grad_clip=clip)
+        train_step(engine, batch_of(0), 1.0, 0)
+        heads.append(engine.learner.model.backbone.head.weight.grad)
+    assert torch.equal(*heads)
+
+
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_weights_decay_and_biases_and_norms_do_not(layer_decay):
     engine = engine_of(cl_mode="dense", layer_decay=layer_decay, weight_decay=0.1)

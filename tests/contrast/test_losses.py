@@ -341,12 +341,15 @@ def test_half_precision_features_of_huge_norm_give_no_nan(mode, dtype):
     loss.queues = nn.ModuleDict({kind: FeatureQueue(K, E) for kind in loss.weights})
     # The square of any of these overflows float16, as would the norm.
     huge = [Tokens(*(t.detach().to(dtype) * 1e4 for t in view)) for view in (view1, view2)]
+    exact = [Tokens(*(t.float() for t in view)) for view in huge]
+    wanted = call(loss, heads, *exact, enqueue=False)
     for token in huge[0]:
         token.requires_grad_()
     got = call(loss, heads, *huge)
     got.backward()
     assert got.dtype == torch.float32
     assert got.isfinite()
+    assert got == wanted, "as if the features had come in float32"
     learned = huge[0].image if mode == "global" else huge[0].patches
     assert learned.grad.isfinite().all()
     assert all(queue.features.isfinite().all() for queue in loss.queues.values())
