@@ -1,4 +1,4 @@
-"""Whether every notebook runs on a finished quickstart and shows what that has.
+"""Check that every notebook runs on a finished quickstart and shows its results.
 
 python .ci/check_notebooks.py OUTPUTS
 """
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from notebooks import ANALYSIS, NOTEBOOKS, NotebookFailed, pictures, rows, run_notebook, texts
 
 SWEEP = ANALYSIS.parent / "sweeps" / "quickstart.yaml"
-# By notebook and cell: how many tables (at least) and figures (just so) the quickstart has there.
+# By notebook and cell: the number of tables (at least) and of figures (exactly) of the quickstart.
 SHOWN = {
     "robustness_tables": {
         "accuracy": (1, 1),
@@ -27,7 +27,7 @@ SHOWN = {
         "matches": (0, 3),
     },
 }
-# It varies none of what these ask about, which they have to say.
+# The quickstart varies none of the axes of these notebooks; they must say so.
 ABSENT = ("sampling_ablation", "queue_and_temperature", "model_size")
 
 
@@ -38,20 +38,20 @@ def main(outputs: Path) -> None:
 
 
 def check(file: Path, outputs: Path) -> None:
-    """Run a notebook and count what its cells show. Errors: `NotebookFailed`."""
+    """Run a notebook and count the tables and figures of its cells. Errors: `NotebookFailed`."""
     shown = run_notebook(file, sweep=SWEEP, outputs=outputs)
     for cell, (tables, figures) in SHOWN.get(file.stem, {}).items():
-        held = sum(len(rows(text)) > 1 for text in texts(shown, cell))
-        drawn = len(pictures(shown, cell))
-        if held < tables or drawn != figures:
+        found_tables = sum(len(rows(text)) > 1 for text in texts(shown, cell))
+        found_figures = len(pictures(shown, cell))
+        if found_tables < tables or found_figures != figures:
             raise NotebookFailed(
-                f"{file.name}: cell {cell}: shows {held} tables and {drawn} figures, "
-                f"not {tables} and {figures}"
+                f"{file.name}: cell {cell}: expected {tables} tables and {figures} figures, "
+                f"found {found_tables} and {found_figures}"
             )
     last = texts(shown, "open")[-1]
     if file.stem in ABSENT and "does not vary" not in last:
-        raise NotebookFailed(f"{file.name}: cell open: does not say what is absent: {last}")
-    print(f"{file.name}: as it should be", flush=True)
+        raise NotebookFailed(f"{file.name}: cell open: does not name the missing axis: {last}")
+    print(f"{file.name}: passed", flush=True)
 
 
 if __name__ == "__main__":

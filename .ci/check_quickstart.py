@@ -1,11 +1,16 @@
-"""Whether a finished quickstart has every number that it promises.
+"""Check that a finished quickstart has all its metrics, tables and figures.
 
 python .ci/check_quickstart.py OUTPUTS
 """
 
 import csv
+import json
+import os
+import re
 import sys
 from pathlib import Path
+
+import torch
 
 BENCHMARKS = ("val", "shapes-a", "shapes-r", "shapes-v2", "shapes-stylized", "shapes-sketch", "knn")
 SEEDS = 2
@@ -23,17 +28,38 @@ def main(outputs: Path) -> None:
             assert float(row[f"{benchmark}_mean"]) > 0, (row, benchmark)
             assert int(float(row[f"{benchmark}_n"])) == SEEDS, (row, benchmark)
         assert float(row["val_mean"]) > 3 * CHANCE, f"{row['cl_mode']} has not learned: {row}"
+    check_table((report / "table.md").read_text().split("\n\n")[0])
     for name in ("table.md", "report.md", "differences.csv", *FIGURES):
         assert (report / name).stat().st_size > 0, name
     page = (report / "report.html").read_text(encoding="utf-8")
     loading = [mark for mark in ('src="http', "url(http", "<script", "<link") if mark in page]
-    assert not loading, f"the page asks the network: {loading}"
+    assert not loading, f"the page loads from the network: {loading}"
     sections = [f'id="{name}"' for name in ("answer", "coverage", "differences", "reproduce")]
-    assert all(section in page for section in sections), "the page is not whole"
+    assert all(section in page for section in sections), "the page lacks a section"
     text = (report / "report.md").read_text()
-    assert "## Dense probe" in text, "the dense probe is missing in the report"
+    assert "## Probes" in text, "the dense probe is missing in the report"
     assert len(list(report.glob("matches-*.png"))) == text.count("![Matched patches") == len(rows)
-    print("quickstart: every cell is there")
+    print("quickstart: passed")
+
+
+def check_table(text: str) -> None:
+    """Compare the table with the recorded one; processors of one kind give the same digits."""
+    recorded = json.loads(Path("tests/results/quickstart.json").read_text())
+    if processor() != recorded["processor"]:
+        print(f"quickstart: no table is recorded for {processor()}")
+        return
+    assert text.splitlines() == recorded["table"], f"the numbers have changed:\n{text}"
+    print("quickstart: the table is the recorded one, to the last digit")
+
+
+def processor() -> str:
+    """Return all that the last digits depend on: the processors and the version of torch."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(re.split(r"\s*: ?", line, maxsplit=1) for line in lines if ":" in line)
+    named = [facts.get(key, "?") for key in ("model name", "cpu family", "model")]
+    return " / ".join(
+        [*named, torch.backends.cpu.get_cpu_capability(), str(os.cpu_count()), torch.__version__]
+    )
 
 
 if __name__ == "__main__":

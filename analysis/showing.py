@@ -1,4 +1,4 @@
-"""What the notebooks share: a sweep is looked at, and sentences, tables and figures are shown."""
+"""Shared by the notebooks: read a sweep, and show sentences, tables and figures."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from pathlib import Path
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from densevit.data.names import CLEAN
-from densevit.results import words
-from densevit.results.answer import question
-from densevit.results.document import Fold, Items, Paragraph
-from densevit.results.drawings import CURVES
+from densevit.config.evaluation_names import CLEAN
+from densevit.config.metrics import SMALLEST_EFFECT
+from densevit.results.analysis import Findings, analyze
 from densevit.results.figures.style import styled
-from densevit.results.findings import Findings, look
-from densevit.results.report import FEW_CELLS, MOST_CELLS
-from densevit.results.robustness import read_references
-from densevit.results.sheet import Sheet, to_markdown
-from densevit.rundir import outputs_root
-from densevit.sweep.outcome import WANTED
+from densevit.results.report import sentences
+from densevit.results.report.document import Fold, Items, Paragraph
+from densevit.results.report.figures import CURVES
+from densevit.results.report.summary import question
+from densevit.results.report.write import FEW_CELLS, MOST_CELLS
+from densevit.results.stats.reference_models import read_references
+from densevit.results.tables.table import TextTable, to_markdown
+from densevit.runs.directory import outputs_root
 from densevit.sweep.plan import make_plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Of a library that would show progress bars, of which there are none here.
+# IPython warns that progress bars are not available; none is shown here.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-Thing = Sheet | Figure | Paragraph | Items | Fold | str
+Thing = TextTable | Figure | Paragraph | Items | Fold | str
 
 
-def open_sweep(sweep: str, wanted: float = WANTED) -> Findings:
-    """What the report of a sweep knows of it, from the runs that are finished now; says which are.
+def open_sweep(sweep: str) -> Findings:
+    """Return the results of a sweep's finished runs, and show its question and the missing runs.
 
-    The file, and the outputs ($DENSEVIT_OUTPUTS, else `outputs`), are looked for from the
-    repository, wherever Jupyter was started. `wanted`: points of accuracy that matter.
+    The file and the outputs ($DENSEVIT_OUTPUTS, else `outputs`) are relative to the repository,
+    wherever Jupyter was started.
 
-    Errors: `UserError` for a sweep file with a mistake in it.
+    Errors: `UserError` for a mistake in the sweep file.
     """
     outputs = Path(os.environ.get("DENSEVIT_OUTPUTS") or "outputs").expanduser()
     plan = make_plan(REPOSITORY / Path(sweep).expanduser(), outputs_root(str(REPOSITORY / outputs)))
     most = MOST_CELLS if len(plan.grid.cells) <= MOST_CELLS else FEW_CELLS
-    found = look(plan, read_references(), wanted, CURVES, most)
-    asked = question(plan.spec.file) or plan.spec.description.strip()
-    show(f"**{plan.name}**: {asked}", Items(words.missing(found.coverage)))
+    found = analyze(plan, read_references(), SMALLEST_EFFECT, CURVES, most)
+    asks = question(plan.spec.file) or plan.spec.description.strip()
+    show(f"**{plan.name}**: {asks}", Items(sentences.missing(found.coverage)))
     return found
 
 
 def varied(found: Findings, *names: str) -> list[str]:
-    """Those of the names that are axes of the sweep; says so if none is."""
+    """Return the names that are axes of the sweep; show a message if none is."""
     axes = [name for name in names if name in found.plan.axes]
     if not axes:
         *first, last = names
-        told = f"{', '.join(first)} or {last}" if first else last
-        show(f"This sweep does not vary {told}: nothing to show.")
+        listed = f"{', '.join(first)} or {last}" if first else last
+        show(f"This sweep does not vary {listed}: nothing to show.")
     return axes
 
 
 def of_axes(found: Findings, axes: Sequence[str]) -> Findings:
-    """The same with the effects of these axes alone, and the conclusions that turn with them.
+    """Return the findings with the effects of these axes alone, and the flips that involve them.
 
-    Says so if there are no effects.
+    Show a message if there are no effects.
     """
     effects, flips = found.marginals, found.flips
     if len(effects):
@@ -76,25 +76,25 @@ def of_axes(found: Findings, axes: Sequence[str]) -> Findings:
 
 
 def two_sets(found: Findings) -> list[str]:
-    """A clean test set and the first shifted one, of those that there are numbers of."""
+    """Return the first clean test set and the first shifted one, among those with results."""
     measured = set(found.frame["benchmark"])
     return [*[name for name in CLEAN if name in measured][:1], *found.shifted[:1]]
 
 
 def show(*things: Thing | None) -> None:
-    """Show each: text as it is, a table under its title, a figure as it stands in the report."""
+    """Display each: text as Markdown, a table under its title, a figure as in the report."""
     for thing in things:
         if isinstance(thing, Figure):
             display(_image(thing))
         elif isinstance(thing, Fold):
-            told = any(isinstance(b, Sheet) and b.title == thing.title for b in thing.blocks)
-            show("" if told else f"**{thing.title}** {thing.note}", *thing.blocks)
+            titled = any(isinstance(b, TextTable) and b.title == thing.title for b in thing.blocks)
+            show("" if titled else f"**{thing.title}** {thing.note}", *thing.blocks)
         elif thing and (text := _text(thing)):
             display(Markdown(text))
 
 
-def _text(thing: Sheet | Paragraph | Items | str) -> str:
-    if isinstance(thing, Sheet):
+def _text(thing: TextTable | Paragraph | Items | str) -> str:
+    if isinstance(thing, TextTable):
         return f"**{thing.title}**\n\n" + (to_markdown(thing) if thing.rows else "No rows yet.")
     if isinstance(thing, Items):
         return "\n".join(f"- {text}" for text in thing.texts)
@@ -102,8 +102,8 @@ def _text(thing: Sheet | Paragraph | Items | str) -> str:
 
 
 def _image(figure: Figure) -> Image:
-    """At half the size of its pixels, which are those of print: sharp on dense screens too."""
-    written = io.BytesIO()
+    """Return a PNG shown at half its print resolution, so that it is sharp on dense screens."""
+    png = io.BytesIO()
     with styled():
-        figure.savefig(written, format="png")
-    return Image(written.getvalue(), format="png", retina=True)
+        figure.savefig(png, format="png")
+    return Image(png.getvalue(), format="png", retina=True)

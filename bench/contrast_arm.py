@@ -1,37 +1,34 @@
-"""One arm of contrast_step.py: its network, its steps, and what they take."""
+"""One arm of contrast_step.py: its network, its steps, their time and memory."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
 
 import torch
+from harness import machine
 from torch import Tensor
 from torch.nn import functional as F
 
-from densevit.config import RunConfig
-from densevit.contrast import losses
-from densevit.data.loading import Batch
-from densevit.distributed import World
-from densevit.errors import UserError
-from densevit.meter import peak_memory_mib
-from densevit.model import check_model
-from densevit.objective import build_learner
-from densevit.step import build_engine, train_step
+from densevit.config.run_config import RunConfig
+from densevit.contrast import loss
+from densevit.data.batch import Batch
+from densevit.models.vit import check_model
+from densevit.train.learner import build_learner
+from densevit.train.step import build_engine, train_step
+from densevit.train.timing import peak_memory_mib
+from densevit.utils.distributed import World
+from densevit.utils.errors import UserError
 
 CLASSES = 1000
 
 
 def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, plain: bool) -> None:
-    """Tell the machine, then do as many steps as is asked for; 0 asks for the memory.
+    """Send the machine's description, then run as many steps as requested; 0 requests the memory.
 
-    Errors: `EOFError` or `OSError` when nobody asks any more; `UserError`.
+    Errors: `EOFError` or `OSError` when the requester is gone; `UserError`.
     """
     size = check_model(config)
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -41,10 +38,10 @@ def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, p
     if options.threads:
         torch.set_num_threads(options.threads)
     if plain:
-        losses.queue_info_nce = plain_info_nce
+        loss.queue_info_nce = plain_info_nce
     step = stepper(config, size, device, options.repeat_pictures)
     before = peak_memory_mib(device)
-    pipe.send(machine(device))
+    pipe.send(machine(device.type))
     while True:
         steps = pipe.recv()
         if steps:
@@ -54,10 +51,10 @@ def serve(pipe: Connection, config: RunConfig, options: argparse.Namespace, *, p
 
 
 def stepper(config: RunConfig, size: int, device: torch.device, repeat: bool) -> Callable[[], None]:
-    """A call that trains one step, on pictures of `size` pixels.
+    """Return a function that trains one step on images of `size` pixels.
 
-    Each step is of new pictures by their ids, as in an epoch of a large data set; with `repeat` of
-    the same ones. The pixels stay what they were.
+    Each step has new image ids, as in an epoch of a large data set; with `repeat` the same ones.
+    The pixels stay the same.
     """
     torch.manual_seed(0)
     learner = build_learner(config, CLASSES, device)
@@ -77,10 +74,10 @@ def stepper(config: RunConfig, size: int, device: torch.device, repeat: bool) ->
 
 
 def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Seconds that some steps take, after one that is not counted.
+    """Return the seconds of `steps` steps, after one untimed step.
 
-    The other processes have had the caches meanwhile, and memory that was free: the first step of
-    a turn pays for that, and more so the more memory it takes.
+    Between turns, the other processes use the caches and free memory. The first step of a turn pays
+    for that, and the more so the more memory it takes.
     """
     on_gpu = device.type == "cuda"
     step()
@@ -93,12 +90,12 @@ def timed(step: Callable[[], None], steps: int, device: torch.device) -> float:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     if on_gpu:
-        torch.cuda.empty_cache()  # the others need it
+        torch.cuda.empty_cache()  # for the other processes
     return seconds
 
 
 def random_batch(count: int, size: int) -> Batch:
-    """Noise in two views, with whole pictures as places."""
+    """Return noise in two views, with whole images as crops."""
     views = torch.randn(2, count, 3, size, size)
     place = torch.tensor([0.0, 0.0, size, size]).repeat(count, 1)
     return Batch(*views, place, place, torch.randint(CLASSES, (count,)), torch.arange(count))
@@ -112,10 +109,10 @@ def plain_info_nce(
     *,
     exclude: Tensor | None = None,
 ) -> Tensor:
-    """`queue_info_nce` as it is usually written: all logits at once, and autograd does the rest.
+    """Compute `queue_info_nce` as it is usually written: all logits at once, gradient by autograd.
 
-    The queue is cloned because it changes before the backward pass. Nothing is masked where there
-    is nothing to exclude, as in `queue_info_nce`.
+    The queue is cloned because it changes before the backward pass. As in `queue_info_nce`, nothing
+    is masked if nothing is excluded.
     """
     positive = (queries * positives).sum(dim=1, keepdim=True)  # (M, 1)
     negative = queries @ queue.clone().T  # (M, K)
@@ -125,19 +122,3 @@ def plain_info_nce(
     logits = torch.cat([positive, negative], dim=1) / temperature
     target = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     return F.cross_entropy(logits, target, reduction="none")
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0].partition(":")[2].strip() if models else cpu
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }

@@ -1,8 +1,8 @@
-"""What `densevit data check` costs beside merely reading the files.
+"""Measure `densevit data check` against merely reading the files.
 
     python bench/data_check.py [--count N] [--side PIXELS] [--jobs N] [--rounds N]
 
-Makes so many small JPEG files of different contents in a temporary folder, in a thousand class
+Writes `--count` small JPEG files of different contents into a temporary folder, in a thousand class
 folders, and times, after one round that is left out:
 
     reading   every file opened and read, one after the other by one process
@@ -18,21 +18,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import shlex
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from harness import markdown, seconds_of, write_record
 from PIL import Image
 
-from densevit.commandline import positive
-from densevit.data.doctor import examine, listed
+from densevit.cli.parser import positive
+from densevit.data.check_folders import examine, listed
 
 FOLDERS = 1000
 
@@ -42,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("data_check.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--count", type=positive, default=50_000, help="files (%(default)s)")
-    add("--side", type=positive, default=64, help="pixels of a picture's side (%(default)s)")
+    add("--side", type=positive, default=64, help="pixels per side of an image (%(default)s)")
     add("--jobs", type=positive, default=len(os.sched_getaffinity(0)), help="(%(default)s)")
     add("--rounds", type=positive, default=3, help="(%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every number")
@@ -54,14 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{options.count:,} files of {size:,} bytes, {options.jobs} processes\n")
     print(table(seconds))
     if options.json:
-        command = shlex.join(["python", "bench/data_check.py", *given])
-        record = {"command": command, "bytes": size, "seconds": seconds}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(options.json, "data_check.py", given, bytes=size, seconds=seconds)
     return 0
 
 
 def write_files(root: Path, count: int, side: int) -> int:
-    """So many JPEG files that differ in a comment; returns the bytes of one."""
+    """Write `count` JPEG files that differ in a comment; return the bytes of one."""
     pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG")
@@ -75,13 +71,13 @@ def write_files(root: Path, count: int, side: int) -> int:
 
 
 def measure(root: Path, jobs: int, rounds: int) -> dict[str, list[float]]:
-    """The seconds of each round but the first."""
+    """Return the seconds of each round but the first."""
 
     def check(cache: Path, hashing: bool = True) -> None:
         examine(listed("val", root), hashing, jobs, cache)
 
-    kept = root.parent / "kept"
-    check(kept)
+    cached = root.parent / "cached"
+    check(cached)
     seconds: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         fresh = [root.parent / f"{number}-{kind}" for kind in ("ends", "contents")]
@@ -89,9 +85,9 @@ def measure(root: Path, jobs: int, rounds: int) -> dict[str, list[float]]:
             "reading": lambda: _read(root),
             "ends": lambda cache=fresh[0]: check(cache, hashing=False),
             "contents": lambda cache=fresh[1]: check(cache),
-            "again": lambda: check(kept),
+            "again": lambda: check(cached),
         }.items():
-            seconds.setdefault(name, []).append(_timed(call))
+            seconds.setdefault(name, []).append(seconds_of(call))
     return {name: values[1:] for name, values in seconds.items()}
 
 
@@ -102,20 +98,12 @@ def _read(root: Path) -> None:
                 file.read()
 
 
-def _timed(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def table(seconds: dict[str, list[float]]) -> str:
-    """The medians in Markdown."""
+    """Return the medians in Markdown."""
     reading = statistics.median(seconds["reading"])
-    lines = ["| | seconds | to reading |", "|---|--:|--:|"]
-    for name, values in seconds.items():
-        value = statistics.median(values)
-        lines.append(f"| {name} | {value:.2f} | {value / reading:.2f} |")
-    return "\n".join(lines)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = [[name, f"{value:.2f}", f"{value / reading:.2f}"] for name, value in medians.items()]
+    return markdown(["", "seconds", "ratio to reading"], rows)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What an evaluation costs beside the forward pass; a kNN of ImageNet's size; numbers made again.
+"""Measure evaluation against the forward pass, a kNN of ImageNet's size, recomputed metrics.
 
     python bench/evaluate.py [--only throughput,knn,recompute] [--full] [--rounds N]
                              [--device cuda] [--precision bf16]
 
-    throughput  pictures a second of `predict` on batches held in memory, beside a loop that only
-                calls the network (on a GPU, that only copies them there and calls it); both take
-                turns in one process, ratio of the medians
-    knn         random float16 features of ImageNet's 1,281,167 training pictures and ViT-S: seconds
+    throughput  images per second of `predict` on batches in memory, against a loop that only calls
+                the network (on a GPU, only copies them there and calls it); both take turns in one
+                process, ratio of the medians
+    knn         random float16 features of ImageNet's 1,281,167 training images and ViT-S: seconds
                 of a part of the 50,000 test rows (--full: of all), and the peak memory of a process
                 that holds all features, the test rows and the scores
-    recompute   the numbers of six benchmarks of their real sizes from made answers on the disk
+    recompute   the metrics of six benchmarks of their real sizes from made-up predictions on disk
 
 Prints a Markdown table of medians over the rounds with the goal of each and the ratio to it; a goal
 of `>=` is reached from 1 on, the others up to 1. `--json` writes all of it.
@@ -19,35 +19,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import resource
-import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from harness import Row, in_own_process, seconds_of, selected, table, write_record
 
-from densevit.commandline import positive
-from densevit.errors import EXIT_MISTAKE, UserError, nearest
+from densevit.cli.parser import positive
+from densevit.evaluate.recompute import recompute as recompute_metrics
+from densevit.utils.errors import EXIT_MISTAKE, UserError
 
 TRAIN, TEST, CLASSES = 1_281_167, 50_000, 1000  # of ImageNet
-GIBIBYTE = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss: bytes there, KiB elsewhere
-
-
-class Row(NamedTuple):
-    """A measured quantity, a value a round, and what it should be: at most, or at `least`."""
-
-    name: str
-    unit: str
-    values: list[float]
-    goal: float | None = None
-    least: bool = False
+GIBIBYTE = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss: bytes on macOS, KiB elsewhere
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,57 +50,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="(%(default)s)")
     add("--precision", choices=["float32", "bf16", "fp16"], default="float32",
         help="of the network's products (%(default)s)")  # fmt: skip
-    add("--batch", type=positive, default=16, help="pictures (%(default)s)")
+    add("--batch", type=positive, default=16, help="images (%(default)s)")
     add("--batches", type=positive, default=1, help="of each loop a round (%(default)s)")
     add("--train-rows", type=positive, default=TRAIN, help="of the kNN (%(default)s)")
     add("--test-rows", type=positive, default=2048, help="of the kNN that are timed (%(default)s)")
     add("--width", type=positive, default=384, help="of its features (%(default)s)")
-    add("--share", type=positive, default=1, help="one in so many answers is made (%(default)s)")
+    add("--share", type=positive, default=1, help="make one in N predictions (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every number")
     options = parser.parse_args(given)
     try:
-        names = _names(options.only)
+        names = selected(options.only, MEASUREMENTS)
     except UserError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return EXIT_MISTAKE
-    # Each in a process of its own: its peak memory is then its own.
+    # Each runs in its own process, so that its peak memory is its own.
     rows = [row for name in names for row in in_own_process(MEASUREMENTS[name], options)]
     print(table(rows))
     if options.json:
-        result = json.dumps(_result(given, rows, options.device), indent=2)
-        options.json.write_text(result + "\n", encoding="utf-8")
+        numbers = [row._asdict() for row in rows]
+        write_record(options.json, "evaluate.py", given, options.device, rows=numbers)
     return 0
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in MEASUREMENTS:
-            raise UserError(f"--only: unknown name {name!r}; {nearest(name, MEASUREMENTS)}")
-    return names
-
-
-def _result(given: Sequence[str], rows: Sequence[Row], device: str) -> dict[str, Any]:
-    import torch  # here, when everything is measured: the other processes need it to be small
-    from contrast_arm import machine
-
-    return {
-        "command": shlex.join(["python", "bench/evaluate.py", *given]),
-        "machine": machine(torch.device(device)),
-        "rows": [row._asdict() for row in rows],
-    }
-
-
 def throughput(options: argparse.Namespace) -> list[Row]:
-    """`predict` beside a loop that calls the network, on the same batches."""
+    """Measure `predict` against a loop that calls the network, on the same batches."""
     import torch
 
     from densevit.data import imagenet
-    from densevit.data.benchmarks import plain_set
-    from densevit.data.folders import FolderImages
-    from densevit.evaluate import predict
-    from densevit.step import DTYPES
-    from densevit.torchvision_guard import ensure_torchvision
+    from densevit.data.image_folder import FolderImages
+    from densevit.data.test_set import plain_set
+    from densevit.evaluate.predict import predict
+    from densevit.train.step import DTYPES
+    from densevit.utils.torchvision_compat import ensure_torchvision
 
     ensure_torchvision()
     import timm
@@ -134,10 +103,10 @@ def throughput(options: argparse.Namespace) -> list[Row]:
     ]
     if on_gpu:
         batches = [tuple(part.pin_memory() for part in batch) for batch in batches]
-    # ImageNet's own classes: answers are then wanted among those of -A and -R, too.
+    # With ImageNet's own classes, predictions among those of -A and -R are requested too.
     labels = tuple(torch.cat([b[1] for b in batches]).tolist())
     names = tuple(f"{number}.jpg" for number in range(count))
-    asked = plain_set("imagenet", FolderImages(Path(), imagenet.wnids(), names, labels))
+    test_set = plain_set("imagenet", FolderImages(Path(), imagenet.wnids(), names, labels))
 
     def bare() -> None:
         with torch.inference_mode():
@@ -147,21 +116,23 @@ def throughput(options: argparse.Namespace) -> list[Row]:
             torch.cuda.synchronize()
 
     def whole() -> None:
-        predict(model, batches, asked, device, lambda: None, len(batches)).answers(asked)
+        predict(model, batches, test_set, device, lambda: None, len(batches)).to_predictions(
+            test_set
+        )
 
     arms = {"bare": bare, "predict": whole}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(options.rounds + 1):
-        # In turns, and each first as often as the other.
+        # They take turns, and each is first equally often.
         for name in sorted(arms, reverse=bool(number % 2)):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                seconds[name].append(_seconds(arms[name]))
+                seconds[name].append(seconds_of(arms[name]))
     bare_seconds, own = (seconds[name][1:] for name in arms)  # without the first round
-    told = f"{options.model}, {count} pictures a round"
+    label = f"{options.model}, {count} images per round"
     ratio = statistics.median(bare_seconds) / statistics.median(own)
     return [
-        Row(f"{told}: bare forward pass", "pictures/s", [count / s for s in bare_seconds]),
-        Row(f"{told}: predict", "pictures/s", [count / s for s in own]),
+        Row(f"{label}: bare forward pass", "images/s", [count / s for s in bare_seconds]),
+        Row(f"{label}: predict", "images/s", [count / s for s in own]),
         Row("throughput: predict / bare", "", [ratio], 0.95, least=True),
         Row(
             "the same, median of the rounds' ratios",
@@ -174,10 +145,10 @@ def throughput(options: argparse.Namespace) -> list[Row]:
 
 
 def knn(options: argparse.Namespace) -> list[Row]:
-    """Random features; of equal sizes, that is as much work as real ones are."""
+    """Measure a kNN on random features, which take as much work as real ones of equal sizes."""
     import torch
 
-    from densevit.frozen.knn import knn as nearest_neighbours
+    from densevit.evaluate.probes.knn import knn as nearest_neighbours
 
     draws = torch.Generator().manual_seed(0)
     rows = TEST if options.full else min(options.test_rows, TEST)
@@ -185,11 +156,11 @@ def knn(options: argparse.Namespace) -> list[Row]:
     for part in train.split(2**16):
         part.copy_(torch.randn(part.shape, generator=draws))
     labels = torch.randint(CLASSES, (options.train_rows,), generator=draws)
-    # Where a part is timed, what the whole would hold besides lies in memory, too.
+    # If only a part is timed, memory also holds what the whole would need.
     test = torch.randn(TEST, options.width, generator=draws).half()
     others = torch.ones(TEST - rows, CLASSES)
     device = torch.device(options.device)
-    seconds = _seconds(
+    seconds = seconds_of(
         lambda: nearest_neighbours(train, labels, test[:rows], CLASSES, device=device)
     )
     del others
@@ -202,10 +173,9 @@ def knn(options: argparse.Namespace) -> list[Row]:
 
 
 def recompute(options: argparse.Namespace) -> list[Row]:
-    """The numbers of six benchmarks from their files."""
-    from densevit import eval_cli
-    from densevit.predictions import write_answers
-    from densevit.rundir import RunFolder
+    """Measure computing the metrics of six benchmarks from their prediction files."""
+    from densevit.evaluate.predictions import write_predictions
+    from densevit.runs.directory import RunFolder
 
     values = []
     with tempfile.TemporaryDirectory() as name:
@@ -213,22 +183,22 @@ def recompute(options: argparse.Namespace) -> list[Row]:
         (folder.path / "predictions").mkdir()
         total = 0
         for answers in made_answers(options.share):
-            write_answers(answers, folder.predictions_file(answers.benchmark))
+            write_predictions(answers, folder.predictions_file(answers.benchmark))
             total += len(answers.labels)
         # The first time also imports, and reads ImageNet's reassessed labels.
         for _ in range(options.rounds + 1):
-            values.append(_seconds(lambda: eval_cli.recompute(folder)))
-    told = f"numbers of six benchmarks, {total:,} answers"
+            values.append(seconds_of(lambda: recompute_metrics(folder)))
+    label = f"metrics of six benchmarks, {total:,} predictions"
     return [
-        Row(f"{told}: the first time in a process", "s", values[:1], 2.0),
-        Row(f"{told}: again", "s", values[1:], 2.0),
+        Row(f"{label}: the first time in a process", "s", values[:1], 2.0),
+        Row(f"{label}: again", "s", values[1:], 2.0),
     ]
 
 
 def made_answers(share: int) -> list[Any]:
-    """Answers by chance, a third of them right, to one in `share` of six benchmarks' pictures."""
-    from densevit.data.benchmarks import LAYOUTS, expected_classes
-    from densevit.predictions import Answers
+    """Return random predictions, a third right, for one in `share` images of six benchmarks."""
+    from densevit.data.open_benchmark import LAYOUTS, expected_classes
+    from densevit.evaluate.predictions import ClassPredictions
 
     draws = np.random.default_rng(0)
     names = ("imagenet", "imagenet-a", "imagenet-r", "imagenet-v2", "stylized-imagenet",
@@ -240,7 +210,7 @@ def made_answers(share: int) -> list[Any]:
         first = np.where(
             draws.random(count) < 1 / 3, labels, draws.integers(len(classes), size=count)
         )
-        # Five different ones, as of a network.
+        # Five different classes, as from a network.
         top = (first[:, None] + np.arange(5)) % len(classes)
         probabilities = -np.sort(-draws.dirichlet([0.3] * 6, count)[:, :5], axis=1)
         wnids = [classes[label] for label in labels]
@@ -254,7 +224,7 @@ def made_answers(share: int) -> list[Any]:
             if name == "imagenet"
         }
         several.append(
-            Answers(
+            ClassPredictions(
                 name, classes, samples, labels, top.astype(np.int32),
                 probabilities.astype(np.float32),
                 -np.log(probabilities[:, 0].clip(1e-6)).astype(np.float32),
@@ -264,21 +234,8 @@ def made_answers(share: int) -> list[Any]:
     return several
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def _peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIBIBYTE
-
-
-def in_own_process(function: Callable[..., Any], *arguments: object) -> Any:
-    """What a function of this module returns in a process that has done nothing before."""
-    fresh = multiprocessing.get_context("spawn")  # a fork would inherit memory
-    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -286,19 +243,6 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "knn": knn,
     "recompute": recompute,
 }
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = ["| | value | goal | value / goal |", "|---|--:|--:|--:|"]
-    for row in rows:
-        middle = statistics.median(row.values)
-        goal, ratio = "", ""
-        if row.goal is not None:
-            goal = f"{'≥' if row.least else '≤'} {row.goal:g} {row.unit}".rstrip()
-            ratio = f"{middle / row.goal:.2f}"
-        lines.append(f"| {row.name} | {f'{middle:.3g} {row.unit}'.rstrip()} | {goal} | {ratio} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,40 @@
-"""How many pictures a second one core turns into two augmented views.
+"""Measure how many images per second one core turns into two augmented views.
 
     python bench/input_pipeline.py [--pictures FOLDER] [--count N] [--size WxH] [--json FILE]
 
 JPEG files of one size in a temporary folder, read by one process on one thread:
 
     decode            the file's pixels, nothing else
-    decode and crops  ... and two crops of random places, resized (what no pipeline can save)
-    ours, worker      what a loading process does: read, decode, two crops, their colours drawn
-    ours, all         ... and the device's part (colours, blur, normalisation) on the same core
-    torchvision       both views by torchvision's transforms, picture by picture
+    decode and crops  ... and two random crops, resized (what no pipeline can save)
+    ours, worker      the part of a loading process: read, decode, two crops, draw their colors
+    ours, all         ... and the device's part (colors, blur, normalization) on the same core
+    torchvision       both views by torchvision's transforms, image by image
 
-The five take turns, round after round, so that a slow moment of the machine hits all alike. Prints
-a Markdown table of medians; ratios are to `torchvision` and to `decode and crops` of the same
-round. `--json` writes all of it. Without --pictures the files hold noise with the spectrum of
+The five take turns, round after round, so that a slow moment of the machine affects all alike.
+Prints a Markdown table of medians; ratios are to `torchvision` and to `decode and crops` of the
+same round. `--json` writes all of it. Without --pictures the files hold noise with the spectrum of
 photographs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from contrast_arm import machine
+from harness import markdown, seconds_of, write_record
 from PIL import Image
 
-from densevit.data.folders import SUFFIXES, FolderImages
-from densevit.data.loading import TwoViews
-from densevit.data.views import RECIPES
-from densevit.errors import EXIT_MISTAKE
-from densevit.torchvision_guard import ensure_torchvision
+from densevit.data.crops import RECIPES
+from densevit.data.image_folder import SUFFIXES, FolderImages
+from densevit.data.loaders import TwoViews
+from densevit.utils.errors import EXIT_MISTAKE
+from densevit.utils.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()
 
@@ -45,13 +42,13 @@ from torchvision.transforms import v2  # noqa: E402
 
 SIDE = 224
 BATCH = 16
-LOOK = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NORMALIZATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("input_pipeline.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--pictures", type=Path, help="folder whose pictures are used, resized")
+    parser.add_argument("--pictures", type=Path, help="folder of images to use, resized")
     parser.add_argument("--count", type=int, default=64, help="files (%(default)s)")
     parser.add_argument("--size", default="500x375", help="of the files (%(default)s)")
     parser.add_argument("--quality", type=int, default=90, help="of the JPEGs (%(default)s)")
@@ -67,19 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         images = write_files(Path(folder), options, (width, height))
         rates = measure(images, options.rounds)
-    result = {
-        "command": shlex.join(["python", "bench/input_pipeline.py", *given]),
-        "machine": machine(torch.device("cpu")),
-        "images_per_second": rates,
-    }
     print(table(rates))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_record(options.json, "input_pipeline.py", given, images_per_second=rates)
     return 0
 
 
 def write_files(folder: Path, options: argparse.Namespace, size: tuple[int, int]) -> FolderImages:
-    """JPEG files of one size and the list of them."""
+    """Write JPEG files of one size; return them as a data set."""
     (folder / "x").mkdir()
     found = []
     if options.pictures:
@@ -88,16 +80,16 @@ def write_files(folder: Path, options: argparse.Namespace, size: tuple[int, int]
     ids = [f"x/{number}.jpg" for number in range(options.count)]
     for number, name in enumerate(ids):
         if found:
-            picture = Image.open(found[number % len(found)]).convert("RGB")
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
+            image = Image.open(found[number % len(found)]).convert("RGB")
+            image = image.resize(size, Image.Resampling.BICUBIC)
         else:
-            picture = noise(size, number)
-        picture.save(folder / name, quality=options.quality)
+            image = noise(size, number)
+        image.save(folder / name, quality=options.quality)
     return FolderImages(folder, ("x",), tuple(ids), (0,) * len(ids))
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
-    """Noise whose amplitude falls with the frequency, as that of photographs does."""
+    """Return noise whose amplitude falls with the frequency, as that of photographs does."""
     width, height = size
     generator = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
@@ -109,37 +101,37 @@ def noise(size: tuple[int, int], seed: int) -> Image.Image:
         )
         plane = np.fft.irfft2(phase / frequency, s=(height, width))
         planes.append(plane / plane.std())
-    mixed = 0.8 * planes[0][..., None] + 0.3 * np.stack(planes, axis=2)  # mostly one brightness
+    mixed = 0.8 * planes[0][..., None] + 0.3 * np.stack(planes, axis=2)  # channels are alike
     return Image.fromarray((128 + 50 * mixed).clip(0, 255).astype(np.uint8))
 
 
 def measure(images: FolderImages, rounds: int) -> dict[str, list[float]]:
-    """Pictures a second of each way, a number a round."""
+    """Return the images per second of each pipeline, one number per round."""
     ours = TwoViews(images, SIDE, seed=0)
     transforms = [torchvisions(*recipe) for recipe in RECIPES]
 
     def decode(index: int) -> Image.Image:
-        picture = Image.open(images.root / images.ids[index])
-        picture.load()
-        return picture
+        image = Image.open(images.root / images.ids[index])
+        image.load()
+        return image
 
-    boxes: list[list[tuple[float, float, float, float]]] = []  # of the round
+    boxes: list[list[tuple[float, float, float, float]]] = []  # of the current round
 
     def crops(index: int) -> list[Image.Image]:
-        picture = decode(index)
+        image = decode(index)
         size = (SIDE, SIDE)
-        return [picture.resize(size, Image.Resampling.BICUBIC, box=b) for b in boxes[index]]
+        return [image.resize(size, Image.Resampling.BICUBIC, box=b) for b in boxes[index]]
 
     def torchvision(index: int) -> list[torch.Tensor]:
-        picture = decode(index)
-        return [transform(picture) for transform in transforms]
+        image = decode(index)
+        return [transform(image) for transform in transforms]
 
     def in_batches(epoch: int, *, developed: bool) -> None:
         for start in range(0, len(images), BATCH):
             keys = range(start, min(start + BATCH, len(images)))
             batch = ours.__getitems__([(epoch, index) for index in keys])
             if developed:
-                batch.developed(*LOOK)
+                batch.developed(*NORMALIZATION)
 
     def each(function: Callable[[int], object]) -> Callable[[int], None]:
         return lambda _epoch: [function(index) for index in range(len(images))] and None
@@ -155,16 +147,14 @@ def measure(images: FolderImages, rounds: int) -> dict[str, list[float]]:
     for number in range(rounds + 1):
         boxes[:] = [places(images, number, index) for index in range(len(images))]
         for name, way in ways.items():
-            start = time.perf_counter()
-            way(number)
-            taken = time.perf_counter() - start
-            if number:  # the first round warms up
-                rates[name].append(len(images) / taken)
+            seconds = seconds_of(lambda way=way, number=number: way(number))
+            if number:  # the first round is the warm-up
+                rates[name].append(len(images) / seconds)
     return rates
 
 
 def places(images: FolderImages, epoch: int, index: int) -> list[tuple[float, float, float, float]]:
-    """The boxes that our pipeline cuts from a picture, drawn beforehand."""
+    """Return the boxes that our pipeline cuts from an image, drawn beforehand."""
     crops = TwoViews(images, SIDE, seed=0).__getitems__([(epoch, index)])
     found = []
     for crop in (crops.first, crops.second):
@@ -174,7 +164,7 @@ def places(images: FolderImages, epoch: int, index: int) -> list[tuple[float, fl
 
 
 def torchvisions(scale: tuple[float, float], blur: float) -> v2.Compose:
-    """A view as it is usually written."""
+    """Return the transforms of a view as they are usually written."""
     steps = [
         v2.RandomResizedCrop(SIDE, scale, interpolation=v2.InterpolationMode.BICUBIC),
         v2.RandomHorizontalFlip(),
@@ -184,23 +174,20 @@ def torchvisions(scale: tuple[float, float], blur: float) -> v2.Compose:
     ]
     if blur:
         steps.append(v2.RandomApply([v2.GaussianBlur(SIDE // 10 | 1, (0.1, 2.0))], p=blur))
-    return v2.Compose([*steps, v2.Normalize(*LOOK)])
+    return v2.Compose([*steps, v2.Normalize(*NORMALIZATION)])
 
 
 def table(rates: dict[str, list[float]]) -> str:
-    """A row a way."""
-    rows = [
-        "| way | images/s | to torchvision | to decode and crops |",
-        "| --- | --: | --: | --: |",
-    ]
+    """Return a Markdown table with one row per pipeline."""
+    rows = []
     for name, own in rates.items():
         ratios = [
             statistics.median(a / b for a, b in zip(own, rates[other], strict=True))
             for other in ("torchvision", "decode and crops")
         ]
-        shown = " | ".join(f"{ratio:.2f}" for ratio in ratios)
-        rows.append(f"| {name} | {statistics.median(own):.0f} | {shown} |")
-    return "\n".join(rows)
+        rows.append([name, f"{statistics.median(own):.0f}", *(f"{ratio:.2f}" for ratio in ratios)])
+    head = ["pipeline", "images/s", "ratio to torchvision", "ratio to decode and crops"]
+    return markdown(head, rows)
 
 
 if __name__ == "__main__":

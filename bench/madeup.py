@@ -1,11 +1,10 @@
-"""A made-up sweep: run directories as finished runs leave them, with effects that are known.
+"""A made-up sweep: run directories as finished runs leave them, with known effects.
 
     python bench/madeup.py FOLDER --cells N --seeds S [--predictions] [--failed N] [--pending N]
 
-Nothing is trained. `make_sweep` writes FOLDER/sweep.yaml and the runs in FOLDER/outputs; what was
-planted is in `Effects`, and `truth` gives each cell's accuracy without noise. The command prints
-the sweep file, to be given to `densevit-sweep report FILE --outputs FOLDER/outputs`. The same
-arguments give the same numbers; the times in the files are made up too.
+Nothing is trained. `make_sweep` writes FOLDER/sweep.yaml and the runs in FOLDER/outputs. `Effects`
+holds what is planted. The command prints the sweep file, for `densevit-sweep report FILE --outputs
+FOLDER/outputs`. The same arguments give the same numbers; the times in the files are made up too.
 """
 
 from __future__ import annotations
@@ -22,22 +21,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from densevit.commandline import positive
-from densevit.config import SCHEMA_VERSION, RunConfig, applies, identity
-from densevit.errors import EXIT_MISTAKE, UserError
-from densevit.rundir import RunFolder
+from densevit.cli.parser import positive
+from densevit.config.identity import SCHEMA_VERSION, identity
+from densevit.config.loss_modes import applies
+from densevit.config.run_config import RunConfig
+from densevit.runs.directory import RunFolder
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan, make_plan
+from densevit.utils.errors import EXIT_MISTAKE, UserError
 
 START = 1_700_000_000.0  # Unix seconds: when every run began
 STEPS = 100  # an epoch
 MOST_QUEUES = 16
-USUAL_TEMPERATURE = 0.2  # where the temperature costs nothing
+USUAL_TEMPERATURE = 0.2  # at which the temperature costs nothing
 
 
 class Shift(NamedTuple):
-    """A test set: how many points its accuracy lies below val's, and how many of these dense wins
-    back; its classes and pictures; how much higher clean accuracy is among its classes."""
+    """A test set: the points that its accuracy lies below val's, and those that dense recovers.
+
+    Then its numbers of classes and images, and how much higher clean accuracy is among its classes.
+    """
 
     drop: float
     dense: float
@@ -58,12 +61,12 @@ BENCHMARKS: dict[str, Shift] = {
 
 @dataclass(frozen=True)
 class Effects:
-    """What is planted, in points of accuracy.
+    """The planted effects, in points of accuracy.
 
-    levels: val accuracy of each cl_mode at the usual temperature. temperature: what each doubling
-    or halving away from it costs. queue: what each doubling of the queue brings; 0 is a true null.
-    shared: standard deviation of what all cells have in common under a seed, which pairing by seed
-    takes away. own: of what each run has alone, and half as much for each of its test sets.
+    levels: val accuracy of each cl_mode at the usual temperature. temperature: the loss for each
+    doubling or halving away from it. queue: the gain for each doubling of the queue; 0 is a true
+    null. shared: standard deviation of what all cells share under a seed, which pairing by seed
+    removes. own: that of each run alone, and half as much for each of its test sets.
     """
 
     levels: Mapping[str, float] = field(
@@ -75,7 +78,7 @@ class Effects:
     own: float = 0.4
 
     def accuracy(self, config: RunConfig, benchmark: str) -> float:
-        """The accuracy without noise, in percent."""
+        """Return the accuracy without noise, in percent."""
         shift = BENCHMARKS[benchmark]
         value = self.levels[config.cl_mode] - shift.drop
         if applies("temperature", config):
@@ -87,29 +90,29 @@ class Effects:
 def make_sweep(
     folder: Path, cells: int, seeds: int, *, effects: Effects | None = None, seed: int = 0,
     epochs: int = 10, predictions: bool = False, pictures: int = 200, failed: int = 0,
-    pending: int = 0, name: str = "made-up",
+    pending: int = 0,
 ) -> Plan:  # fmt: skip
-    """Write a sweep file, and the run directories of its `cells` times `seeds` runs.
+    """Write a sweep file and the run directories of `cells` times `seeds` runs; return the plan.
 
     The cells are `cl_mode: none`, the baseline, and `global` and `dense` over temperatures and
     queue sizes; for an even number one is left out, so that the grid has a hole. Each run has a
-    `metrics.jsonl` of about three lines an epoch and `results.json` with all of `BENCHMARKS`. With
-    `predictions` each test set has `pictures` pictures, which are as hard for every run, and
-    Parquet files, from which the numbers are computed by `scores.score`.
+    `metrics.jsonl` with about three lines per epoch and a `results.json` with all of `BENCHMARKS`.
+    With `predictions` each test set has `pictures` images, which are equally hard for every run,
+    and Parquet files, from which `evaluate.metrics.score` computes the metrics.
 
-    Of the last runs, `pending` have not begun, and `failed` before them failed half way.
-    Returns the plan; its outputs are FOLDER/outputs. About 1000 runs a second without predictions.
+    Of the last runs, `pending` have not started, and `failed` before them failed half-way. The
+    plan's outputs are FOLDER/outputs. About 1000 runs per second without predictions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "sweep.yaml"
-    wanted = sweep_record(name, cells, seeds, epochs)
-    file.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")  # JSON is YAML
+    record = sweep_record("made-up", cells, seeds, epochs)
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # JSON is YAML
     plan = make_plan(file, folder / "outputs")
-    begun = plan.runs[: len(plan.runs) - pending]
-    shown = pictures if predictions else 0
-    lasting = len(begun) - failed
-    write_runs(plan, begun[:lasting], effects=effects, seed=seed, pictures=shown)
-    write_runs(plan, begun[lasting:], effects=effects, seed=seed, pictures=shown, fail=True)
+    started = plan.runs[: len(plan.runs) - pending]
+    images = pictures if predictions else 0
+    finished = len(started) - failed
+    write_runs(plan, started[:finished], effects=effects, seed=seed, pictures=images)
+    write_runs(plan, started[finished:], effects=effects, seed=seed, pictures=images, fail=True)
     return plan
 
 
@@ -117,24 +120,17 @@ def write_runs(
     plan: Plan, runs: Sequence[Run], *, effects: Effects | None = None, seed: int = 0,
     pictures: int = 0, fail: bool = False,
 ) -> None:  # fmt: skip
-    """Write the directories of some runs, over what there is of them: with another seed, other
-    numbers. Without `pictures` there are no predictions."""
+    """Write the directories of some runs, over existing ones; another seed gives other numbers.
+
+    Without `pictures` there are no predictions.
+    """
     for run in runs:
-        made = _Made(run, effects or Effects(), seed, pictures)
+        made = _RunNumbers(run, effects or Effects(), seed, pictures)
         _write_run(plan.run_folder(run), made, fail)
 
 
-def truth(plan: Plan, effects: Effects | None = None) -> dict[str, dict[str, float]]:
-    """Cell to test set to the accuracy without noise, in percent."""
-    effects = effects or Effects()
-    return {
-        run.cell: {name: effects.accuracy(run.config, name) for name in BENCHMARKS}
-        for run in plan.grid.cells
-    }
-
-
 def sweep_record(name: str, cells: int, seeds: int, epochs: int) -> dict[str, Any]:
-    """The sweep file's content. Errors: `UserError` for less than one cell or seed."""
+    """Return the sweep file's content. Errors: `UserError` for less than one cell or seed."""
     if min(cells, seeds) < 1:
         raise UserError("--cells and --seeds: must be 1 or more")
     half = -(-(cells - 1) // 2)  # of each of the two losses
@@ -161,20 +157,20 @@ def sweep_record(name: str, cells: int, seeds: int, epochs: int) -> dict[str, An
 
 
 def _width(count: int) -> int:
-    """The largest divisor up to the root: the grid is as square as it can be."""
+    """Return the largest divisor up to the root, so that the grid is as square as possible."""
     widest = min(MOST_QUEUES, math.isqrt(count))
     return next((n for n in range(widest, 0, -1) if count % n == 0), 1)
 
 
 def _temperatures(count: int) -> list[float]:
-    """`count` different temperatures around the usual one, evenly on a log scale."""
+    """Return `count` different temperatures around the usual one, evenly on a log scale."""
     if count <= 1:
         return [USUAL_TEMPERATURE]
     return [round(0.05 * 16 ** (n / (count - 1)), 6) for n in range(count)]
 
 
-class _Made:
-    """The numbers of a run, all of which follow from it and the seed of the sweep."""
+class _RunNumbers:
+    """The numbers of a run, which follow from the run and the seed of the sweep."""
 
     def __init__(self, run: Run, effects: Effects, seed: int, pictures: int) -> None:
         self.run, self.pictures, self.seed = run, pictures, seed
@@ -193,16 +189,16 @@ class _Made:
         self.seconds = epochs * STEPS * run.config.batch_size / self.speed
 
     def results(self, folder: RunFolder) -> dict[str, dict[str, float]]:
-        """The numbers of each test set; writes the predictions that they follow from, if any."""
+        """Return the metrics of each test set; write the predictions behind them, if any."""
         if not self.pictures:
             return {name: self._numbers(name) for name in BENCHMARKS}
-        from densevit.predictions import write_answers
-        from densevit.scores import score
+        from densevit.evaluate.metrics import score
+        from densevit.evaluate.predictions import write_predictions
 
         found, clean = {}, None
         for name in BENCHMARKS:
             answers = _answers(name, self.accuracies[name], self.pictures, self.seed, self.random)
-            write_answers(answers, folder.predictions_file(name))
+            write_predictions(answers, folder.predictions_file(name))
             clean = clean or answers
             found[name] = score(answers, None if name == "val" else clean)
         return found
@@ -222,7 +218,7 @@ class _Made:
         return numbers
 
     def lines(self, final: Mapping[str, float] | None, epochs: int) -> list[dict[str, float]]:
-        """The lines of `metrics.jsonl`: of the training, health, val and at its end `final`."""
+        """Return the lines of `metrics.jsonl`: training, health, val, and at its end `final`."""
         contrast = self.run.config.cl_mode != "none"
         health = _health(contrast, self.run.config.cl_mode == "dense", epochs, self.random)
         lines = [self._line(0, health[0])]
@@ -258,7 +254,7 @@ class _Made:
 
 
 def _health(contrast: bool, dense: bool, epochs: int, random: Generator) -> list[dict[str, float]]:
-    """What is logged of the features before the first and after each epoch."""
+    """Return the feature health before the first epoch and after each."""
     names = ["image_rank", "patch_rank", "match_precision", "unique_match_share"]
     first, last = [12.0, 30.0, 0.3, 0.5], [60.0, 120.0, 0.8 if dense else 0.6, 0.6]
     if contrast:
@@ -278,12 +274,12 @@ def _health(contrast: bool, dense: bool, epochs: int, random: Generator) -> list
 
 
 def _answers(name: str, accuracy: float, pictures: int, seed: int, random: Generator) -> Any:
-    """Answers of which as many are right as the accuracy says.
+    """Return predictions of which as many are right as the accuracy states.
 
-    What a picture is to all runs and what it is to this one have the same share in who gets it
-    right, so that the hits of two runs go together.
+    How easy an image is for all runs and how easy for this one count equally in who gets it right,
+    so that the hits of two runs correlate.
     """
-    from densevit.predictions import Answers
+    from densevit.evaluate.predictions import ClassPredictions
 
     ways = min(BENCHMARKS[name].ways, pictures)
     labels = np.arange(pictures, dtype=np.int32) % ways
@@ -302,15 +298,14 @@ def _answers(name: str, accuracy: float, pictures: int, seed: int, random: Gener
     losses = np.where(place == 0, 0.7, np.where(place == 1, 1.6, 5.0)).astype(np.float32)
     classes = tuple(f"n{number:08d}" for number in range(ways))
     samples = [f"{classes[label]}/{name}-{i}.jpg" for i, label in enumerate(labels)]
-    return Answers(
+    return ClassPredictions(
         name, classes, samples, labels, top.astype(np.int32), probabilities, losses,
         anywhere=None, among={},
     )  # fmt: skip
 
 
-def _write_run(folder: RunFolder, made: _Made, fails: bool) -> None:
-    """Plain writes: nobody reads meanwhile, and to wait for the disk takes a hundred times as
-    long."""
+def _write_run(folder: RunFolder, made: _RunNumbers, fails: bool) -> None:
+    """Write a run's files without syncing: waiting for the disk takes a hundred times as long."""
     run, epochs = made.run, made.epochs // 2 if fails else made.epochs
     folder.path.mkdir(parents=True, exist_ok=True)
     _write(folder.config_file, run.config.model_dump())
@@ -329,8 +324,8 @@ def _write_run(folder: RunFolder, made: _Made, fails: bool) -> None:
     lines = made.lines(final, epochs)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     folder.metrics_file.write_text(text, encoding="utf-8")
-    told = "the loss was not finite" if fails else ""
-    folder.log_file.write_text(f"made-up run {run.id}\n{told or 'finished'}\n", encoding="utf-8")
+    message = "the loss was not finite" if fails else ""
+    folder.log_file.write_text(f"made-up run {run.id}\n{message or 'finished'}\n", encoding="utf-8")
     if results is not None:
         record = {
             "run": run.id, "cell": run.cell, "seed": run.seed, "schema_version": SCHEMA_VERSION,
@@ -342,7 +337,7 @@ def _write_run(folder: RunFolder, made: _Made, fails: bool) -> None:
     status = {
         "state": "failed" if fails else "finished", "epoch": epochs, "epochs": made.epochs,
         "step": epochs * STEPS, "steps": made.epochs * STEPS, "started": START, "spent": spent,
-        "top1": None if results is None else results["val"]["top1"], "message": told,
+        "top1": None if results is None else results["val"]["top1"], "message": message,
         "cause": "nan" if fails else "", "updated": START + spent, "host": "made-up", "pid": 1,
     }  # fmt: skip
     _write(folder.status_file, status)
@@ -358,11 +353,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("folder", type=Path, metavar="FOLDER", help="where the sweep is written")
     add("--cells", type=positive, default=9, help="(%(default)s)")
     add("--seeds", type=positive, default=5, help="(%(default)s)")
-    add("--predictions", action="store_true", help="also the answers to each picture")
-    add("--pictures", type=positive, default=200, help="of each test set then (%(default)s)")
+    add("--predictions", action="store_true", help="also write the predictions of each image")
+    add(
+        "--pictures",
+        type=positive,
+        default=200,
+        help="images of each test set with --predictions (%(default)s)",
+    )
     add("--failed", type=int, default=0, metavar="N", help="runs that fail (%(default)s)")
-    add("--pending", type=int, default=0, metavar="N", help="runs not begun (%(default)s)")
-    add("--seed", type=int, default=0, help="of all that is made up (%(default)s)")
+    add(
+        "--pending",
+        type=int,
+        default=0,
+        metavar="N",
+        help="runs that have not started (%(default)s)",
+    )
+    add("--seed", type=int, default=0, help="seed of the made-up numbers (%(default)s)")
     given = parser.parse_args(arguments)
     try:
         plan = make_sweep(

@@ -1,11 +1,12 @@
-"""Mutation testing: put small faults into a file, one at a time; its tests must see each.
+"""Mutation testing: put small faults into a file, one at a time; its tests must detect each.
 
     python bench/mutants.py FILE [FILE ...] [--tests TEST ...] [--count N] [--jobs N]
 
 The tests of `package/stem.py` are `test_stem.py` or, if there is none, those that import it. They
-run in copies of the working tree on `--count` mutants a file, drawn with a fixed seed. A mutant is
-`killed`, `timeout` (the tests hung) or `survived` (a test is missing, or the change makes no
-difference). Exit codes: 0 none survived, 1 some did, 2 a mistake or tests that fail without one.
+run in copies of the working tree on `--count` mutants per file, drawn with a fixed seed. A mutant
+is `killed`, `timeout` (the tests hung) or `survived` (a test is missing, or the change makes no
+difference). Exit codes: 0 none survived, 1 some did, 2 a wrong argument or tests that fail without
+a mutant.
 """
 
 import ast
@@ -23,8 +24,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from densevit.commandline import Parser, positive
-from densevit.errors import EXIT_FAILED, UserError, nearest
+from densevit.cli.parser import Parser, positive
+from densevit.utils.errors import EXIT_FAILED, UserError, nearest
 
 PAIRS = """Add Sub, Mult Div, FloorDiv Mod, BitAnd BitOr, And Or, Lt LtE, Gt GtE, Eq NotEq, Is IsNot
 , In NotIn, min max, minimum maximum, argmin argmax, any all, floor ceil, zeros ones, sum mean"""
@@ -35,7 +36,7 @@ KEPT = ("log.", "warnings.", "if TYPE_CHECKING", "help=", "metavar=", "descripti
 
 
 def changes(node: ast.AST, field: str) -> Iterator[ast.AST]:
-    """Yield each node that takes the place of this one, a field of another, in a mutant."""
+    """Yield the nodes that replace `node`, the `field` of another node, in mutants."""
     if field == "test" and not isinstance(node, ast.Compare | ast.BoolOp | ast.UnaryOp):
         yield ast.UnaryOp(ast.Not(), node)
     match node:
@@ -73,7 +74,7 @@ def mutants(tree: ast.Module, node: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def find_tests(file: str) -> list[str]:
-    """The tests of a file of this folder: by their name, else by what they import."""
+    """Return the tests of a file of this folder: by their name, else by what they import."""
     *packages, stem = Path(file.removesuffix("/__init__.py")).with_suffix("").parts
     imports = rf"\b{'.'.join(packages)}(\.| import .*\b){stem}\b"
     tests = sorted(map(str, Path("tests").rglob("test_*.py")))
@@ -82,7 +83,7 @@ def find_tests(file: str) -> list[str]:
 
 
 def kill_processes(folder: str) -> None:
-    """Kill every process whose folder for temporary files is this one or lies below it."""
+    """Kill every process whose TMPDIR is this folder or lies below it."""
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             if f"TMPDIR={folder}".encode() in environment.read_bytes():

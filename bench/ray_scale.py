@@ -1,12 +1,12 @@
-"""What the launcher ray costs beside Ray Tune itself; a part of `sweep_scale.py`.
+"""Measure the launcher ray against Ray Tune itself; a part of `sweep_scale.py`.
 
-Runs train a network of nothing on a few pictures, on a Ray of two processors on this machine:
+Runs train a tiny network on a few images, on a Ray of two processors on this machine:
 
-- overhead: some runs of a few seconds by our launcher, beside plain Tune calling the same training
-  in reused actors, without processes of their own; from the first trial to the last, actors and
-  imports included, Ray's own start left out; the two take turns.
-- gap: one run after the other in one place: from a run's last word to the next one's first step.
-- memory: the largest resident set of the command that has many short runs.
+- overhead: runs of a few seconds by our launcher, against plain Tune that calls the same training
+  in reused actors, without separate processes; from the first trial to the last, with actors and
+  imports but without Ray's own start; the two take turns.
+- gap: one run after the other in one slot: from a run's last status to the next one's first step.
+- memory: the largest resident set of a command with many short runs.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import Row, in_own_process
 from PIL import Image
-from sweep_scale import Row, in_own_process
 
-from densevit.errors import RunError, UserError
-from densevit.rundir import RunFolder, read_json, read_metrics
+from densevit.runs.directory import RunFolder
+from densevit.runs.metrics_file import read_metrics
+from densevit.utils.errors import RunError, UserError
+from densevit.utils.files import read_json
 
 CPUS = 2
-LONG, LONG_RUNS = 60, 12  # epochs of a run of some seconds, and how many of them
+LONG, LONG_RUNS = 60, 12  # epochs of a run of some seconds; number of runs
 TINY = {
     "dataset": "few", "model_name": "vit_tiny_patch16_224", "batch_size": 8, "warmup_epochs": 0,
     "model_kwargs": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2},
@@ -40,7 +42,7 @@ TINY = {
 
 
 def ray(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """The three quantities, each from a process of its own."""
+    """Return the three quantities, each from a separate process."""
     write_pictures(folder / "few")
     ours, plain = [], []
     for number in range(options.rounds):
@@ -73,22 +75,23 @@ def write_pictures(folder: Path) -> None:
 def write_sweep(folder: Path, runs: int, epochs: int, **settings: Any) -> Path:
     folder.mkdir()
     fixed = {**TINY, "epochs": epochs, "data_dir": str(folder.parent / "few")}
-    wanted = {"name": "scale", "fixed": fixed, "seeds": runs, "launcher": "ray"}
+    record = {"name": "scale", "fixed": fixed, "seeds": runs, "launcher": "ray"}
     file = folder / "sweep.yaml"
-    file.write_text(json.dumps({**wanted, "ray": {"max_concurrent": CPUS, **settings}}))
+    file.write_text(json.dumps({**record, "ray": {"max_concurrent": CPUS, **settings}}))
     return file
 
 
 def _timed(file: Path, execute: Callable[[Any], object]) -> float:
-    """Seconds of executing a sweep's runs on a Ray that is there."""
-    from densevit.sweep.apply import decide, prepare
-    from densevit.sweep.launch.ray.cluster import connected
+    """Return the seconds of executing a sweep's runs on a Ray that has started."""
+    from densevit.launch.decide import decide
+    from densevit.launch.launchers import observe
+    from densevit.launch.prepare import prepare
+    from densevit.launch.ray.cluster import connected
     from densevit.sweep.plan import make_plan
-    from densevit.sweep.state import observe
 
     os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": CPUS})
     plan = make_plan(file, file.parent / "outputs")
-    prepare(plan, decide(plan, observe(plan), "ray"))
+    prepare(plan, decide(plan, observe(plan), foreground=True))
     with connected(plan, plan.runs):
         start = time.perf_counter()
         execute(plan)
@@ -102,7 +105,7 @@ def _timed(file: Path, execute: Callable[[Any], object]) -> float:
 
 def _ours(file: Path) -> float:
     def execute(plan: Any) -> None:
-        from densevit.sweep.launch.ray.driver import launch
+        from densevit.launch.ray.driver import launch
 
         launch(plan, plan.runs, lambda progress: None)
 
@@ -115,7 +118,7 @@ def _plain(file: Path) -> float:
 
         class Plain(tune.Trainable):
             def step(self) -> dict[str, Any]:
-                from densevit.lifecycle import execute
+                from densevit.train.execute import execute
 
                 return {"code": execute(RunFolder(Path(self.config["folder"]))), "done": True}
 
@@ -140,7 +143,7 @@ def _plain(file: Path) -> float:
 
 
 def _gaps(outputs: Path) -> list[float]:
-    """Seconds between runs, the first of the place left out."""
+    """Return the seconds between one run and the next."""
     spans = []
     for path in (outputs / "runs").iterdir():
         folder = RunFolder(path)
@@ -151,10 +154,10 @@ def _gaps(outputs: Path) -> list[float]:
 
 
 def _memory(file: Path) -> float:
-    """MiB: the peak of the command's own process."""
-    words = ["sweep", str(file), "--no-tracking", "--outputs", str(file.parent / "outputs")]
+    """Return the peak memory of the command's own process, in MiB."""
+    arguments = ["sweep", str(file), "--no-tracking", "--outputs", str(file.parent / "outputs")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "densevit", *words], stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "densevit", *arguments], stdout=subprocess.DEVNULL
     )
     peak = 0
     while process.poll() is None:

@@ -1,30 +1,28 @@
-"""What mirroring runs to MLflow costs a training, and whoever waits for it.
+"""Measure mirroring runs to MLflow: its cost for training, and the wait for it.
 
     python bench/tracking.py [--only hot,step,bulk,sync] [--rounds N] [--json FILE]
 
-    hot   what a training pays for a logged line of 25 numbers, with the gauges' read, 2000 a round;
-          and for a sample of the machine, which another thread takes, 50 a round
+    hot   the cost for training of a logged line of 25 numbers, with reading the system metrics,
+          2000 per round; and of a sample of the machine, which another thread takes, 50 per round
     step  steps of --step-ms of work on one thread, each of them logged, beside a mirror process
-          that looks every --every seconds, and beside one that is held (SIGSTOP), in turns of one
-          such interval; how far a third kind of turns, without again, differs is the noise
+          that reads every --every seconds, and beside one that is held (SIGSTOP), in turns of one
+          such interval; the difference of a third kind of turns, held again, is the noise
     bulk  `mirror_once` of a run of --steps steps of 20 metrics, and of a twentieth of them, into an
           SQLite file that has its tables and nothing else, and into an MLflow server on this
-          machine (of 2 workers, on PostgreSQL if that is installed); everything must be in the
-          database once
-    sync  `densevit sync` of a sweep of --runs runs that is up to date, as a command, the start of
-          Python included; the first time, which reads its files from the disk, is left out
+          machine (of 2 workers, on PostgreSQL if that is installed); each value must be in the
+          database exactly once
+    sync  `densevit sync` of a sweep of --runs runs that is up to date, as a command, with the start
+          of Python; the first time, which reads its files from the disk, is left out
 
-Prints a Markdown table of medians with the goal of each and the ratio to it: 1 and less is reached.
-`--json` writes all of it. The servers are those of the tests.
+Prints a Markdown table of medians with the goal of each and the ratio to it; a ratio up to 1
+reaches the goal. `--json` writes all of it. The servers are those of the tests.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import shlex
 import signal
 import statistics
 import subprocess
@@ -38,17 +36,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sweep_scale import Row
+from harness import Row, seconds_of, selected, table, write_record
 
-from densevit.commandline import positive
-from densevit.errors import EXIT_FAILED, RunError, nearest
+from densevit.cli.parser import positive
+from densevit.utils.errors import EXIT_FAILED, RunError, UserError
 
-# No torch and no MLflow up here: the mirror's helpers, which import this file, would pay for it.
+# No torch and no MLflow up here: the mirror's helper processes import this file too.
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "tracking"))
 
 NUMBERS = 25  # of a logged line, with step, epoch and time
 METRICS = 20  # of a line in bulk
-NO_GOAL = 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,20 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--only", default=",".join(MEASUREMENTS), metavar="NAMES", help="of %(default)s (all)")
     add("--rounds", type=positive, default=3, help="(%(default)s)")
     add("--step-ms", type=float, default=100.0, help="of work a step (%(default)s)")
-    add("--every", type=float, default=1.0, help="seconds from look to look (%(default)s; else 5)")
+    add(
+        "--every",
+        type=float,
+        default=1.0,
+        help="seconds from read to read (%(default)s; else 5)",
+    )
     add("--turns", type=positive, default=10, help="of each kind in step (%(default)s)")
     add("--steps", type=positive, default=10_000, help="of bulk (%(default)s)")
     add("--runs", type=positive, default=100, help="of the sweep in sync (%(default)s)")
     add("--no-server", action="store_true", help="measure bulk and sync with SQLite only")
     add("--json", type=Path, metavar="FILE", help="write every number")
     options = parser.parse_args(given)
-    for unknown in set(options.only.split(",")) - MEASUREMENTS.keys():
-        parser.error(f"--only: unknown name {unknown!r}; {nearest(unknown, MEASUREMENTS)}")
+    try:
+        names = selected(options.only, MEASUREMENTS)
+    except UserError as error:
+        parser.error(str(error))
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        del os.environ[name]  # whatever store the caller's shell belongs to
+        del os.environ[name]  # the caller's store must not be used
     rows = []
     try:
-        for name in options.only.split(","):
+        for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 rows += MEASUREMENTS[name](Path(folder), options)
     except RunError as error:
@@ -79,29 +83,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     print(table(rows))
     if options.json:
-        from contrast_arm import machine, torch
-
-        command = shlex.join(["python", "bench/tracking.py", *given])
-        numbers = {"machine": machine(torch.device("cpu")), "rows": [row._asdict() for row in rows]}
-        options.json.write_text(json.dumps({"command": command, **numbers}, indent=2) + "\n")
+        write_record(options.json, "tracking.py", given, rows=[row._asdict() for row in rows])
     return 0
 
 
 def hot(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Microseconds that a logged line keeps a training, and the share of samples."""
-    from densevit.gauges import SECONDS, Gauges, _machine
+    """Measure the microseconds that a logged line delays training, and the share of samples."""
+    from densevit.train.system_metrics import SECONDS, SystemMetrics, _machine
 
-    gauges, trainer = Gauges(_machine()), _trainer(folder / "metrics.jsonl")
+    gauges, trainer = SystemMetrics(_machine()), _trainer(folder / "metrics.jsonl")
     medians, samples = [], []
     for _ in range(options.rounds):
         spent, taken = [], []
         for _ in range(50):
-            start = time.perf_counter()
-            sample = gauges._sample()
-            taken.append(time.perf_counter() - start)
+            taken.append(seconds_of(gauges._sample))
+        sample = gauges._sample()
         samples.append(100 * statistics.median(taken) / SECONDS)
         for _ in range(2000):
-            gauges._samples.append(sample)  # a line every few seconds finds one
+            gauges._samples.append(sample)  # as for a line every few seconds
             spent.append(_logged(trainer, gauges.read, NUMBERS - 3 - len(sample)))
         medians.append(1e6 * statistics.median(spent))
     return [
@@ -112,15 +111,15 @@ def hot(folder: Path, options: argparse.Namespace) -> list[Row]:
 
 
 def _trainer(file: Path) -> Any:
-    """What `write_line` asks of a trainer."""
-    from densevit.metricsfile import MetricsFile
+    """Return the part of a trainer that `write_line` needs."""
+    from densevit.runs.metrics_file import MetricsFile
 
     return SimpleNamespace(metrics=MetricsFile(file, 0), step=0, steps_per_epoch=1000)
 
 
 def _logged(trainer: Any, work: Callable[[], dict[str, float]], count: int) -> float:
-    """Seconds of a step that does some work and logs what it gives and so many numbers."""
-    from densevit.trainer import write_line
+    """Return the seconds of a step that does some work and logs its result and `count` numbers."""
+    from densevit.train.trainer import write_line
 
     line = _numbers("train/number", count)
     start = time.perf_counter()
@@ -134,34 +133,34 @@ def _numbers(name: str, count: int) -> dict[str, float]:
 
 
 def step(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """Steps beside a mirror and without one."""
+    """Measure steps with a mirror and without one."""
     import psutil
 
-    from densevit.rundir import run_folder
-    from densevit.tracking.beside import start_mirror
+    from densevit.runs.directory import run_folder
+    from densevit.tracking.mirror_process import start_mirror
 
     runs = [run_folder(folder, _make_run(folder, 0, 0, turn)) for turn in range(3)]
     trainers = [_trainer(run.metrics_file) for run in runs]
     work = _calibrated(options.step_ms)
     steps = range(max(1, round(1000 * options.every / options.step_ms)))
     spent: list[list[list[float]]] = [[], [], []]  # without, with, without again
-    beside = runs[1]
-    with beside.lock():
-        beside.write_status("running")
-        mirror = start_mirror(folder, [beside.path.name], every=options.every)
+    mirrored = runs[1]
+    with mirrored.lock():
+        mirrored.write_status("running")
+        mirror = start_mirror(folder, [mirrored.path.name], every=options.every)
         process = psutil.Process(mirror.process.pid)
         try:
-            while process.is_running() and not beside.tracking_file.exists():
+            while process.is_running() and not mirrored.tracking_file.exists():
                 time.sleep(0.05)
-            begun = sum(process.cpu_times()[:2])
+            at_start = sum(process.cpu_times()[:2])
             for number in range(options.turns):
                 for turn in (number % 3, (number + 1) % 3, (number + 2) % 3):
                     process.send_signal(signal.SIGCONT if turn == 1 else signal.SIGSTOP)
                     spent[turn].append([_logged(trainers[turn], work, NUMBERS - 4) for _ in steps])
-            used = sum(process.cpu_times()[:2]) - begun
+            used = sum(process.cpu_times()[:2]) - at_start
             process.send_signal(signal.SIGCONT)
             if not mirror.stop():
-                raise RunError(f"step: the mirror has not sent everything: {mirror.said()}")
+                raise RunError(f"step: the mirror has not sent everything: {mirror.output()}")
         finally:
             mirror.process.kill()
             mirror.process.wait()
@@ -173,16 +172,16 @@ def step(folder: Path, options: argparse.Namespace) -> list[Row]:
     return [
         Row("median step beside a mirror / without", "x", [whole[1] / whole[0]], 1.001),
         Row("turn by turn", "x", pairs, 1.001),
-        Row("noise: without again / without", "x", [whole[2] / whole[0]], NO_GOAL),
-        Row("noise turn by turn", "x", noise, NO_GOAL),
-        Row("a step without", "ms", [1000 * seconds for seconds in first], NO_GOAL),
-        Row("the mirror's start, processor", "s", [begun], NO_GOAL),
-        Row("the mirror, of 1000 logged steps, processor", "s", [1000 * used / logged], NO_GOAL),
+        Row("noise: without again / without", "x", [whole[2] / whole[0]]),
+        Row("noise turn by turn", "x", noise),
+        Row("a step without", "ms", [1000 * seconds for seconds in first]),
+        Row("the mirror's start, processor", "s", [at_start]),
+        Row("the mirror, of 1000 logged steps, processor", "s", [1000 * used / logged]),
     ]
 
 
 def _calibrated(milliseconds: float) -> Callable[[], dict[str, float]]:
-    """Work of about so many milliseconds for one thread of a machine that does nothing else."""
+    """Return work of about `milliseconds` for one thread of an otherwise idle machine."""
     import torch
 
     torch.set_num_threads(1)
@@ -199,10 +198,10 @@ def _calibrated(milliseconds: float) -> Callable[[], dict[str, float]]:
 
 
 def bulk(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """A long run that the store knows nothing of."""
+    """Measure sending a long run that the store does not know."""
     from densevit.tracking.store import open_store
 
-    open_store("http://nowhere")  # imports MLflow, as a mirror that works has done
+    open_store("http://nowhere")  # imports MLflow, as a working mirror has done
     rows, count = [], 0
     with closing(_stores(folder, options)) as stores:
         for kind, database in stores:
@@ -215,14 +214,14 @@ def bulk(folder: Path, options: argparse.Namespace) -> list[Row]:
                     stored = steps * METRICS + (stored if database else 0)
                     if not database:
                         client = open_store(f"sqlite:///{outputs / 'mlflow.db'}")
-                        client.search_experiments(max_results=1)  # which makes the tables
+                        client.search_experiments(max_results=1)  # creates the tables
                     values.append(_sent(outputs, [run_id], None, database, stored))
                 rows.append(Row(f"{steps * METRICS:,} values into {kind}", "s", values, goal=10))
     return rows
 
 
 def sync(folder: Path, options: argparse.Namespace) -> list[Row]:
-    """A sweep of which nothing is missing."""
+    """Measure the sync of a sweep of which nothing is missing."""
     from rundirs import make_plan
 
     runs = [_make_run(folder, 40, 50, seed) for seed in range(options.runs)]
@@ -248,7 +247,7 @@ def sync(folder: Path, options: argparse.Namespace) -> list[Row]:
 
 
 def _make_run(outputs: Path, steps: int, metrics: int, seed: int) -> str:
-    """A finished run of so many steps of so many metrics."""
+    """Create a finished run of `steps` steps of `metrics` metrics; return its id."""
     from rundirs import START, make_run
 
     lines = [{"step": n, "epoch": n, "time": START + n} for n in range(1, steps + 1)]
@@ -257,7 +256,7 @@ def _make_run(outputs: Path, steps: int, metrics: int, seed: int) -> str:
 
 
 def _stores(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What each store is called, and the URI of its database; "" for that of an outputs folder."""
+    """Yield each store's name and the URI of its database, "" for that of an outputs folder."""
     import servers
 
     yield "SQLite", ""
@@ -273,38 +272,27 @@ def _stores(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, st
         yield f"a server on {kind}", database
 
 
-def _sent(outputs: Path, runs: list[str], sweep: str | None, database: str, wanted: int) -> float:
-    """Seconds until the store is up to date, which then has so many values."""
-    from densevit.tracking.beside import mirror_once
+def _sent(outputs: Path, runs: list[str], sweep: str | None, database: str, expected: int) -> float:
+    """Return the seconds until the store is up to date, which must then have `expected` values."""
+    from densevit.tracking.mirror_process import mirror_once
 
     start = time.perf_counter()
     problems, _ = mirror_once(outputs, runs, sweep)
     seconds = time.perf_counter() - start
-    _require(database or f"sqlite:///{outputs / 'mlflow.db'}", wanted, problems)
+    _require(database or f"sqlite:///{outputs / 'mlflow.db'}", expected, problems)
     return seconds
 
 
-def _require(database: str, wanted: int, problems: Sequence[str] = ()) -> None:
-    """Each value must be there once."""
+def _require(database: str, expected: int, problems: Sequence[str] = ()) -> None:
+    """Check that the store holds each value exactly once."""
     from servers import points
 
-    held = points(database)
-    if problems or (held["metrics"], held["distinct"]) != (wanted, wanted):
-        raise RunError(f"{wanted} values were sent; the store has {held}; {problems}")
+    stored = points(database)
+    if problems or (stored["metrics"], stored["distinct"]) != (expected, expected):
+        raise RunError(f"{expected} values were sent; the store has {stored}; {problems}")
 
 
 MEASUREMENTS = {measurement.__name__: measurement for measurement in (hot, step, bulk, sync)}
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown."""
-    lines = ["| | median | minimum | quartiles | goal | ratio |", "|---|--:|--:|--:|--:|--:|"]
-    for row in rows:
-        ends = statistics.quantiles(row.values, n=4) if len(row.values) > 2 else sorted(row.values)
-        aim = f"{row.goal:g} {row.unit} | {row.ratio:.3f}" if row.goal else " | "
-        found = f"{statistics.median(row.values):.4g} {row.unit} | {min(row.values):.4g}"
-        lines.append(f"| {row.name} | {found} | {ends[0]:.4g}–{ends[-1]:.4g} | {aim} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What the trainer's loop costs beside a bare loop, and a checkpoint beside a step.
+"""Measure the trainer's loop against a bare loop, and a checkpoint against a step.
 
     python bench/train_loop.py [--model NAME] [--batch N] [--cl-mode MODE] [--json FILE]
 
-Both loops train the same network with the same losses and optimiser on the same crops, held in
-memory. The bare one is what one would write in a notebook: colours, forward, losses, backward,
-clipping, optimiser and queue. The trainer adds signals, the cadence of checkpoints, the skipping of
-steps that are not finite, counting, the clock, a logged line every 50 steps and status.json. They
-take turns of some steps each in one process; ratios are of the same round.
+Both loops train the same network with the same losses and optimizer on the same crops in memory.
+The bare loop is what one would write in a notebook: colors, forward, losses, backward, clipping,
+optimizer and queue. The trainer adds signals, checkpoint intervals, skipping of non-finite steps,
+counting, timing, a logged line every 50 steps and status.json. They take turns of some steps each
+in one process; ratios are of the same round.
 
-With --checkpoint the table is of a checkpoint instead: how long `save` keeps the step that it falls
-on, how long the writing takes, and how long a process that has imported everything needs until it
-stands before its next step.
+With --checkpoint the table is of a checkpoint instead: how long `save` delays its step, how long
+the writing takes, and how long a process that has imported everything needs until it is ready for
+its next step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shlex
 import statistics
 import sys
 import tempfile
@@ -28,25 +27,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from contrast_arm import machine
+from harness import markdown, write_record
 from PIL import Image
 from torch import nn
 
-from densevit import checkpoint, train
-from densevit.data.loading import Crops
-from densevit.data.pictures import Picture
-from densevit.data.sources import Data
-from densevit.distributed import World
-from densevit.errors import EXIT_MISTAKE, UserError
-from densevit.layers import Layer, build
-from densevit.model import check_model
-from densevit.rundir import RunFolder
-from densevit.step import autocast, part_draws
-from densevit.trainer import Trainer, build_trainer, looks, save
+from densevit.config.resolve import Layer, build
+from densevit.data.batch import Crops
+from densevit.data.datasets import Data
+from densevit.data.image import LazyImage
+from densevit.models.vit import check_model
+from densevit.runs import checkpoint
+from densevit.runs.directory import RunFolder
+from densevit.train import loop
+from densevit.train.build import build_trainer
+from densevit.train.checkpointing import save
+from densevit.train.step import autocast, part_draws
+from densevit.train.trainer import Trainer, normalization
+from densevit.utils.distributed import World
+from densevit.utils.errors import EXIT_MISTAKE, UserError
 
 
 class Noise:
-    """Pictures that cost nothing to read."""
+    """Images that cost nothing to read."""
 
     classes = tuple(f"c{number}" for number in range(1000))
 
@@ -57,8 +59,8 @@ class Noise:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def picture(self, index: int) -> Picture:
-        return Picture(self.ids[index], Image.fromarray(self.pixels), self.pixels.shape[:2])
+    def image(self, index: int) -> LazyImage:
+        return LazyImage(self.ids[index], Image.fromarray(self.pixels), self.pixels.shape[:2])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", default="vit_tiny_patch16_224", help="any ViT of timm (%(default)s)")
     add("--model-kwargs", type=json.loads, default={}, help="of the model, in JSON")
-    add("--batch", type=int, default=8, help="pictures (%(default)s)")
+    add("--batch", type=int, default=8, help="images (%(default)s)")
     add("--cl-mode", default="dense", help="(%(default)s)")
     add("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     add("--precision", default="float32", help="(%(default)s)")
@@ -87,16 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"train_loop.py: {error}", file=sys.stderr)
         return EXIT_MISTAKE
-    print("\n".join(f"| {name} | {statistics.median(v):.4g} |" for name, v in found.items()))
+    print(markdown(["", "median"], [[k, f"{statistics.median(v):.4g}"] for k, v in found.items()]))
     if options.json:
-        command = shlex.join(["python", "bench/train_loop.py", *given])
-        result = {"command": command, "machine": machine(trainer.engine.device), "numbers": found}
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        device = trainer.engine.device.type
+        write_record(options.json, "train_loop.py", given, device, numbers=found)
     return 0
 
 
 def make_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
-    """A trainer over noise, whose epoch is longer than the measurement."""
+    """Return a trainer on noise, whose epoch is longer than the measurement."""
     settings = {
         "model_name": options.model, "model_kwargs": options.model_kwargs,
         "batch_size": options.batch, "cl_mode": options.cl_mode, "device": options.device,
@@ -119,13 +120,13 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
 
 
 def loops(trainer: Trainer, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Milliseconds a step of both loops, and their ratio, a number a round."""
+    """Return the milliseconds per step of both loops and their ratio, one number per round."""
     crops = next(iter(trainer.batches)).to(trainer.engine.device)
     optimizer = torch.optim.AdamW(trainer.engine.learner.model.parameters(), lr=1e-6, fused=True)
     found: dict[str, list[float]] = {"bare, ms": [], "trainer, ms": [], "trainer / bare": []}
     for number in range(options.rounds + 1):
         bare = timed(lambda: bare_loop(trainer, optimizer, crops, options.steps), trainer)
-        ours = timed(lambda: train._train_epoch(trainer, lambda *_: None), trainer)
+        ours = timed(lambda: loop._train_epoch(trainer, lambda *_: None), trainer)
         if number:
             found["bare, ms"].append(1000 * bare / options.steps)
             found["trainer, ms"].append(1000 * ours / options.steps)
@@ -134,10 +135,11 @@ def loops(trainer: Trainer, options: argparse.Namespace) -> dict[str, list[float
 
 
 def bare_loop(trainer: Trainer, optimizer: torch.optim.Optimizer, crops: Crops, steps: int) -> None:
-    """The shortest loop that trains the same."""
-    learner, config, look = trainer.engine.learner, trainer.config, looks(trainer.engine)
+    """Train the same in the shortest possible loop."""
+    learner, config = trainer.engine.learner, trainer.config
+    mean_std = normalization(trainer.engine)
     for step in range(steps):
-        batch = crops.developed(*look)
+        batch = crops.developed(*mean_std)
         with autocast(trainer.engine):
             losses = learner(batch, config.lambda_weight, part_draws(trainer.engine, step, 0))
         optimizer.zero_grad(set_to_none=True)
@@ -160,8 +162,8 @@ def timed(function: Callable[[], None], trainer: Trainer) -> float:
 
 
 def checkpoints(trainer: Trainer, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of `save`, of the writing behind it, and of continuing; a number a round."""
-    train._train_epoch(trainer, lambda *_: None)
+    """Return the seconds of `save`, of the writing after it, and of resuming, for each round."""
+    loop._train_epoch(trainer, lambda *_: None)
     trainer.checkpoints.finish()
     found: dict[str, list[float]] = {}
 
@@ -172,12 +174,12 @@ def checkpoints(trainer: Trainer, options: argparse.Namespace) -> dict[str, list
         trainer.step += 1
         start = time.perf_counter()
         save(trainer)
-        kept = time.perf_counter() - start
+        waited = time.perf_counter() - start
         trainer.checkpoints.finish()
         written = time.perf_counter() - start
-        note("the step waits, s", kept)
+        note("the step waits, s", waited)
         note("written after, s", written)
-        note("waits / written", kept / written)
+        note("waits / written", waited / written)
     file = checkpoint.newest_first(trainer.folder.checkpoint_folder)[0]
     note("size, MiB", file.stat().st_size / 2**20)
     for _ in range(options.rounds):

@@ -1,8 +1,8 @@
-"""`python -m densevit` is the command `densevit`."""
+"""Run the command `densevit` as `python -m densevit`."""
 
 import sys
 
-from densevit.cli import main
+from densevit.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# A real Slurm on this one Debian machine, from Debian's own packages and as plain processes: to try a sweep
-# before there is a cluster, and for CI. It never touches a Slurm that it did not set up. Tested on Debian 12.
+# Start a real Slurm on this Debian machine, from Debian's packages and as plain processes. Use it to try a
+# sweep without a cluster, and for CI. It never touches a Slurm that it did not set up. Tested on Debian 12.
 #
 #   local-cluster.sh start [--nodes 2] [--cpus 4] [--gpus 2] [--memory 4000] [--max-array-size 1001] [--no-accounting]
-#   local-cluster.sh stop [--wipe]            the job history stays, unless it is wiped
+#   local-cluster.sh stop [--wipe]            without --wipe, the job history stays
 #   local-cluster.sh status
-#   local-cluster.sh daemon kill|start slurmctld|slurmdbd|slurmd-node1|...     to see what a fault does
-#   local-cluster.sh with COMMAND...     runs a command beside a cluster, or without one where none may be set up
+#   local-cluster.sh daemon kill|start slurmctld|slurmdbd|slurmd-node1|...     to see the effect of a fault
+#   local-cluster.sh with COMMAND...     run a command with a cluster, or without one if none can be set up
 #
-# --cpus, --gpus and --memory (MB) are per node and need not exist; the GPUs are device files without CUDA.
-# Jobs go to the partition `lab`; one in `urgent` preempts them. `start` also brings back daemons that died.
+# --cpus, --gpus and --memory (MB) are per node and need not exist. The GPUs are device files without CUDA.
+# Jobs run in the partition `lab`; a job in `urgent` preempts them. `start` also restarts daemons that died.
 # Exit status: 0 done, 1 failed, 2 refused, 3 not running.
 
 # shellcheck disable=SC1091,SC2016
 set -euo pipefail
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
-# Whatever cluster or job the caller's shell belongs to, the commands below must mean this one.
+# The caller's shell may belong to another cluster or job; the commands below must use this cluster.
 while read -r name; do unset "$name"; done < <(compgen -e | grep -E '^(SLURM|SBATCH|SALLOC|SQUEUE|SINFO|SCANCEL|SACCT)')
 export SLURM_CONF=/etc/slurm/slurm.conf
 
@@ -24,7 +24,7 @@ ETC=/etc/slurm STATE=/var/lib/densevit-slurm RUN=/run/densevit-slurm LOGS=/var/l
 CONFIGS=("$ETC"/{slurm,slurmdbd,gres,densevit-daemons}.conf)
 MARK='# densevit local cluster: written by slurm/local-cluster.sh'
 POLICY=/usr/sbin/policy-rc.d BOOT=$(</proc/sys/kernel/random/boot_id)
-nodes=2 cpus=4 gpus=2 memory=4000 max_array_size=1001 accounting=yes # what --options change
+nodes=2 cpus=4 gpus=2 memory=4000 max_array_size=1001 accounting=yes # set by options
 started=() policy_is_ours=no interrupted=no
 
 say() { echo "local-cluster: $1"; }
@@ -36,34 +36,34 @@ await() { # SECONDS COMMAND...
     until "${@:2}"; do ((SECONDS < end)) || return 1; sleep 0.1 || true; done
 }
 
-identity() { # PID: what no later process of that pid shares; nothing for a zombie, which may stay for long
+identity() { # PID: print a value that no later process with this pid has; nothing for a zombie, which may stay long
     sed -E '/\) [ZX] [^)]*$/d; s/.*\) (\S+ ){19}(\S+) .*/\2@'"$BOOT/" "/proc/$1/stat" 2>/dev/null | grep .
 }
 records() { cat "$STATE/pids" 2>/dev/null || true; }
-record() { # NAME PIDFILE, which a daemon makes before it writes into it
+record() { # NAME PIDFILE: the daemon creates the file before it writes into it
     local pid id
     pid=$(cat "$2" 2>/dev/null) && [[ $pid =~ ^[1-9][0-9]*$ ]] && id=$(identity "$pid") &&
         echo "$1 $pid $id" >>"$STATE/pids"
 }
 forget() { [[ ! -e $STATE/pids ]] || sed -i "/^$1 /d" "$STATE/pids"; }
-pid_of() { # NAME: its recorded pid, if that very process still lives
+pid_of() { # NAME: print its recorded pid if the same process is still alive
     local pid id
     read -r pid id < <(records | sed -n "s/^$1 //p") && [[ $(identity "$pid") == "$id" ]] && echo "$pid"
 }
 is_up() { pid_of "$1" >/dev/null; }
 is_down() { ! is_up "$1"; }
-# Each daemon, and all that one starts, has this script's hosts as its own.
+# Each daemon, and every process that it starts, has this script's hosts file mounted.
 of_ours() {
     { grep -lsE 'densevit-slurm/hosts(//deleted)? /etc/hosts ' /proc/[0-9]*/mountinfo || true; } | cut -d/ -f3
 }
-clear_away() { # what a daemon has left behind when it is gone: a child that hangs, a process that left its job
+clear_away() { # kill what dead daemons left behind: a child that hangs, a process that left its job
     local pid pids
     mapfile -t pids < <(of_ours)
     for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
     for pid in "${pids[@]}"; do await 15 gone "$pid" || say "process $pid does not end" >&2; done
 }
 gone() { ! identity "$1" >/dev/null; }
-free_port() { # NODE: a child that its killed daemon had just forked may hang, and with it hold the daemon's port
+free_port() { # NODE: a child that a killed daemon had just forked may hang and keep the daemon's port
     local pid
     for pid in $(of_ours); do
         [[ $(cat "/proc/$pid/comm" 2>/dev/null) == slurmd ]] || continue
@@ -72,11 +72,11 @@ free_port() { # NODE: a child that its killed daemon had just forked may hang, a
     done
     await 15 port_is_free "$((17000 + ${1#node}))" || say "port $((17000 + ${1#node})) stays in use" >&2
 }
-port_is_free() { # PORT: nobody listens on it (state 0A)
+port_is_free() { # PORT: no process listens on it (state 0A)
     ! awk -v port=":$(printf %04X "$1")" '$2 ~ port "$" && $4 == "0A" {found = 1} END {exit !found}' /proc/net/tcp
 }
 running() { local name; records | while read -r name _; do is_down "$name" || echo "$name"; done; }
-daemons() { # in the order in which they need each other
+daemons() { # in the order of their dependencies
     echo munged
     [[ $accounting == no ]] || printf '%s\n' mariadbd slurmdbd
     echo slurmctld
@@ -88,7 +88,7 @@ answers() { # NAME
     munged) munge -n | unmunge ;;
     mariadbd) [[ -S $RUN/mysql.sock ]] ;;
     slurmdbd) timeout 5 sacctmgr -n list cluster ;;
-    # sacct works only once the controller has entered its cluster.
+    # sacct works only after the controller has registered its cluster.
     slurmctld) timeout 5 scontrol ping && { is_down slurmdbd || timeout 5 sacctmgr -n list cluster | grep .; } ;;
     slurmd-*) is_down slurmctld || timeout 5 sinfo -hp lab -n "${1#slurmd-}" -o %T |
         grep -xE 'idle|mixed|allocated|completing|draining|drained' ;;
@@ -105,7 +105,7 @@ launch() { # NAME
         command=(setpriv --reuid=munge --regid=munge --init-groups munged) ;;
     mariadbd)
         rm -f "$RUN/mysql.sock"
-        # --no-defaults: what /etc says is about another database.
+        # --no-defaults: the settings in /etc are for another database.
         command=(sh -c '"$@" &' sh mariadbd --no-defaults --user=slurm --datadir="$STATE/mysql" --pid-file="$file"
             --init-file="$STATE/grants.sql" --socket="$RUN/mysql.sock" --bind-address=127.0.0.1 --port=13306
             --skip-name-resolve --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900) ;;
@@ -113,7 +113,7 @@ launch() { # NAME
     slurmctld) command=(slurmctld -f "${CONFIGS[3]}") ;;
     slurmd-*)
         host=${1#slurmd-}
-        # A node that an earlier fault drained would stay so for ever.
+        # A node that an earlier fault drained would stay drained.
         timeout 5 scontrol update nodename="$host" state=resume &>/dev/null || true
         free_port "$host"
         command=(slurmd -f "${CONFIGS[3]}" -N "$host") ;;
@@ -121,9 +121,9 @@ launch() { # NAME
     rm -f "$file"
     forget "$1"
     started+=("$1")
-    # A node has a host name of its own, which resolves here and only in its jobs: rank 0 is found by name as on
-    # a cluster, daemons can bind to loopback alone, and the machine's own name need not resolve at all.
-    # 9 is the lock, which a daemon would hold for as long as it lives.
+    # A node has its own host name, which resolves here and in its jobs only. So rank 0 is found by name as on a
+    # cluster, daemons can bind to loopback alone, and the machine's own name need not resolve.
+    # 9 is the lock; a daemon that inherited it would hold it for its whole life.
     { (cd / && exec unshare --uts --mount --propagation slave sh -c \
         'mount --bind "$1" /etc/hosts && hostname "$2" && shift 2 && exec setsid "$@"' \
         sh "$STATE/hosts" "$host" "${command[@]}" >>"$LOGS/$1.log" 2>&1 </dev/null 9>&-) &&
@@ -135,7 +135,7 @@ bring_up() {
     for name in $(daemons); do
         if is_down "$name" && { [[ $name != munged ]] || ! answers munged; }; then
             launch "$name"
-            # The nodes may come up side by side.
+            # The nodes may start in parallel.
             [[ $name == slurmd-* ]] || ready "$name"
         fi
     done
@@ -155,15 +155,15 @@ on_exit() {
 lock() {
     ((EUID == 0)) || die "only root can do this" 2
     trap on_exit EXIT
-    trap 'interrupted=yes' INT TERM HUP # and no exit here: a daemon may not be on record yet
+    trap 'interrupted=yes' INT TERM HUP # do not exit here: a daemon may not be recorded yet
     exec 9>/run/densevit-slurm.lock
     flock -w 600 9 || die "another call has not finished"
 }
 
-foreign() { # configurations and daemons of another cluster
+foreign() { # print configurations and daemons of another cluster
     grep -LxF "$MARK" "${CONFIGS[@]}" 2>/dev/null || true
     grep -lxE 'slurm(ctl|db)?d' /proc/[0-9]*/comm 2>/dev/null | cut -d/ -f3 | while read -r pid; do
-        # One in a container has a machine of its own.
+        # A daemon in a container belongs to another machine.
         [[ $(readlink "/proc/$pid/ns/pid") == "$(readlink /proc/$$/ns/pid)" ]] || continue
         gone "$pid" || of_ours | grep -x "$pid" >/dev/null || echo "process $pid"
     done
@@ -175,18 +175,18 @@ install_packages() {
     ((installed != ${#packages[@]})) || return 0
     type -P apt-get >/dev/null || die "needs Debian's apt-get to install ${packages[*]}" 2
     say "installing ${packages[*]}"
-    # Else the packages start daemons of their own.
+    # Otherwise the packages start their own daemons.
     [[ -e $POLICY ]] || { policy_is_ours=yes; install -m 755 /dev/stdin "$POLICY" <<<$'#!/bin/sh\nexit 101'; }
     local get=(env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=120)
     local install=("${get[@]}" install --no-install-recommends "${packages[@]}")
     log=$({ "${install[@]}" || { "${get[@]}" update && "${install[@]}"; }; } 2>&1 9>&-) ||
         { tail -n 8 <<<"$log" >&2; die "the packages could not be installed"; }
-    # At its next boot an init system would find the configuration and start a second set.
+    # At the next boot, an init system would find the configuration and start the daemons a second time.
     for package in slurmctld slurmd slurmdbd; do update-rc.d "$package" disable &>/dev/null || true; done
 }
 write_database() (
     umask 077
-    if [[ ! -e $STATE/grants.sql ]]; then # which comes last: an interrupted one does not pass for a database
+    if [[ ! -e $STATE/grants.sql ]]; then # written last: an interrupted set-up is not taken for a database
         rm -rf "$STATE/mysql" && install -d -o slurm -g slurm "$STATE/mysql"
         mariadb-install-db --no-defaults --user=slurm --datadir="$STATE/mysql" --skip-test-db \
             --auth-root-authentication-method=socket >"$LOGS/mariadbd.log" 2>&1 || fail mariadbd "gets no database"
@@ -203,7 +203,7 @@ write_database() (
 write_cluster() {
     local i slurm gres=("$MARK")
     for ((i = 0; i < gpus; i++)); do
-        # slurmd counts only what is a device, so this is one more /dev/null.
+        # slurmd counts only devices, so this is another /dev/null.
         [[ -e $STATE/gpu/nvidia$i ]] || mknod "$STATE/gpu/nvidia$i" c 1 3
         gres+=("Name=gpu File=$STATE/gpu/nvidia$i")
     done
@@ -215,15 +215,15 @@ write_cluster() {
         ProctrackType=proctrack/linuxproc TaskPlugin=task/none MpiDefault=none MailProg=/bin/true
         # The nodes may be larger than the machine.
         SlurmdParameters=config_overrides GresTypes=gpu
-        # A job that names no memory would otherwise take a whole node's.
+        # Otherwise a job that requests no memory would get that of a whole node.
         SelectType=select/cons_tres SelectTypeParameters=CR_Core_Memory
         DefMemPerCPU="$((memory / cpus < 500 ? memory / cpus : 500))"
-        # A requeued job waits for as long as a credential lives (5 s is the least), then for the scheduler.
+        # A requeued job waits for the lifetime of a credential (at least 5 s), then for the scheduler.
         AuthType=auth/munge AuthInfo=cred_expire=5
         "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2"
-        JobRequeue=1 ReturnToService=2 KillWait=5 SlurmdTimeout=30 BatchStartTimeout=30 MinJobAge=300
+        JobRequeue=1 ReturnToService=2 KillWait=30 SlurmdTimeout=30 BatchStartTimeout=30 MinJobAge=300
         MaxArraySize="$max_array_size" MaxJobCount="$((max_array_size + 10000))"
-        # As its grace time begins a job gets the signal of its --signal; without one it gets SIGTERM.
+        # When its grace time begins, a job gets the signal of its --signal option, else SIGTERM.
         PreemptType=preempt/partition_prio PreemptMode=REQUEUE SlurmctldParameters=preempt_send_user_signal
         "PartitionName=lab Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 MaxTime=INFINITE"
         "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE"
@@ -235,7 +235,7 @@ write_cluster() {
     done
     printf '%s\n' "${slurm[@]}" >"$ETC/slurm.conf"
     printf '%s\n' "${gres[@]}" >"$ETC/gres.conf"
-    # For the daemons only: a command would bind to whatever address the machine's own name has.
+    # For the daemons only: a command would bind to the address of the machine's own name.
     printf '%s\n' "$MARK" "include $ETC/slurm.conf" CommunicationParameters=NoInAddrAny,NoCtldInAddrAny >"${CONFIGS[3]}"
 }
 prepare() {
@@ -277,7 +277,7 @@ start() {
     ((${#started[@]})) || { say "runs already"; return; }
     say "runs: $nodes nodes of $cpus CPUs, $gpus GPUs and $memory MB; accounting: $accounting"
 }
-no_jobs() { # told again each time, as a job may requeue itself when it is told to end
+no_jobs() { # cancel again at each call, because a cancelled job may requeue itself
     local jobs
     timeout 5 squeue -ht PD,CF,R,S -o %F | sort -u | timeout 5 xargs -r scancel -Q
     jobs=$(timeout 5 squeue -h) && [[ -z $jobs ]]
@@ -287,9 +287,9 @@ stop() {
     [[ $# == 0 || $* == --wipe ]] || usage
     lock
     load_options
-    # A daemon stays on record until this script has ended it, whatever else killed it.
+    # A daemon stays recorded until this script has ended it, even if something else killed it.
     if [[ $(records) == *"@$BOOT"* ]]; then
-        # A job outlives its node's daemon, and without the controller it would run again at the next start.
+        # A job outlives the daemon of its node. Without the controller it would run again at the next start.
         (bring_up) || true
         { [[ -z $(foreign) ]] && is_up slurmctld && await 20 no_jobs 2>/dev/null; } || say "some jobs may go on" >&2
         for name in $(daemons | tac); do end "$name"; done
@@ -326,7 +326,7 @@ daemon() { # kill|start NAME
     esac
 }
 
-# For tests, which say themselves what they skip where no cluster may be set up.
+# For tests: without a cluster, they skip what they cannot test and report it.
 with() { # COMMAND...
     local was_up=no status=0
     (($#)) || usage

@@ -1,11 +1,11 @@
-"""Small made-up frames of a sweep, as `collect` and `stats` give them, and helpers to read figures."""
+"""Small synthetic frames of a sweep, as `collect` and `stats` return them, and readers of figures."""
 
 import itertools
 
 import numpy as np
 import pandas as pd
 
-from densevit.results.tables import CellTable
+from densevit.results.tables.main_table import CellTable
 
 BENCHMARKS = ("val", "imagenet-a", "imagenet-r", "imagenet-v2", "imagenet-sketch",
               "stylized-imagenet", "imagenet-real")  # fmt: skip
@@ -14,7 +14,7 @@ AXES = {"cl_mode": ("none", "dense"), "temperature": (0.2, 0.07, 0.1), "queue": 
 
 
 def make_cells(count, labels=()):
-    """Cells of a grid over three axes; the first is `none`, to which two do not apply."""
+    """Return the cells of a grid over three axes; two axes do not apply to the first cell, `none`."""
     combinations = [("none", None, None), *itertools.product(
         ("global", "dense"), (0.1, 0.2, 0.07, 0.05), (1024, 256, 4096, 16384, 65536))]  # fmt: skip
     rows = [
@@ -95,7 +95,8 @@ def make_costs(cells, seeds=2, chance=0):
         phases = ("data_ms", "augment_ms", "forward_ms", "contrastive_ms", "backward_ms")
         times = {name: chance.uniform(5, 60) for name in phases}
         memory = chance.uniform(5000, 9000)
-        rows.append({"run": f"{cell}-s{seed}", "cell": cell, "seed": seed, "gpu_hours": 1.0,
+        rows.append({"run": f"{cell}-s{seed}", "cell": cell, "seed": seed,
+                     "gpu_hours": chance.uniform(1, 9),
                      "peak_memory_mib": memory, "step_ms": sum(times.values()), **times})  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -1,8 +1,8 @@
-"""Commands in processes forked from a server that has imported what they need.
+"""Run commands in processes forked from a server that has already imported their modules.
 
-A new process imports torch and timm for longer than a whole tiny run takes. A forked one has
-arguments, an environment, a session and an output of its own as well, and starts the processes that
-load its pictures as any other does. That the real command does the same has tests of its own.
+A new process imports torch and timm for longer than a whole tiny run takes. A forked process also
+has its own arguments, environment, session and output, and it starts image-loading processes in the
+usual way. Other tests check that the real command behaves alike.
 """
 
 import multiprocessing
@@ -16,17 +16,21 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
-SERVER = multiprocessing.get_context("forkserver")
+from densevit.results.report import figures
+
+METHOD = "forkserver"
+SERVER = multiprocessing.get_context(METHOD)
 SERVER.set_forkserver_preload(
-    ["densevit.train", "densevit.lifecycle", "densevit.cli", "densevit.tracking.__main__",
-     "mlflow.store.tracking.sqlalchemy_store"]
+    ["densevit.train.loop", "densevit.train.execute", "densevit.cli.main", "densevit.tracking.__main__",
+     "mlflow.store.tracking.sqlalchemy_store", "pyarrow.parquet", "densevit.results.report.write",
+     "densevit.results.tables.table"]
 )  # fmt: skip
 
 
 def be_oneself():
-    """What a process has of its own that no server has forked."""
-    os.setsid()  # who signals or kills the group means the processes that load pictures too
-    # Those are not to come from a server of their own, which would import everything once more.
+    """Give a forked process the state of a new one."""
+    os.setsid()  # the image-loading processes get signals to the group
+    # They must not come from their own fork server, which would import everything again.
     multiprocessing.set_start_method(None, force=True)
 
 
@@ -42,25 +46,25 @@ def _work(work, arguments, said, environment, errors=None, cwd="."):
 
 
 def command(arguments):
-    """The command `densevit`; a run can be held at a step (see `holding`)."""
+    """Run the command `densevit`; a run can be held at a step (see `holding`)."""
     from held.sitecustomize import held
 
-    from densevit import train
-    from densevit.cli import main
+    from densevit.cli.main import main
+    from densevit.train import loop
 
-    train._boundary = held(train)
+    loop._stop_or_save = held(loop)
     return main(arguments)
 
 
 def script(arguments):
-    """`python FILE ...`"""
+    """Run `python FILE ...`."""
     sys.argv = list(arguments)
     sys.path.insert(0, str(Path(arguments[0]).parent))
     runpy.run_path(arguments[0], run_name="__main__")
 
 
 def done(arguments, work=command, cwd="."):
-    """What `subprocess.run` gives of a process that has worked on `arguments`."""
+    """Return the result of a process that runs `arguments`, as `subprocess.run` does."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("said", "errors")]
         given = [*map(str, arguments)]
@@ -78,7 +82,7 @@ def done(arguments, work=command, cwd="."):
 
 
 class Run:
-    """A run of a sweep, as the local launcher holds it: what it asks of a `subprocess.Popen`."""
+    """A run of a sweep with the methods of `subprocess.Popen` that the local launcher uses."""
 
     def __init__(self, process):
         self.process = process
@@ -98,13 +102,13 @@ class Run:
 
 def _train(arguments, said, environment):
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)  # and not what the launcher does
+        signal.signal(number, signal.SIG_DFL)  # and not the handlers of the launcher
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _work(command, arguments, said, environment)
 
 
 def _start_training(context, folder, environment):
-    """In the place of `densevit.sweep.launch.training.start_training`, without a new Python."""
+    """Replace `densevit.launch.process.start_training`: start no new Python."""
     arguments = ["train", "--run-dir", str(folder.path)]
     return Run(context.Process(target=_train, args=(arguments, folder.log_file, dict(environment))))
 
@@ -114,9 +118,11 @@ def start_training(folder, environment, *, own_session):
 
 
 def sweep(arguments):
-    """The command `densevit-sweep`; what it starts is forked from it."""
-    from densevit.cli import main_sweep
-    from densevit.sweep.launch import local
+    """Run `densevit-sweep` with reports without figures; its runs are forked from this process."""
+    from densevit.cli.main import main_sweep
+    from densevit.launch import local
+
+    figures.draw_all = lambda *_: {}
 
     forking = multiprocessing.get_context("fork")
     local.start_training = lambda folder, environment, *, own_session: _start_training(
@@ -126,7 +132,7 @@ def sweep(arguments):
 
 
 class Forked:
-    """A process that works on `arguments` and writes to the file `said`."""
+    """A process that runs `arguments` and writes its output to the file `said`."""
 
     def __init__(self, arguments, said, work=command, **environment):
         self.said = said
@@ -138,8 +144,8 @@ class Forked:
     def poll(self):
         return self.process.exitcode
 
-    def wait(self, seconds=240):
-        """Its exit code."""
+    def wait(self, seconds=600):
+        """Return its exit code."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
@@ -154,7 +160,7 @@ class Forked:
 
 
 class Ranks:
-    """Two processes of one run, with the environment and the meeting place that torchrun gives."""
+    """Two processes of one run, with the environment and the rendezvous that torchrun provides."""
 
     def __init__(self, arguments, said, work=command):
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -172,8 +178,8 @@ class Ranks:
         codes = [rank.poll() for rank in self.ranks]
         return None if None in codes else codes
 
-    def wait(self, seconds=240):
-        """Their exit codes."""
+    def wait(self, seconds=600):
+        """Return their exit codes."""
         return [rank.wait(seconds) for rank in self.ranks]
 
     def output(self):

@@ -1,4 +1,4 @@
-"""Notebooks in a fresh kernel of the Python that runs this, and what they have shown."""
+"""Execute notebooks in a fresh kernel of this Python, and read their outputs."""
 
 import os
 import re
@@ -14,20 +14,20 @@ from nbformat import NotebookNode
 
 ANALYSIS = Path(__file__).resolve().parents[1] / "analysis"
 NOTEBOOKS = sorted(ANALYSIS.glob("*.ipynb"))
-TIMEOUT = 300  # seconds a cell
-ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # colours of a traceback
+TIMEOUT = 300  # seconds per cell
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")  # colors in a traceback
 
 
 class NotebookFailed(Exception):
-    """One line: the notebook, the cell by its id, and what went wrong."""
+    """An error in one line: the notebook, the cell by its id, and the reason."""
 
 
 def run_notebook(
     file: Path, *, sweep: Path, outputs: Path, folder: Path = ANALYSIS
 ) -> NotebookNode:
-    """Execute a notebook in `folder` and give it with its outputs; the file stays as it is.
+    """Execute a notebook in `folder` and return it with its outputs; the file does not change.
 
-    The kernel is this Python's, and nothing of the user's Jupyter is read or written. Errors:
+    The kernel uses this Python; the user's Jupyter settings are neither read nor written. Errors:
     `NotebookFailed`.
     """
     notebook = nbformat.read(file, as_version=4)
@@ -43,9 +43,9 @@ def run_notebook(
 
 
 def _manager(scratch: str) -> AsyncKernelManager:
-    """Of a kernel that talks through sockets in a folder: no ports, which others might take."""
+    """Return the manager of a kernel that uses sockets in a folder: ports could be taken by others."""
     specs = KernelSpecManager()
-    specs.kernel_dirs = []  # none that is installed: that of ipykernel, with sys.executable
+    specs.kernel_dirs = []  # no installed kernel: ipykernel's own, with sys.executable
     manager = AsyncKernelManager(kernel_spec_manager=specs, kernel_name="python3", transport="ipc")
     manager.connection_file = f"{scratch}/kernel.json"
     manager.ip = f"{scratch}/socket"
@@ -64,17 +64,17 @@ def _execute(client: NotebookClient, name: str, environment: dict[str, str]) -> 
 
 
 def texts(notebook: NotebookNode, cell: str) -> list[str]:
-    """What a cell has shown as Markdown, in its order."""
+    """Return the Markdown outputs of a cell, in order."""
     return [data["text/markdown"] for data in _shown(notebook, cell) if "text/markdown" in data]
 
 
 def pictures(notebook: NotebookNode, cell: str) -> list[str]:
-    """The PNG images that a cell has shown, as base64."""
+    """Return the PNG outputs of a cell, as base64."""
     return [data["image/png"] for data in _shown(notebook, cell) if "image/png" in data]
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of a Markdown table by row, its head first."""
+    """Return the cells of a Markdown table by row, the header first."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     found = [[part.strip() for part in line.strip("| ").split(" | ")] for line in lines]
     return [row for row in found if not set("".join(row)) <= set("-: |")]

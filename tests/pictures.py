@@ -1,4 +1,4 @@
-"""Folders of small pictures for the tests."""
+"""Write folders of small images for the tests."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def write_images(root: Path, classes: dict[str, int], seed: int = 0) -> Path:
-    """A folder of class folders with so many pictures each, of one hue a class plus noise."""
+    """Write class folders with the given numbers of images: one hue per class, plus noise."""
     rng = np.random.default_rng(seed)
     for number, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True)

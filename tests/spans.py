@@ -1,6 +1,6 @@
-"""How many of some things went on at once, by the times that they left behind."""
+"""Count how many activities overlapped, from the times that they recorded."""
 
 
 def most_at_once(spans):
-    """Of (start, end), the most that overlap."""
+    """Return the largest number of (start, end) spans that overlap."""
     return max(sum(start <= at < end for start, end in spans) for at, _ in spans)

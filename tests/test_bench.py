@@ -1,8 +1,7 @@
-"""The bench runs, and writes what its readers expect; the times themselves are not tested."""
+"""The benches run and write the expected output; the times themselves are not tested."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import forked
@@ -16,19 +15,27 @@ SMALL = [
 ]  # fmt: skip
 
 
-def bench(*arguments, name="contrast_step.py"):
-    return forked.done([FOLDER / name, *arguments], forked.script)
+def bench(*arguments, name="contrast_step.py", work=forked.script):
+    return forked.done([FOLDER / name, *arguments], work)
+
+
+def forking(arguments):
+    """Run a script whose processes are forked from it and import nothing again."""
+    fork = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda _: fork
+    forked.script(arguments)
 
 
 def test_a_small_table(tmp_path):
     file = tmp_path / "bench.json"
-    done = bench(*SMALL, "--arms", "queries,plain", "--repeat-pictures", "--json", str(file))
+    words = [*SMALL, "--arms", "queries,plain", "--repeat-pictures", "--json", str(file)]
+    done = bench(*words, work=forking)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert set(result) == {"command", "machine", "settings", "arms"}
     assert result["settings"]["queue"] == 256
     assert result["machine"]["torch"]
-    # With what they are compared to.
+    # The arms that these are compared with are added.
     assert list(result["arms"]) == ["none", "dense", "queries", "plain"]
     for row in result["arms"].values():
         assert len(row["seconds"]) == 1
@@ -44,7 +51,7 @@ def test_a_small_table(tmp_path):
     ("arguments", "told"),
     [
         (["--arms", "denze"], "--arms: unknown arm 'denze'; did you mean 'dense'?"),
-        (["--rounds", "0"], "argument --rounds: '0' must be a whole number >= 1"),
+        (["--rounds", "0"], "argument --rounds: '0' must be a whole number of at least 1"),
         (["--arms", "none", "--model", "vit_tny"], "Unknown model (vit_tny)"),
     ],
 )
@@ -94,9 +101,7 @@ def test_evaluation(tmp_path):
     small = ["--share", "50", "--train-rows", "3000", "--test-rows", "50", "--rounds", "1"]
     small += ["--model-kwargs", NETWORK, "--batch", "2", "--precision", "bf16"]
     words = ["--only", "throughput,recompute", *small, "--json", str(file)]
-    # What it starts is to find what this file defines, which a script in a fork does not let it.
-    command = [sys.executable, str(FOLDER / "evaluate.py"), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = bench(*words, name="evaluate.py", work=forking)
     assert done.returncode == 0, done.stderr
     assert "predict / bare" in done.stdout
     assert "again" in done.stdout

@@ -1,4 +1,4 @@
-"""Mutants: which there are, what becomes of each, and that the working tree is left alone."""
+"""Mutants: which are generated, the outcome of each, and that the working tree does not change."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ CHANGES = {
     "c = min(x.detach(), d=k)": {"c = max(x.detach(), d=k)", "c = min(x, d=k)", "c = min(x.detach(), **{})"},
     "a.b = c; f(a); raise X(1 + 1)": {"pass\nf(a)\nraise X(1 + 1)", "a.b = c\npass\nraise X(1 + 1)", "a.b = c\nf(a)\npass"},
     "@g()\ndef f(a: X[2]):\n    return a": {"@(lambda function: function)\ndef f(a: X[2]):\n    return a", "@g()\ndef f(a: X[2]):\n    return None"},
-    '"""Adds 1 + 1."""\na: X[2] = f"{1 + 1}"\nlog.info("%d", 1 + 1)': set(),  # only what it tells would change
+    '"""Adds 1 + 1."""\na: X[2] = f"{1 + 1}"\nlog.info("%d", 1 + 1)': set(),  # messages only
 }  # fmt: skip
 PROJECT = {
     "shop/till.py": "def at_least(price, floor):\n    if price < floor:\n        return floor\n    return price\n",
@@ -39,7 +39,7 @@ def test_each_mutant_has_one_change(text):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run the command in a package with tests; temporary files go to a folder beside it."""
+    """Run the command in a package with tests; temporary files go to a folder next to it."""
     for name, text in PROJECT.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / name).write_text(text)
@@ -55,7 +55,8 @@ def run(tmp_path, monkeypatch):
 def test_a_mutant_that_no_test_sees_is_named_and_the_tree_is_left_alone(run, tmp_path):
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     done = run("shop/till.py", "--jobs", "2")
-    # A price that is its own floor is the same on either way: no test can see the first mutant.
+    # A price equal to its own floor gives the same on both branches: no test can see the first
+    # mutant.
     outcomes = """shop/till.py: 3 of 3 mutants; tests/a/test_till.py
 survived  shop/till.py:2  if price < floor: -> if price <= floor:
 killed    shop/till.py:3  return floor -> return None

@@ -1,4 +1,4 @@
-"""Made-up sweeps are as they say, and the bench of results runs; its times are not tested."""
+"""Synthetic sweeps have the stated properties, and the bench of results runs; no times are tested."""
 
 import json
 import sys
@@ -8,13 +8,13 @@ import forked
 import numpy as np
 import pytest
 
-from densevit.predictions import read_answers
-from densevit.results.collect import collect, costs, coverage, curves
-from densevit.scores import score
+from densevit.evaluate.metrics import score
+from densevit.evaluate.predictions import read_predictions
+from densevit.results.collect.numbers import collect, costs, coverage, curves
 from densevit.sweep.baseline import baselines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from madeup import BENCHMARKS, Effects, make_sweep, sweep_record, truth
+from madeup import BENCHMARKS, Effects, make_sweep, sweep_record
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -43,7 +43,10 @@ def test_what_was_planted_is_found(tmp_path):
     plan = make_sweep(tmp_path, 3, 200, effects=effects, epochs=1)
     frame = collect(plan)
     top1 = frame[frame["metric"] == "top1"]
-    wanted = truth(plan, effects)
+    wanted = {
+        run.cell: {name: effects.accuracy(run.config, name) for name in BENCHMARKS}
+        for run in plan.grid.cells
+    }
     means = top1.groupby(["cell", "benchmark"])["value"].mean()
     for cell, accuracies in wanted.items():
         for name, accuracy in accuracies.items():
@@ -51,7 +54,7 @@ def test_what_was_planted_is_found(tmp_path):
     none, other, _ = (run.cell for run in plan.grid.cells)
     val = top1[top1["benchmark"] == "val"].pivot(index="seed", columns="cell", values="value")
     apart = val[other] - val[none]
-    assert apart.std() == pytest.approx(0.3 * 2**0.5, rel=0.2)  # what is shared is taken away
+    assert apart.std() == pytest.approx(0.3 * 2**0.5, rel=0.2)  # without the part that all share
     expected = wanted[other]["val"] - wanted[none]["val"]
     assert apart.mean() == pytest.approx(expected, abs=4 * 0.3 * 2**0.5 / 200**0.5)
 
@@ -72,15 +75,15 @@ def test_predictions_give_the_numbers(tmp_path):
     frame = collect(plan).set_index(["run", "benchmark", "metric"])["value"].sort_index()
     hits = {}
     for run in plan.runs:
-        clean = read_answers(plan.run_folder(run).predictions_file("val"))
+        clean = read_predictions(plan.run_folder(run).predictions_file("val"))
         for name in BENCHMARKS:
-            answers = read_answers(plan.run_folder(run).predictions_file(name))
+            answers = read_predictions(plan.run_folder(run).predictions_file(name))
             numbers = score(answers, None if name == "val" else clean)
             assert numbers.pop("n") == 120
             assert frame[run.id, name].to_dict() == pytest.approx(numbers)
         hits[run.id] = clean.top[:, 0] == clean.labels
     one, other = list(hits.values())[:2]
-    assert 0.2 < np.corrcoef(one, other)[0, 1] < 0.9  # pictures are as hard for all
+    assert 0.2 < np.corrcoef(one, other)[0, 1] < 0.9  # images are equally hard for all
 
 
 def test_runs_that_failed_or_have_not_begun(tmp_path):
@@ -102,11 +105,11 @@ def test_the_command_prints_the_file(tmp_path):
 
 def test_the_bench_of_results(tmp_path):
     file = tmp_path / "bench.json"
-    words = ["--only", "gather", "--runs", 20, "--changed", 2, "--rounds", 1]
+    words = ["--only", "gather", "--runs", 20, "--rounds", 1]
     done = bench("results.py", *words, "--json", file)
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]
-    assert [row["name"] for row in rows] == ["gather of 20 runs", "gather of 20 runs, 2 changed"]
+    assert [row["name"] for row in rows] == ["gather of 20 runs"]
     assert all(row["values"][0] > 0 and row["goal"] > 0 for row in rows)
     assert len(done.stdout.splitlines()) == 2 + len(rows)
     done = bench("results.py", "--only", "gahter")

@@ -1,8 +1,8 @@
-"""The notebooks: how they are stored, and that what they show is what the runs hold.
+"""The notebooks: how they are stored, and that they show the results of the runs.
 
-Each is executed once on a made-up sweep with holes that varies what all of them ask about: two in a
-kernel, one of them from another folder, and the others in this process. So are all on sweeps that
-vary something else, or are not finished.
+Each is executed once on a synthetic sweep with missing runs that varies all their axes: two in a
+kernel, one of them from another folder, and the others in this process. All are also executed on
+sweeps that vary other axes, or are not finished.
 """
 
 import ast
@@ -42,7 +42,7 @@ LEVELS = {
 SEEDS = (0, 1, 2)
 T = 4.302653  # the 97.5 % point of Student's distribution with 2 degrees of freedom
 PICTURES = 200
-LEAST = 100 / (PICTURES * 6**0.5)  # standard deviation of differences: what rounding makes
+LEAST = 100 / (PICTURES * 6**0.5)  # standard deviation of differences that rounding causes
 BASE = {"cl_mode": "none", "model_name": LEVELS["model_name"][0]}
 DENSE = {"cl_mode": "dense"} | {axis: values[0] for axis, values in LEVELS.items()}
 
@@ -94,7 +94,8 @@ def test_a_question_one_variable_and_words_for_each_part(file):
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory):
-    """25 cells of three seeds; of the last one a run has failed and one has not begun."""
+    """Return a sweep of 25 cells with three seeds; of the last cell one run failed and one has not
+    started."""
     folder = tmp_path_factory.mktemp("larger")
     file = folder / "larger.yaml"
     record = sweep_record("larger", 1, len(SEEDS), 4)
@@ -114,14 +115,14 @@ def larger(tmp_path_factory):
 
 
 def collapse(plan, runs):
-    """One run of the first dense cell is told to have collapsed at the last look."""
+    """Record a collapse at the last check of one run of the first dense cell."""
     run = next(run for run in runs if settings(run) == DENSE and run.seed == 1)
     with plan.run_folder(run).metrics_file.open("a") as metrics:
         metrics.write('{"step": 400, "epoch": 4.0, "time": 0, "health/collapsed": 1.0}\n')
 
 
 def keep_matches(plan, run):
-    """As `matchfile` stores them, of one grey picture of 2 x 2 patches."""
+    """Write matches as `correspondence_file` stores them, for one gray image of 2 x 2 patches."""
     for when in ("before", "after"):
         file = plan.run_folder(run).matches_file(when)
         file.parent.mkdir(exist_ok=True)
@@ -134,14 +135,14 @@ def keep_matches(plan, run):
 
 
 def settings(run):
-    """What a run's cell is on the axes that apply to it."""
+    """Return the values of a run's cell on the axes that apply to it."""
     applying = {"none": ["model_name"], "global": ["temperature", "queue_size", "model_name"]}
     names = applying.get(run.config.cl_mode, LEVELS)
     return {"cl_mode": run.config.cl_mode} | {name: getattr(run.config, name) for name in names}
 
 
 class Held:
-    """The results as they lie in the run directories."""
+    """The results in the run directories."""
 
     def __init__(self, plan):
         self.cells = []
@@ -158,7 +159,7 @@ class Held:
         return tuple(sorted(cell.items()))
 
     def top1(self, cell, benchmark, seed):
-        """NaN where the run has no results, or the cell is not part of the sweep."""
+        """Return top-1; NaN if the run has no results, or the cell is not part of the sweep."""
         found = self.numbers.get((self._key(cell), seed))
         return math.nan if found is None else found[benchmark]["top1"]
 
@@ -166,7 +167,8 @@ class Held:
         return [self.top1(cell, benchmark, seed) for seed in SEEDS]
 
     def effect(self, axis, benchmark):
-        """The second level less the first by seed, over the contexts that all seeds have of both."""
+        """Return the second level minus the first by seed, over the contexts that all seeds have of
+        both."""
         a, b = LEVELS[axis]
         both = [
             (self.seeds(cell, benchmark), self.seeds(cell | {axis: b}, benchmark))
@@ -180,7 +182,7 @@ class Held:
 
 
 def interval(values):
-    """As a table has the mean of three differences."""
+    """Return the mean of three differences with its interval, as a table shows it."""
     mean = statistics.fmean(values)
     half = T * max(statistics.stdev(values), LEAST) / 3**0.5
     return f"{mean:+z.1f} [{mean - half:z.1f}, {mean + half:z.1f}]"
@@ -191,7 +193,7 @@ def spread(values):
 
 
 def entry(text, benchmark, *begin):
-    """What stands in a table's column in the row that begins like that."""
+    """Return the entry of a table's column in the row with this beginning."""
     head, *body = rows(text)
     found = [row for row in body if row[: len(begin)] == list(begin)]
     assert len(found) == 1, (begin, text)
@@ -200,8 +202,8 @@ def entry(text, benchmark, *begin):
 
 @pytest.fixture
 def told(monkeypatch):
-    """A function that runs a notebook's code here, where all that it imports is there, and gives it
-    with what its cells have shown. A warning is an error."""
+    """Return a function that runs a notebook's code in this process, where its imports are loaded,
+    and returns it with the outputs of its cells. A warning is an error."""
 
     def run(name, plan):
         monkeypatch.chdir(ANALYSIS)
@@ -221,7 +223,7 @@ def told(monkeypatch):
 
 
 def keep(outputs, thing):
-    """As a kernel keeps what is displayed."""
+    """Store displayed data as a kernel does."""
     is_text = isinstance(thing, showing.Markdown)
     data = (
         {"text/markdown": thing.data} if is_text else {"image/png": b64encode(thing.data).decode()}
@@ -230,7 +232,7 @@ def keep(outputs, thing):
 
 
 def shown(done):
-    """All texts that a notebook has shown, and how many images."""
+    """Return all texts of a notebook's outputs, and the number of images."""
     cells = [cell["id"] for cell in done.cells if cell["cell_type"] == "code"]
     images = sum(len(pictures(done, cell)) for cell in cells)
     return [text for cell in cells for text in texts(done, cell)], images
@@ -238,7 +240,7 @@ def shown(done):
 
 @pytest.fixture
 def executed(larger, told, capfd):
-    """A function that runs a notebook on that sweep: in a kernel, from a folder, or here."""
+    """Return a function that runs a notebook on that sweep: in a kernel, from a folder, or here."""
 
     def execute(name, folder=None):
         if folder is None:
@@ -251,7 +253,7 @@ def executed(larger, told, capfd):
             assert not said, said  # neither warnings nor prints
         first, counted, *_ = texts(done, "open")
         assert first.startswith("**larger**: ")
-        assert "73 of 75 planned runs have numbers; 1 failed, 1 pending." in counted
+        assert "73 of 75 planned runs have results; 1 failed, 1 pending." in counted
         return done, Held(larger)
 
     return execute
@@ -285,7 +287,7 @@ def test_sampling_ablation(executed):
     assert entry(accuracy, "val", "dense", "hardest").endswith(" (22 of 24)")
     effects = next(text for text in texts(done, "effects") if "**Effect of each axis" in text)
     values, contexts = held.effect("sampling_strategy", "imagenet-r")
-    assert contexts == 7  # without the one of which two seeds are missing
+    assert contexts == 7  # without the context of which two seeds are missing
     row = ("imagenet-r", "sampling_strategy", "hardest", "random", "7", "3")
     assert entry(effects, "difference", *row) == interval(values)
     assert len(rows(effects)) == 1 + 6
@@ -333,7 +335,7 @@ def test_health_and_matches(executed, larger):
     done, _ = executed("health_and_matches", ANALYSIS)
     (collapsed,) = texts(done, "collapsed")
     label = "dense · random · 0.1 · 1024 · vit_tiny_patch16_224"
-    assert f"features of {label} have collapsed in 1 of 3 seeds (1)" in collapsed
+    assert f"features of {label} collapsed in 1 of 3 seeds (seed 1)" in collapsed
     lines, table = texts(done, "numbers")[:2]
     cell = re.search(r"^- A  .*\(cell (\w+),", lines)[1]
     last = []
@@ -366,10 +368,10 @@ def test_a_sweep_that_varies_something_else(told, tmp_path, name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("failed", [0, 1])
 def test_a_sweep_that_is_not_finished(told, tmp_path, name, failed):
-    """Before the first run; and with a seed of each cell, a second one of the first, and a failure."""
+    """Before the first run; and with one seed of each cell, two of the first, and a failure."""
     plan = make_sweep(tmp_path, 5, 3, epochs=2, pending=8 if failed else 15, failed=failed)
     texts, images = shown(told(name, plan))
-    assert f"{6 * failed} of 15 planned runs have numbers" in texts[1]
+    assert f"{6 * failed} of 15 planned runs have results" in texts[1]
     assert (images > 0) == (failed > 0 and name not in ("sampling_ablation", "model_size"))
 
 
@@ -391,9 +393,9 @@ def test_one_seed_without_a_baseline_or_a_shifted_set(told, tmp_path, name):
         record["benchmarks"] = {"val": record["benchmarks"]["val"]}
         results.write_text(json.dumps(record))
     texts, images = shown(told(name, plan))
-    assert "Every planned run (8) is finished" in texts[1]
+    assert "All planned runs (8) are finished" in texts[1]
     assert dict(zip(NAMES, (2, 2, 3, 1, 4), strict=True))[name] == images
-    none = "No run of this sweep has numbers of a shifted test set: nothing to show of robustness."
+    none = "No run of this sweep has results on a shifted test set."
     assert (none in texts) == (name == "robustness_tables")
 
 

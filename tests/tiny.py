@@ -1,4 +1,4 @@
-"""A run that takes a second: its settings, and what of its lines is the same everywhere."""
+"""The settings of a run that takes a second, and the parts of its lines that no machine changes."""
 
 import re
 from pathlib import Path
@@ -28,10 +28,10 @@ _MACHINE = re.compile(r"time|time/.*|system/.*|train/images_per_second|train/pea
 
 
 def without_machine(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl without what the machine, and not the run, has to do with."""
+    """Return a line of metrics.jsonl without the values that depend on the machine."""
     return {name: value for name, value in line.items() if not _MACHINE.fullmatch(name)}
 
 
 def tiny_run(blobs: Path) -> dict[str, Any]:
-    """They, on the pictures of the fixture `blobs`."""
+    """Return the settings, on the images of the fixture `blobs`."""
     return {**TINY, "data_dir": str(blobs), "benchmarks": {"dark": str(blobs / "dark")}}

@@ -1,4 +1,4 @@
-"""Reading a page as a parser does, and what must hold of every page."""
+"""Parse a page and check what every page must satisfy."""
 
 import re
 from html.parser import HTMLParser
@@ -7,7 +7,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Read(HTMLParser):
-    """Every element with its attributes and its text, and a check that tags are balanced."""
+    """Collect every element with its attributes and text, and check that tags are balanced."""
 
     def __init__(self, text):
         super().__init__()
@@ -33,7 +33,7 @@ class Read(HTMLParser):
 
 
 def check(text):
-    """What must hold of every page: offline, links and ids resolve, tables and images described."""
+    """Check a page: it works offline, links and ids resolve, tables and images have descriptions."""
     read = Read(text)
     assert text.startswith("<!DOCTYPE html>")
     assert read.all("html")[0]["attrs"]["lang"] == "en"

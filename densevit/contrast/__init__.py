@@ -1,1 +1,1 @@
-"""Contrastive learning of patches or images: loss, negatives, matching and sampling."""
+"""Contrastive learning of images and patches: loss, negatives, matching and sampling."""

@@ -1,33 +1,30 @@
 """The queue of past keys that serve as negatives."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 
 class FeatureQueue(nn.Module):
-    """First-in-first-out store of features and of the images they come from.
+    """First-in-first-out queue of features and of the images they come from.
 
-    He et al., "Momentum Contrast", section 3.2 ("dictionary as a queue"). Slots not yet filled hold
-    random unit vectors with image id -1, so that the loss has all its negatives from the start.
+    He et al., "Momentum Contrast", section 3.2 ("dictionary as a queue"). Empty slots hold random
+    unit vectors with image id -1, so that the loss has all its negatives from the start.
 
-    With torch.distributed initialised, every rank's keys enter the queue of every rank, in the
-    order of the ranks, so that all queues stay equal if they began so (the same random state on
-    every rank when they are made).
+    With torch.distributed initialized, the keys of every rank enter the queue of every rank, in
+    rank order. All queues thus stay equal if every rank creates them with the same random state.
 
     Buffers, all of them in the state dict:
-        features: (size, dim) float32. In-place: clone it where an older content is still needed.
-        image_ids: (size,) int64, -1 for a slot not yet filled.
-        position: () int64, the slot that the next key takes; the oldest feature lies there.
-        written: (size,) int64, which call of `enqueue`, counted from 1, filled the slot.
-        calls: () int64, how many calls of `enqueue` there were.
+        features: (size, dim) float32. Updated in place: clone it to keep older content.
+        image_ids: (size,) int64, -1 for an empty slot.
+        position: () int64, the slot that the next key takes; it holds the oldest feature.
+        written: (size,) int64, the call of `enqueue`, counted from 1, that filled the slot.
+        calls: () int64, number of calls of `enqueue`.
 
     Args:
         size: number of slots, >= 1.
         dim: length of a feature, >= 1.
-        generator: CPU generator of the first random vectors; torch's default one if None.
+        generator: CPU generator of the initial random vectors; None is torch's default generator.
 
     Raises:
         ValueError: size or dim is below 1.
@@ -51,15 +48,15 @@ class FeatureQueue(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("written", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        # The same number as `position`: reading the buffer would wait for the device.
+        # A copy of `position`: reading the buffer would wait for the device.
         self._position = 0
-        self.register_load_state_dict_post_hook(_read_position)
+        self.register_load_state_dict_post_hook(_read_position)  # type: ignore[no-untyped-call]  # torch: no hints
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, image_ids: Tensor) -> None:
-        """Replace the M oldest features; of more keys than slots, the last ones stay.
+        """Replace the M oldest features; of more keys than slots, the last ones are kept.
 
-        A key that is not finite, from a step that went wrong, leaves its slot as it is.
+        A key that is not finite (from a failed step) leaves its slot unchanged.
 
         Args:
             keys: (M, dim), any M, but the same on every rank; stored without gradient.
@@ -94,25 +91,25 @@ class FeatureQueue(nn.Module):
         self.position.fill_(self._position)
 
     def diversity(self) -> float:
-        """Number of different images among the filled slots, over the number of all slots.
+        """Return the number of different images in the queue over the number of slots.
 
-        In [0, 1]; 1 when every slot holds another image. Waits for the device.
+        In [0, 1]; 1 if every slot holds a different image. Waits for the device.
         """
-        filled = self.image_ids[self.image_ids >= 0]
-        return len(filled.unique()) / len(self.image_ids)
+        filled = torch.unique(self.image_ids[self.image_ids >= 0])
+        return len(filled) / len(self.image_ids)
 
     def age(self) -> float:
-        """Mean age of the filled slots in calls of `enqueue`; 1 is what the last call brought.
+        """Return the mean age of the filled slots in calls of `enqueue`; the last call has age 1.
 
-        This is how many steps the encoder has moved on since the negatives of the next step were
-        encoded. 0 while no slot is filled. Waits for the device.
+        This is the number of steps since the next step's negatives were encoded. 0 while no slot
+        is filled. Waits for the device.
         """
         ages = (self.calls + 1 - self.written)[self.image_ids >= 0]
         return ages.double().mean().item() if len(ages) else 0.0
 
 
 def _of_all_ranks(rows: Tensor) -> Tensor:
-    """Rows (M, ...) of every rank, (world·M, ...) in the order of the ranks."""
+    """Gather the rows (M, ...) of every rank into (world·M, ...), in rank order."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return rows
     parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
@@ -120,5 +117,5 @@ def _of_all_ranks(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _read_position(queue: nn.Module, _incompatible_keys: Any) -> None:
+def _read_position(queue: FeatureQueue, _incompatible_keys: object) -> None:
     queue._position = int(queue.position)

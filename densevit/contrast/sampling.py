@@ -1,4 +1,4 @@
-"""Which patches of an image enter the queue."""
+"""Sampling of the patches of an image that enter the queue."""
 
 from typing import Literal, get_args
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densevit.contrast.draws import PartDraws, uniform
+from densevit.contrast.random_draws import Draws, uniform
 
 Strategy = Literal["random", "diverse", "hardest"]
 
@@ -17,27 +17,27 @@ def sample(
     n: int,
     strategy: Strategy,
     queue: Tensor | None = None,
-    generator: torch.Generator | PartDraws | None = None,
+    generator: Draws | None = None,
 ) -> Tensor:
-    """Choose n different patches of every image.
+    """Sample n different patches of every image.
 
     - `random`: uniformly, without replacement.
     - `diverse`: farthest-point sampling on the cosine distance, from a random first patch
-      (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985): on the unit
-      sphere, the largest distance from a patch to its nearest chosen one is at most twice the
-      smallest that any n patches could give.
+      (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985). On the unit
+      sphere, the largest distance from a patch to its nearest chosen patch is at most twice the
+      minimum over all choices of n patches.
     - `hardest`: the patches with the lowest mean cosine to the queue.
 
     Args:
         keys: (B, N, D) patch features, of any norm.
         n: patches per image, 1 <= n <= N.
         strategy: one of the three above.
-        queue: (K, D) L2-normalised features; needed by `hardest`, ignored otherwise.
-        generator: of the random draws, which happen on its device; torch's default one if None.
-            See `contrast.draws` for a batch that is worked on in parts.
+        queue: (K, D) L2-normalized features; needed by `hardest`, ignored otherwise.
+        generator: draws the random numbers, on its own device; None is torch's default generator.
+            For a batch processed in parts see `contrast.random_draws`.
 
     Returns:
-        (B, n) int64 indices into the N patches, in no order that means anything. Similarities are
+        (B, n) int64 indices into the N patches, in arbitrary order. Similarities are computed in
         float32, even under autocast.
 
     Raises:
@@ -62,16 +62,16 @@ def sample(
                     f"queue must be (K, {dim}) with K >= 1 for keys {tuple(keys.shape)}, "
                     f"got {tuple(queue.shape)}"
                 )
-            # The mean of the cosines to unit vectors is the product with their mean.
+            # The mean cosine to unit vectors is the dot product with their mean.
             mean_cosine = F.normalize(keys.float(), dim=2) @ queue.float().mean(dim=0)  # (B, N)
             return mean_cosine.topk(n, dim=1, largest=False).indices
     raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
 
 
 def _farthest(keys: Tensor, n: int, first: Tensor) -> Tensor:
-    """Indices (B, n) that begin with first (B,), each next one the farthest from all before.
+    """Return indices (B, n): `first` (B,), then always the patch farthest from those chosen.
 
-    keys: (B, N, D), L2-normalised.
+    keys: (B, N, D), L2-normalized.
     """
     chosen = [first]
     images = torch.arange(len(keys), device=keys.device)
@@ -80,8 +80,8 @@ def _farthest(keys: Tensor, n: int, first: Tensor) -> Tensor:
         last = keys[images, chosen[-1]]  # (B, D)
         similarity = (keys @ last.unsqueeze(2)).squeeze(2)  # (B, N, D) x (B, D, 1) -> (B, N)
         nearest = torch.maximum(nearest, similarity)
-        # Cosines end near 1: infinity keeps a patch from being chosen twice among equal ones. By
-        # indexing, a GPU would be waited for.
+        # Infinity keeps a patch from being chosen again when all cosines are near 1. Assignment by
+        # index would wait for the GPU.
         nearest.scatter_(1, chosen[-1].unsqueeze(1), torch.inf)
         chosen.append(nearest.argmin(dim=1))
     return torch.stack(chosen, dim=1)  # n x (B,) -> (B, n)

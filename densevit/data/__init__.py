@@ -1,1 +1,1 @@
-"""Pictures: where they come from (folders, the drawn set) and what a run makes of them (views)."""
+"""Images: their sources (folders, archives, the built-in set) and the views made of them."""

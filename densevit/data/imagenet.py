@@ -1,6 +1,6 @@
-"""What is known of ImageNet's classes: lists that timm ships, and what others made of them.
+"""Class lists of ImageNet and its benchmarks, from timm and from published papers.
 
-Imports no torch and no timm: the lists are read where timm is installed.
+Imports neither torch nor timm: the lists are read from timm's installed files.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-# The 16 categories of "ImageNet-trained CNNs are biased towards texture" and of the indices of
-# ImageNet's classes in each, as its authors' evaluation has them (Geirhos et al., ICLR 2019 and
+# The 16 categories of "ImageNet-trained CNNs are biased towards texture" and the indices of
+# ImageNet's classes in each, from its authors' evaluation code (Geirhos et al., ICLR 2019 and
 # NeurIPS 2021). An index counts the WordNet ids in sorted order.
 _CATEGORIES: dict[str, str] = {
     "airplane": "404",
@@ -35,8 +35,8 @@ _CATEGORIES: dict[str, str] = {
 }
 CATEGORIES = tuple(_CATEGORIES)
 
-# Top-1 error of AlexNet under each corruption, the mean of five severities, in percent: what mCE
-# divides by (Hendrycks and Dietterich, ICLR 2019, table 1, with the digits of its authors' code).
+# Top-1 error of AlexNet under each corruption, the mean of five severities, in percent. mCE divides
+# by it (Hendrycks and Dietterich, ICLR 2019, table 1, with the digits of its authors' code).
 ALEXNET_ERROR = {
     "gaussian_noise": 88.6428,
     "shot_noise": 89.4468,
@@ -54,28 +54,28 @@ ALEXNET_ERROR = {
     "pixelate": 71.7840,
     "jpeg_compression": 60.6500,
 }
-# Four more corruptions that come with it, made for validation, which mCE leaves out.
+# Four further corruptions, published for validation; mCE excludes them.
 CORRUPTIONS = (*ALEXNET_ERROR, "speckle_noise", "gaussian_blur", "spatter", "saturate")
 
 
 @cache
 def wnids(which: str = "imagenet") -> tuple[str, ...]:
-    """WordNet ids in the order of a network's outputs: of `imagenet` the 1000 (ILSVRC 2012), of
-    `imagenet_a` and `imagenet_r` the 200 that those have pictures of."""
+    """Return WordNet ids in the order of a network's outputs: for `imagenet` the 1000 of ILSVRC
+    2012, for `imagenet_a` and `imagenet_r` the 200 of that benchmark."""
     return tuple(_shipped(f"{which}_synsets.txt").read_text().split())
 
 
 @cache
 def reassessed() -> tuple[tuple[int, ...], ...]:
-    """The labels of the 50,000 validation pictures, in their order, that Beyer et al. found in "Are
-    we done with ImageNet?" (2020): none, one or several indices of `wnids()`."""
-    held = json.loads(_shipped("imagenet_real_labels.json").read_text())
-    return tuple(tuple(labels) for labels in held)
+    """Return the reassessed labels of the 50,000 validation images, in order: none, one or several
+    indices of `wnids()` ("Are we done with ImageNet?", Beyer et al. 2020)."""
+    labels_of_all = json.loads(_shipped("imagenet_real_labels.json").read_text())
+    return tuple(tuple(labels) for labels in labels_of_all)
 
 
 @cache
 def category_members() -> Mapping[str, tuple[str, ...]]:
-    """The WordNet ids in each of the 16 categories of cue conflict."""
+    """Return the WordNet ids in each of the 16 cue-conflict categories."""
     names = wnids()
 
     def members(text: str) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def category_members() -> Mapping[str, tuple[str, ...]]:
 
 
 def texture(sample: str) -> str:
-    """The category whose texture a picture of cue conflict has, as its name says; "" if not so."""
+    """Return the texture category in the name of a cue-conflict image; "" if it has none."""
     found = _CONFLICT.fullmatch(sample.rpartition("/")[2])
     return found[1] if found else ""
 

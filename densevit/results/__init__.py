@@ -1,1 +1,1 @@
-"""From finished runs to answers: collect -> tables, figures -> report."""
+"""From finished runs to answers: collect, stats, tables, figures, compare, report."""

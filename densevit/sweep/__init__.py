@@ -1,1 +1,1 @@
-"""From a sweep file to runs that are executed: spec -> grid -> plan -> apply -> launch."""
+"""Sweeps: a sweep file becomes a grid and then a plan of runs. Pure; starts nothing."""

@@ -1,4 +1,4 @@
-"""Which cell each cell of a sweep is compared with, and what it differs in from that one."""
+"""Find the baseline cell of each cell of a sweep, and describe how the two differ."""
 
 from __future__ import annotations
 
@@ -6,41 +6,42 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from densevit.config import RunConfig, inapplicable, is_execution
-from densevit.sweep.grid import Run, cell_values, value_word
+from densevit.config.loss_modes import inapplicable
+from densevit.config.run_config import RunConfig, is_execution
+from densevit.sweep.cells import cell_values, value_text
+from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.spec import matches
 
-_Values = dict[str, str]  # axis to its value, of those that apply to a cell
+_Values = dict[str, str]  # axis to value, for the axes that apply to a cell
 
 
 def baselines(plan: Plan) -> dict[str, str]:
-    """Cell id to the id of its baseline's cell.
+    """Return the cell id of the baseline of each cell, by cell id.
 
-    That is the cell that `baseline:` describes and that has the same values on all other axes that
-    apply to both. A cell for which there is none, or more than one, has no entry; nor has a
-    baseline itself.
+    A cell's baseline matches `baseline:` and has the same values on all other axes that apply to
+    both. A cell that has none or several has no entry, nor has a baseline cell.
     """
     return {cell: base.cell for cell, base in _bases(plan).items() if base is not None}
 
 
 def differences(plan: Plan) -> dict[str, str]:
-    """Cell id to words: what it differs in from its baseline. Empty if the sweep names none."""
+    """Return by cell id how each cell differs from its baseline; empty without `baseline:`."""
     if plan.spec.baseline is None:
         return {}
     found, cells = _bases(plan), plan.grid.cells
-    # Where no one cell is alike on the other axes, the first baseline has to do.
+    # A cell without a unique match is compared with the first baseline.
     first = next(run for run in cells if run.cell not in found)
     return {
         run.cell: difference(run.config, (found[run.cell] or first).config)
         if run.cell in found
-        else "it is of the baseline"
+        else "it is a baseline cell"
         for run in cells
     }
 
 
 def difference(config: RunConfig, base: RunConfig) -> str:
-    """What a configuration differs in from another one, in words."""
+    """Describe how a configuration differs from another one."""
     ours, theirs = vars(config), vars(base)
     differing = [
         name
@@ -48,25 +49,25 @@ def difference(config: RunConfig, base: RunConfig) -> str:
         if value != theirs[name] and name != "seed" and not is_execution(name)
     ]
     unused, unused_there = inapplicable(config), inapplicable(base)
-    told = [
-        f"{name}: {value_word(None if name in unused else ours[name])} "
-        f"(there {value_word(None if name in unused_there else theirs[name])})"
+    parts = [
+        f"{name}: {value_text(None if name in unused else ours[name])} "
+        f"(there {value_text(None if name in unused_there else theirs[name])})"
         for name in differing
         if name not in unused or name not in unused_there
     ]
-    return ", ".join(told) or "no setting differs"
+    return ", ".join(parts) or "no setting differs"
 
 
 def _bases(plan: Plan) -> dict[str, Run | None]:
-    """Of each cell that is no baseline: its baseline's cell, None if there is not exactly one."""
-    wanted = plan.spec.baseline
-    if wanted is None:
+    """Return the baseline of each cell that is not a baseline; None if it is not unique."""
+    baseline = plan.spec.baseline
+    if baseline is None:
         return {}
-    axes = tuple(axis for axis in plan.axes if axis not in wanted)
+    axes = tuple(axis for axis in plan.axes if axis not in baseline)
     index = _Index(axes)
     others = []
     for run in plan.grid.cells:
-        if matches(wanted, run.config):
+        if matches(baseline, run.config):
             index.add(run)
         else:
             others.append(run)
@@ -74,8 +75,8 @@ def _bases(plan: Plan) -> dict[str, Run | None]:
 
 
 class _Index:
-    """The baselines by their values. Cells to which the same axes apply are looked up together, so
-    that ten thousand cells are not each held against thousands of baselines."""
+    """The baselines, indexed by their values. Cells with the same applicable axes share a table, so
+    that ten thousand cells are not each compared with thousands of baselines."""
 
     def __init__(self, axes: tuple[str, ...]) -> None:
         self.axes = axes
@@ -87,7 +88,8 @@ class _Index:
         self._by_pattern[frozenset(values)].append((values, run))
 
     def only_alike(self, run: Run) -> Run | None:
-        ours, found = _values(run, self.axes), []
+        ours = _values(run, self.axes)
+        found: list[Run] = []
         for pattern in self._by_pattern:
             common = pattern & frozenset(ours)
             found += self._table(pattern, common).get(_key(ours, common), ())

@@ -1,21 +1,24 @@
-"""A plan: what a sweep file wants, and what of it the run directories already hold."""
+"""A plan: the runs that a sweep file asks for, and the status of their run directories."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from densevit.layers import source_of
-from densevit.rundir import RunFolder, Status, run_folder, sweep_folder
-from densevit.sweep.grid import Grid, Run, cell_label, expand
+from densevit.config.model_names import check_names
+from densevit.config.resolve import source_of
+from densevit.runs.directory import RunFolder, run_folder, sweep_folder
+from densevit.runs.status import Status
+from densevit.sweep.cells import cell_label
+from densevit.sweep.grid import Grid, Run, expand
+from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
-from densevit.sweep.spec import SweepSpec, read_spec
-from densevit.vit_names import check_names
+from densevit.sweep.spec import SweepSpec
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep and the outputs folder they belong to."""
+    """The runs of a sweep and its outputs folder."""
 
     spec: SweepSpec
     grid: Grid
@@ -42,18 +45,18 @@ class Plan:
         return run_folder(self.outputs, run.id)
 
     def label(self, run: Run) -> str:
-        """The run's cell in words."""
+        """Return the label of the run's cell."""
         return cell_label(run.config, self.axes)
 
     def statuses(self) -> dict[str, Status]:
-        """Run id to what its run directory says."""
+        """Return the status in each run directory, by run id."""
         return {run.id: self.run_folder(run).status() for run in self.runs}
 
 
 def make_plan(file: Path, outputs: Path) -> Plan:
-    """Read a sweep file and expand it; touches no run directory and needs no data.
+    """Read a sweep file and expand it; reads no run directory and needs no data.
 
-    Only a search by Optuna looks at results: those of its earlier rounds.
+    Exception: an Optuna search reads the results of its earlier rounds.
 
     Errors: `UserError` naming the file, the key and the nearest valid name.
     """
@@ -69,5 +72,5 @@ def make_plan(file: Path, outputs: Path) -> Plan:
 
 
 def _source(spec: SweepSpec, key: str) -> str:
-    """The file that gives a field its value in this sweep."""
+    """Return the file that sets a field in this sweep."""
     return str(spec.file) if key in spec.axes() else source_of(spec.layers, key)

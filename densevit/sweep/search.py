@@ -1,31 +1,30 @@
-"""Settings that are drawn instead of listed: `search:` in a sweep file becomes rows like a zip's.
+"""Sample the settings of `search:` in a sweep file; the samples become rows like a zip's.
 
-Drawn at random, the rows follow from the file alone. Optuna proposes them in rounds: those of a
-round follow from the file and the results of the rounds before, in their order and not in that in
-which they came, and are kept beside the plan. So the same file gives the same runs, whatever
-launches them.
+Random rows depend only on the file. Optuna proposes rows in rounds: a round depends on the file and
+on the results of earlier rounds, in row order and not in order of completion; its rows are stored
+beside the plan. So the same file gives the same runs under every launcher.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densevit.config import FIELDS
-from densevit.errors import UserError
-from densevit.rundir import read_json, run_folder, sweep_folder
-from densevit.sweep.grid import Run, expand
+from densevit.config.run_config import FIELDS
+from densevit.runs.directory import run_folder, sweep_folder
+from densevit.sweep.grid import expand
 from densevit.sweep.spec import Search, Settings, SweepSpec
+from densevit.utils.errors import UserError
+from densevit.utils.files import read_json
 
-DIGITS = 4  # significant ones, of a drawn number: what is written in a table is what was trained
-Value = Callable[[Settings], float | None]
+DIGITS = 4  # significant digits of a drawn number: a table shows the exact value that was trained
 
 
 def drawn(spec: SweepSpec, outputs: Path) -> SweepSpec:
-    """The sweep with its search as rows of a zip; itself if it has none.
+    """Return the sweep with its search as rows of a zip; unchanged without a search.
 
     Errors: `UserError` if Optuna is needed and not installed.
     """
@@ -38,26 +37,26 @@ def drawn(spec: SweepSpec, outputs: Path) -> SweepSpec:
 
 
 def record(spec: SweepSpec) -> dict[str, Any] | None:
-    """What is kept of a search that Optuna proposes: `spec` is what `drawn` gave."""
+    """Return the record of an Optuna search, else None; `spec` is the result of `drawn`."""
     if spec.search is None or spec.search.method == "random":
         return None
     axes = spec.zip[-1]
     rows = [dict(zip(axes, row, strict=True)) for row in zip(*axes.values(), strict=True)]
-    return {"search": _asked(spec), "rows": rows}
+    return {"search": _rows_depend_on(spec.search), "rows": rows}
 
 
 def record_file(spec: SweepSpec, outputs: Path) -> Path:
-    """Where that is kept."""
+    """Return the file of that record."""
     return sweep_folder(outputs, spec.name) / "search.json"
 
 
-def _asked(spec: SweepSpec) -> dict[str, Any]:
-    """What the rows depend on beside results; more samples leave the first ones as they are."""
-    return spec.search.model_dump(exclude={"samples"})
+def _rows_depend_on(search: Search) -> dict[str, Any]:
+    """Return what the rows depend on besides results; more samples keep the first rows."""
+    return search.model_dump(exclude={"samples"})
 
 
 def _at_random(search: Search) -> list[Settings]:
-    """A row after the other, so that more samples leave the first as they are."""
+    """Draw row by row, so that more samples keep the first rows."""
     source = random.Random(search.seed)
     return [
         {name: _draw(name, *axis, source) for name, axis in search.axes().items()}
@@ -75,19 +74,19 @@ def _draw(name: str, kind: str, values: Sequence[Any], source: random.Random) ->
 
 
 def _number(name: str, value: float, bounds: Sequence[float]) -> float | int:
-    """As the field has it, a whole number or one of few digits, and within the bounds still."""
-    told = round(value) if FIELDS[name].annotation is int else float(f"{value:.{DIGITS}g}")
-    return min(max(told, bounds[0]), bounds[1])
+    """Round a value to an integer or `DIGITS` digits, as its field requires, within the bounds."""
+    rounded = round(value) if FIELDS[name].annotation is int else float(f"{value:.{DIGITS}g}")
+    return min(max(rounded, bounds[0]), bounds[1])
 
 
 def _proposed(spec: SweepSpec, search: Search, outputs: Path) -> list[Settings]:
-    """The rows of all rounds that can be known: up to the first that has runs to be done."""
-    held = read_json(record_file(spec, outputs)) or {}
-    rows = held["rows"] if held.get("search") == _asked(spec) else []
+    """Return the rows of all rounds that are known: up to the first with unfinished runs."""
+    known = read_json(record_file(spec, outputs)) or {}
+    rows = known["rows"] if known.get("search") == _rows_depend_on(search) else []
     rows = rows[: search.samples]
     values: list[float | None] = []
     while len(rows) < search.samples:
-        # Whole rounds, so that it makes no difference how many samples were asked for before.
+        # Propose whole rounds: the rows must not depend on an earlier number of samples.
         begin = len(rows) // search.round * search.round
         for row in rows[len(values) : begin]:
             done, value = _reached(spec, row, outputs)
@@ -100,11 +99,12 @@ def _proposed(spec: SweepSpec, search: Search, outputs: Path) -> list[Settings]:
 
 
 def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float | None]:
-    """Whether the runs of a row are over, and the mean top-1 on val of those that are finished, or
-    of those that were stopped early if none is."""
+    """Return whether all runs of a row have ended, and the mean val top-1 of those that finished,
+    or of those that were stopped early if none finished."""
     axes = {name: [value] for name, value in row.items()}
     runs = expand(spec.model_copy(update={"zip": [*spec.zip, axes], "baseline": None})).runs
-    statuses = [_status(run, outputs) for run in runs]
+    # A run recorded as `running` may have died; it is restarted first.
+    statuses = [run_folder(outputs, run.id).recorded_status() for run in runs]
     if any(status.state not in ("finished", "stopped", "failed") for status in statuses):
         return False, None
     for state in ("finished", "stopped"):
@@ -114,16 +114,10 @@ def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float
     return True, None
 
 
-def _status(run: Run, outputs: Path) -> Any:
-    return run_folder(
-        outputs, run.id
-    ).word()  # who says `running` may have died, and is started first
-
-
 def _propose(
     search: Search, rows: Sequence[Settings], values: Sequence[float | None]
 ) -> list[Settings]:
-    """The rows of the next round."""
+    """Return the rows of the next round."""
     try:
         import optuna
     except ImportError:
@@ -132,7 +126,7 @@ def _propose(
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {name: _distribution(*axis) for name, axis in search.axes().items()}
-    # Seeded by the round: what it proposes depends on the results alone, not on who asked before.
+    # Seeded by the round: proposals depend on the results alone, not on earlier calls.
     sampler = optuna.samplers.TPESampler(
         seed=search.seed * 1_000_003 + len(rows), n_startup_trials=search.round,
         multivariate=True, constant_liar=True,
@@ -143,13 +137,13 @@ def _propose(
         state = states.FAIL if value is None else states.COMPLETE
         made = optuna.trial.create_trial(params=row, distributions=space, value=value, state=state)
         study.add_trial(made)
-    asked = [study.ask(space).params for _ in range(search.round)]
+    proposals = [study.ask(space).params for _ in range(search.round)]
     return [
         {
             name: row[name] if kind == "choice" else _number(name, row[name], values)
             for name, (kind, values) in search.axes().items()
         }
-        for row in asked
+        for row in proposals
     ]
 
 
@@ -158,4 +152,5 @@ def _distribution(kind: str, values: Sequence[Any]) -> Any:
 
     if kind == "choice":
         return CategoricalDistribution(values)
-    return FloatDistribution(*map(float, values), log=kind == "loguniform")
+    low, high = values
+    return FloatDistribution(float(low), float(high), log=kind == "loguniform")

@@ -1,4 +1,4 @@
-"""The cluster that these tests run on, started if it may be; and sweeps for it."""
+"""Fixtures of the local Slurm cluster, which is started if possible, and of sweeps on it."""
 
 import fcntl
 import os
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from lab import LONG, TWO, Sweep, finished_here, results, script, wait_for
 
-from densevit.rundir import RunFolder
+from densevit.runs.directory import RunFolder
 
 REQUIRED = os.environ.get("DENSEVIT_REQUIRE_SLURM") == "1"
 
 
 def _start(*options):
-    """Start the local cluster; why not, if it cannot be."""
+    """Start the local cluster; return why it cannot be started, or ""."""
     if os.geteuid() != 0:
         return "only root may set up a local Slurm"
     if shutil.which("apt-get") is None:
@@ -35,7 +35,7 @@ def _need(why):
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
-    """A Slurm of two nodes with accounts; shared by all tests that break nothing."""
+    """Provide a Slurm of two nodes with accounting, shared by all tests that leave it intact."""
     lock = Path(tmp_path_factory.getbasetemp()).parent / "cluster.lock"
     with lock.open("a") as file:  # one of pytest's processes starts it for all
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -44,7 +44,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def other_cluster():
-    """A function that starts a cluster with other options; the usual one is back afterwards."""
+    """Return a function that starts a cluster with other options; the usual one is restored
+    afterwards."""
     changed = []
 
     def start(*options):
@@ -59,7 +60,7 @@ def other_cluster():
 
 @pytest.fixture
 def sweep(tmp_path, tiny, cluster):
-    """A function that makes a sweep of the tiny run."""
+    """Return a function that makes a sweep of the tiny run."""
 
     def make(name="tiny", profile=None, base=None, **parts):
         settings = {**tiny, "health_every": 1000, **(base or {})}
@@ -70,7 +71,7 @@ def sweep(tmp_path, tiny, cluster):
 
 @pytest.fixture
 def long_runs(sweep):
-    """A function that makes a sweep of runs that can be held in the middle."""
+    """Return a function that makes a sweep of runs that can be held in the middle."""
 
     def make(name, **parts):
         return sweep(name, base=LONG, **{**TWO, **parts})
@@ -80,8 +81,8 @@ def long_runs(sweep):
 
 @pytest.fixture
 def undisturbed(tmp_path_factory):
-    """A function that gives the numbers that a run has when nothing happens to it."""
-    # Trained once, whichever of pytest's processes want them.
+    """Return a function that returns the metrics of a run that nothing interrupts."""
+    # Trained once, for all of pytest's processes.
     session = tmp_path_factory.getbasetemp()
     known = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "undisturbed"
     known.mkdir(exist_ok=True)
@@ -99,7 +100,8 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def user(cluster):
-    """A user of this machine and her home; of what only root may enter she sees read-only mounts."""
+    """Return a user of this machine and her home. Folders that only root may enter are mounted
+    read-only for her."""
     name, home, shown = "densevit-tester", Path("/tmp/densevit-tester"), Path("/tmp/densevit-shown")
     mounted = []
 
@@ -109,7 +111,7 @@ def user(cluster):
             subprocess.run(["mount", "--bind", source, shown / place], check=True)
             mounted.append(shown / place)
             subprocess.run(["mount", "-o", "remount,bind,ro", shown / place], check=True)
-        for node in ("node1", "node2"):  # which see what was mounted when they were started
+        for node in ("node1", "node2"):  # they see the mounts that existed when they started
             script("daemon", "kill", f"slurmd-{node}", check=True)
             script("daemon", "start", f"slurmd-{node}", check=True)
         return shown
@@ -126,7 +128,7 @@ def user(cluster):
         ),
         "the end of her processes",
     )
-    # Nothing is removed that may still hold a mount.
+    # Remove nothing that may still contain a mount.
     for place in mounted:
         subprocess.run(["umount", "--lazy", place], check=True)
         place.rmdir()

@@ -1,4 +1,4 @@
-"""A real Slurm for the tests, sweeps on it, and what is asked of them again and again."""
+"""A real Slurm for the tests, sweeps on it, and queries that many tests need."""
 
 import json
 import os
@@ -10,36 +10,37 @@ from pathlib import Path
 
 from holding import ENVIRONMENT, hold, let_go
 
-from densevit import yamlfile
-from densevit.rundir import read_json, read_metrics
-from densevit.sweep.launch.slurm import attempts
+from densevit.config import yaml_file
+from densevit.launch.launchers import observe
+from densevit.launch.slurm import attempts
+from densevit.runs.metrics_file import read_metrics
 from densevit.sweep.plan import make_plan
-from densevit.sweep.state import observe
+from densevit.utils.files import read_json
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "slurm" / "local-cluster.sh"
-COMMAND = [sys.executable, "-c", "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
+COMMAND = [sys.executable, "-c", "import sys; from densevit.cli.main import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
 
-# Sixty steps, with a checkpoint after each fifth.
+# Sixty steps, with a checkpoint after every fifth.
 LONG = {"epochs": 12, "log_every": 5, "cl_mode": "dense"}
 TWO = {"grid": {"learning_rate": [1e-3, 2e-3]}}
 
 
 def script(*arguments, **options):
-    """slurm/local-cluster.sh."""
+    """Run slurm/local-cluster.sh."""
     return subprocess.run(
-        [str(SCRIPT), *arguments], capture_output=True, text=True, timeout=300, **options
+        [str(SCRIPT), *arguments], capture_output=True, text=True, timeout=600, **options
     )
 
 
 def slurm(*command):
-    """What one of Slurm's commands prints."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    """Return the output of one of Slurm's commands."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     return done.stdout.strip()
 
 
-def wait_for(condition, what="it", seconds=240):
-    """Wait until a condition holds, and return what it gives."""
+def wait_for(condition, what="it", seconds=600):
+    """Wait until a condition holds, and return its value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}; {cluster_state()}"
@@ -48,7 +49,7 @@ def wait_for(condition, what="it", seconds=240):
 
 
 def cluster_state():
-    """What the cluster says of its nodes and jobs, in a line, for a test that failed."""
+    """Return the state of the nodes and jobs in one line, for a test that failed."""
     asked = ["sinfo", "-h", "-N", "-o", "%N %T %E"], ["squeue", "-h", "-o", "%i %j %T %r"]
     done = [subprocess.run(["timeout", "10", *words], capture_output=True, text=True, check=False)
             for words in asked]  # fmt: skip
@@ -56,13 +57,13 @@ def cluster_state():
 
 
 def whole():
-    """Whether the cluster has nothing to do and all its nodes are free."""
+    """Return whether the cluster is idle and all its nodes are free."""
     nodes = slurm("sinfo", "-h", "-N", "-p", "lab", "-o", "%T").splitlines()
     return set(nodes) == {"idle"} and not slurm("squeue", "-h")
 
 
 class Sweep:
-    """A sweep of tiny runs in a folder of its own."""
+    """A sweep of tiny runs in its own folder."""
 
     def __init__(self, folder, base, profile=None, **parts):
         self.folder, self.base, self.parts = folder, dict(base), parts
@@ -70,18 +71,18 @@ class Sweep:
         self.file = folder / "sweep.yaml"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "profile.yaml").write_text(
-            yamlfile.dump({"signal_seconds": 10, **(profile or {})})
+            yaml_file.dump({"signal_seconds": 10, **(profile or {})})
         )
         self.write()
 
     def write(self, **changes):
-        """Write the files, with other parts of the sweep."""
+        """Write the files; `changes` replace parts of the sweep."""
         self.parts |= changes
-        (self.folder / "base.yaml").write_text(yamlfile.dump(self.base))
+        (self.folder / "base.yaml").write_text(yaml_file.dump(self.base))
         wanted = {"name": self.folder.name, "base": "base.yaml", "launcher": "slurm",
                   "profile": "./profile.yaml",
                   "resources": {"cpus": 1, "mem": "900M", "hours": 1}}  # fmt: skip
-        self.file.write_text(yamlfile.dump({**wanted, **self.parts}))
+        self.file.write_text(yaml_file.dump({**wanted, **self.parts}))
 
     @property
     def plan(self):
@@ -90,8 +91,8 @@ class Sweep:
     def command(self, *words):
         return [*COMMAND, *map(str, words), "--outputs", str(self.outputs)]
 
-    def call(self, *words, code=0, timeout=400, **options):
-        """Run a command on the sweep's file; what it printed."""
+    def call(self, *words, code=0, timeout=600, **options):
+        """Run a command on the sweep file and return its output."""
         first = [words[0], self.file, *words[1:]] if words and words[0][0] != "-" else [self.file, *words]  # fmt: skip
         done = subprocess.run(
             self.command(*first), capture_output=True, text=True, timeout=timeout,
@@ -107,7 +108,7 @@ class Sweep:
         return json.loads(self.call("status", "--json"))
 
     def states(self):
-        """The states of the runs, without the command, which takes a second to start."""
+        """Return the states of the runs without the command, which takes a second to start."""
         plan = self.plan
         found = observe(plan).runs
         return [found[run.id].state for run in plan.runs]
@@ -119,14 +120,14 @@ class Sweep:
         let_go(self.outputs)
 
     def wait(self, seconds=600):
-        """Until nothing runs or waits; the states then."""
+        """Wait until no run is running or queued; return the states."""
 
         def over():
             states = self.states()
             return states if not {"running", "queued", "unknown"} & set(states) else None
 
         states = wait_for(over, "the end of the sweep", seconds)
-        # A run has its results before its job has noted the end.
+        # A run has its results before its job has recorded the end.
         finished = [f for f, s in zip(self.folders(), states, strict=True) if s == "finished"]
         wait_for(lambda: all(self.ends(folder)[-1:] != [""] for folder in finished))
         return states
@@ -135,8 +136,8 @@ class Sweep:
         plan = self.plan
         return [plan.run_folder(run) for run in plan.runs]
 
-    def wait_training(self, count=1, steps=1, seconds=240):
-        """Until so many runs have trained so many steps in their newest start."""
+    def wait_training(self, count=1, steps=1, seconds=600):
+        """Wait until so many runs have trained so many steps in their newest start."""
 
         def going():
             found = []
@@ -150,7 +151,7 @@ class Sweep:
         return wait_for(going, "training", seconds)
 
     def job(self, folder):
-        """The job that has a run."""
+        """Return the job of a run."""
         return attempts.read(folder)[-1].job
 
     def ends(self, folder):
@@ -162,7 +163,7 @@ def results(folder):
 
 
 def assert_whole(folder):
-    """Finished, with each logged step once."""
+    """Check that a run is finished, with each logged step once."""
     assert folder.status().state == "finished", folder.status()
     lines, _ = read_metrics(folder.metrics_file)
     steps = [line["step"] for line in lines if "train/loss" in line]
@@ -171,26 +172,26 @@ def assert_whole(folder):
 
 
 def check_all(runs, undisturbed):
-    """Each run is finished, with the numbers that it has where nothing happens to it."""
+    """Check that each run is finished, with the metrics of an uninterrupted run."""
     for run, folder in zip(runs.plan.runs, runs.folders(), strict=True):
         assert_whole(folder)
         assert results(folder) == undisturbed(run)
 
 
 def finished_here(folder, config):
-    """The same run, trained in one go on this machine."""
-    from densevit.rundir import RunFolder
+    """Return the same run, trained without interruption on this machine."""
+    from densevit.runs.directory import RunFolder
 
     here = RunFolder(folder)
     here.create(config)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "densevit", "train", "--run-dir", str(folder)]
-    subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
+    subprocess.run(command, check=True, timeout=600, env=environment, capture_output=True)
     return here
 
 
 def processes(folder):
-    """The pids of the processes that were started for a run."""
+    """Return the pids of the processes that were started for a run."""
     found = subprocess.run(
         ["pgrep", "-f", f"run-dir {folder.path}$"], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A Python whose trainings never come to a step: for a test of running out of time."""
+"""A Python whose trainings never reach a step, to test the time limit."""
 
 import runpy
 import subprocess

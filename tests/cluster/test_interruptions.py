@@ -1,7 +1,7 @@
-"""Interruptions of a sweep on Slurm: after each one every run is finished once, with the numbers that
-it would have had, or it is reported with its cause.
+"""Interruptions of a sweep on Slurm.
 
-The cluster itself stays whole, so that these tests run side by side.
+After each one, every run is finished once with the metrics of an uninterrupted run, or it is
+reported with its cause. The cluster stays intact, so these tests run in parallel.
 """
 
 import json
@@ -28,7 +28,7 @@ def test_a_signal_requeue_cancel_and_kill(long_runs, undisturbed):
     assert runs.ends(first)[0] == "preempted"
     assert runs.ends(second)[0] == "requeued"
 
-    # One training is killed, and with the other the process above it: Slurm alone knows of that.
+    # One training is killed; of the other, the process above it is: only Slurm knows of that.
     runs.hold(33)
     runs.wait_training(2, steps=10)
     kill(processes(first)[0])
@@ -43,7 +43,7 @@ def test_a_signal_requeue_cancel_and_kill(long_runs, undisturbed):
     assert "SIGKILL" in status["runs"][0]["why"]
     assert "Slurm says FAILED" in status["runs"][1]["why"]
 
-    # Cancelled in the middle of what the same command started again.
+    # Cancel while the same command restarts the runs.
     runs.hold(43)
     assert "2 to run" in runs.submit("--no-canary")
     first, second = runs.wait_training(2, steps=5)
@@ -56,7 +56,7 @@ def test_a_signal_requeue_cancel_and_kill(long_runs, undisturbed):
 
 
 def test_out_of_time_and_on_from_the_checkpoint(long_runs, undisturbed):
-    """Slurm ends a job within a minute of its limit of two."""
+    """Slurm ends a job within a minute of its limit of two minutes."""
     runs = long_runs("time", profile={"signal_seconds": 20}, grid={"learning_rate": [1e-3]},
                      resources={"cpus": 1, "mem": "900M", "hours": 2 / 60})  # fmt: skip
     runs.hold(23)
@@ -86,31 +86,31 @@ def test_out_of_time_again_and_again_without_a_step_is_a_failure(long_runs):
 
 HALF_WAY = """
 import sys, os
-from densevit.sweep.launch.slurm import records, submit
+from densevit.launch.slurm import submissions as records; from densevit.launch.slurm import submit
 written = records.write
 def die(submission):
     if any(chunk.job for chunk in submission.chunks):
         os.kill(os.getpid(), 9)
     written(submission)
 records.write = die
-from densevit.cli import main_sweep
+from densevit.cli.main import main_sweep
 main_sweep(sys.argv[1:])
 """
 
 
 def test_a_submission_that_dies_half_way_is_taken_over(sweep):
-    """Killed after sbatch has taken the jobs, and before their id is on the disk."""
-    runs = sweep("half", grid={"learning_rate": [1e-3, 2e-3, 3e-3]})
+    """The command is killed after sbatch has accepted the jobs and before their id is on disk."""
+    runs = sweep("half", grid={"learning_rate": [1e-3, 2e-3]})
     command = [sys.executable, "-c", HALF_WAY, "run", str(runs.file), "--no-tracking", "--outputs", str(runs.outputs)]  # fmt: skip
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     mine = "half-"
     queued = [line for line in slurm("squeue", "-h", "-r", "-o", "%j %T").splitlines() if line.startswith(mine)]  # fmt: skip
-    assert len(queued) == 3
+    assert len(queued) == 2
     assert all(line.endswith("PENDING") for line in queued), "none starts before it is known"
     told = runs.submit()
-    assert "took them over" in told
-    assert "3 running or queued, 0 to run" in told
-    assert runs.wait() == ["finished"] * 3
+    assert "took over the jobs" in told
+    assert "2 running or queued, 0 to run" in told
+    assert runs.wait() == ["finished"] * 2
     for folder in runs.folders():
         assert runs.ends(folder) == ["finished"]
 
@@ -119,7 +119,7 @@ def test_a_submission_that_dies_half_way_is_taken_over(sweep):
 def test_a_submission_that_dies_before_or_after_it(sweep, when):
     runs = sweep(f"dies_{when}", grid={"cl_mode": ["none"]})
     broken = {"before": "submit._sbatch", "after": "submit.advance"}[when]
-    code = f"import os, sys\nfrom densevit.sweep.launch.slurm import submit\n{broken} = lambda *_: os.kill(os.getpid(), 9)\nfrom densevit.cli import main_sweep\nmain_sweep(sys.argv[1:])"
+    code = f"import os, sys\nfrom densevit.launch.slurm import submit\n{broken} = lambda *_: os.kill(os.getpid(), 9)\nfrom densevit.cli.main import main_sweep\nmain_sweep(sys.argv[1:])"
     command = [sys.executable, "-c", code, "run", str(runs.file), "--no-tracking", "--outputs", str(runs.outputs)]  # fmt: skip
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     runs.submit()
@@ -139,27 +139,27 @@ def test_code_that_is_edited_while_jobs_wait_changes_nothing(sweep, tmp_path):
         for runs, words in ((kept, ()), (live, ("--live-code",))):
             runs.submit(*words, env=environment, cwd=checkout)
         assert kept.states() == live.states() == ["queued"]
-        (checkout / "densevit" / "train.py").write_text("raise SystemError('edited')\n")
+        (checkout / "densevit" / "train" / "loop.py").write_text("raise SystemError('edited')\n")
     finally:
         slurm("scancel", first)
     assert kept.wait() == ["finished"]
     assert live.wait() == ["failed"]
     assert "SystemError: edited" in live.status()["runs"][0]["why"]
     start = json.loads(kept.folders()[0].provenance_file.read_text())["starts"][0]
-    assert (kept.outputs / "code" / start["code"] / "densevit" / "train.py").exists()
+    assert (kept.outputs / "code" / start["code"] / "densevit" / "train" / "loop.py").exists()
 
 
 def test_what_it_costs_is_measured_by_a_short_job(sweep):
-    priced = sweep("priced", grid={"cl_mode": ["none", "dense"]}, seeds=2)
+    priced = sweep("priced", grid={"cl_mode": ["none", "dense"]})
     told = priced.call("plan", "--estimate", "--profile", "./profile.yaml")
     assert "measuring in job" in told
-    assert "estimated cost: 4 runs" in told
+    assert "estimated cost: 2 runs" in told
     assert "share of cl_mode: none" in told
     refused = priced.submit("--budget", "0.00001gpuh", code=2)
     assert "more than the 1e-05 of the budget" in refused
     assert set(priced.states()) == {"pending"}
     priced.submit("--budget", "100gpuh")
-    assert priced.wait() == ["finished"] * 4
+    assert priced.wait() == ["finished"] * 2
     assert "estimated for all runs" in priced.call("status")
 
 

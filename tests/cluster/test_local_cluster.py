@@ -1,4 +1,4 @@
-"""slurm/local-cluster.sh: it stops what it has started, and harms nothing else."""
+"""slurm/local-cluster.sh stops what it has started, and harms nothing else."""
 
 import os
 import shutil
@@ -78,7 +78,7 @@ def test_what_it_starts_is_stopped_and_a_foreign_cluster_is_left_alone(other_clu
     names = script("status").stdout.splitlines()
     pids = [int(line.split()[1]) for line in names if line.endswith(" up") and "  -  " not in line]
     assert len(pids) >= 6, names
-    # As a node daemon's child that hangs before it becomes a job: nobody has its pid on record.
+    # Like a node daemon's child that hangs before it becomes a job: its pid is not recorded.
     hanging = shutil.copy(shutil.which("sleep"), tmp_path / "slurmd")
     child = subprocess.Popen(["nsenter", "--mount", "--uts", "--target", str(pids[-1]), hanging, "600"])  # fmt: skip
     wait_for(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "slurmd\n")

@@ -1,4 +1,4 @@
-"""MLflow and Slurm: the server as a job, and runs whose jobs mirror them."""
+"""MLflow and Slurm: the server as a job, and jobs that mirror their runs."""
 
 import json
 import re
@@ -10,17 +10,17 @@ from holding import ENVIRONMENT
 from lab import ROOT, kill, processes, wait_for
 from servers import free_port, need, points, postgres_missing, query
 
-from densevit.rundir import read_json
+from densevit.utils.files import read_json
 
 pytestmark = pytest.mark.cluster
 
-# On another node, under the name of the server's: refused without the password, let in with it.
+# On another node, under the server's name: rejected without the password, accepted with it.
 CLIENT = """
 import os, sys, urllib.error, urllib.request
 from mlflow import MlflowClient
 uri = os.environ["MLFLOW_TRACKING_URI"]
 try:
-    urllib.request.urlopen(uri + "/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=20)
+    urllib.request.urlopen(uri + "/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=300)
 except urllib.error.HTTPError as error:
     print(error.code)
 client = MlflowClient(uri)
@@ -34,7 +34,7 @@ print(run.data.metrics, [each.path for each in client.list_artifacts(run.info.ru
 
 
 class Site:
-    """What the user has, and her shell."""
+    """The user's folders, and her shell."""
 
     def __init__(self, name, home, show):
         packages = next(path for path in sys.path if path.endswith("site-packages"))
@@ -54,15 +54,16 @@ class Site:
         }  # fmt: skip
 
     def call(self, *words, code=0, **environment):
-        """Run a command as the user; what it prints."""
+        """Run a command as the user and return its output."""
         variables = [f"{k}={v}" for k, v in {**self.environment, **environment}.items()]
         command = ["runuser", "-u", self.name, "--", "env", "-i", *variables, *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=self.home)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=self.home)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout.strip()
 
     def start(self):
-        """Submit the server and wait until it says how to reach it: the job and what is to be set."""
+        """Submit the server and wait until it is ready; return the job and the environment
+        variables to set."""
         job = self.call("sbatch", "--parsable", "--nodelist=node1", self.script)
         how = self.outputs / "mlflow-server.txt"
         log = self.home / f"mlflow-server-{job}.log"
@@ -78,7 +79,7 @@ class Site:
         return job, dict(re.findall(r"export (\w+)=(\S+)", text))
 
     def refused(self):
-        """What another server says that is started on the other node, and must not run."""
+        """Return the message of a second server on the other node, which must not run."""
         log = self.home / "refused.log"
         self.call("sbatch", "--wait", "--nodelist=node2", f"--output={log}", self.script, code=2)
         return log.read_text()
@@ -89,7 +90,7 @@ class Site:
         ).splitlines()
 
     def stop(self, job):
-        """Cancel the job, of which nothing is left then."""
+        """Cancel the job; check that nothing of it is left."""
         self.call("scancel", job)
         mine = ["pgrep", "-u", self.name]
         wait_for(lambda: subprocess.run(mine, check=False).returncode == 1, "the server's end")
@@ -118,7 +119,7 @@ def test_a_server_with_a_password_that_keeps_what_it_has(site):
     site.stop(job)
 
     left = site.outputs / "mlflow-postgres" / "postmaster.pid"
-    left.touch()  # as of a PostgreSQL on another node, which does not share the lock
+    left.touch()  # like that of a PostgreSQL on another node, which does not share the lock
     assert "has not ended on node1" in site.refused()
     left.unlink()
 

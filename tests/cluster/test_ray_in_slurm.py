@@ -1,4 +1,4 @@
-"""slurm/ray_cluster.sbatch: a sweep on Ray inside a job of Slurm's."""
+"""slurm/ray_cluster.sbatch: a sweep on Ray inside a Slurm job."""
 
 import os
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from lab import ROOT, slurm, wait_for
 
-from densevit import yamlfile
-from densevit.rundir import read_json
+from densevit.config import yaml_file
 from densevit.sweep.plan import make_plan
+from densevit.utils.files import read_json
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'densevit[ray]'")
 pytestmark = pytest.mark.cluster
@@ -18,23 +18,23 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def submit(cluster, tiny, tmp_path):
-    """A function that submits the batch script with a sweep of two runs, of which a node has room for
-    one: the job, its log, and a function that gives the runs' folders."""
+    """Return a function that submits the batch script with a sweep of two runs, of which one fits
+    on a node. It returns the job, its log, and a function that returns the folders of the runs."""
     outputs, file, log = (tmp_path / name for name in ("out", "sweep.yaml", "log.txt"))
-    # As a user's shell: the environment's commands, and this code.
+    # Like a user's shell: the commands of the environment, and this code.
     commands = tmp_path / "bin"
     commands.mkdir()
     command = commands / "densevit-sweep"
-    command.write_text(f"#!{sys.executable}\nimport sys\nfrom densevit.cli import main_sweep\nsys.exit(main_sweep())\n")  # fmt: skip
+    command.write_text(f"#!{sys.executable}\nimport sys\nfrom densevit.cli.main import main_sweep\nsys.exit(main_sweep())\n")  # fmt: skip
     command.chmod(0o755)
     path = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DENSEVIT_OUTPUTS": str(outputs)}  # fmt: skip
 
     def make(**base):
-        (tmp_path / "base.yaml").write_text(yamlfile.dump({**tiny, **base}))
+        (tmp_path / "base.yaml").write_text(yaml_file.dump({**tiny, **base}))
         parts = {"launcher": "ray", "ray": {"cpus_per_run": 2}}
         parts["grid"] = {"cl_mode": ["none", "dense"]}
-        file.write_text(yamlfile.dump({"name": "inside", "base": "base.yaml", **parts}))
+        file.write_text(yaml_file.dump({"name": "inside", "base": "base.yaml", **parts}))
         job = subprocess.run(
             ["sbatch", "--parsable", "--nodes", "2", "--cpus-per-task", "2", "--mem", "900M",
              "--output", log, ROOT / "slurm" / "ray_cluster.sbatch", file, "--no-tracking"],
@@ -51,7 +51,7 @@ def _folders(file, outputs):
 
 
 def ended(job, outputs):
-    """Wait for the end of a job, after which nothing of it is left; its exit code."""
+    """Wait for the end of a job, check that nothing of it is left, and return its exit code."""
     wait_for(lambda: job not in slurm("squeue", "-h", "-o", "%i").split(), "the job's end", 600)
     wait_for(lambda: not processes_of(job), "the end of Ray")
     assert not list(outputs.glob(".ray-*")), "the token is gone"
@@ -61,7 +61,7 @@ def ended(job, outputs):
 
 
 def processes_of(job):
-    """Processes that have the job in their environment."""
+    """Return the processes that have the job in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -91,7 +91,7 @@ def test_before_its_time_ends_runs_stop_with_a_checkpoint(submit):
     job, log, folders = submit(epochs=60)
     words = lambda: [read_json(folder.status_file) or {} for folder in folders()]  # noqa: E731
     wait_for(lambda: all(word.get("step", 0) > 1 for word in words()), "training")
-    slurm("scancel", "--signal=USR1", "--batch", job)  # as Slurm does by the script's --signal
+    slurm("scancel", "--signal=USR1", "--batch", job)  # as Slurm does by --signal
     assert ended(job, log.parent / "out") == 75, log.read_text()
     assert [word["state"] for word in words()] == ["cancelled"] * 2
     assert all(any(folder.checkpoint_folder.iterdir()) for folder in folders())

@@ -1,7 +1,7 @@
-"""Faults of a cluster: after each one every run is finished once, with the numbers that it would have
-had, or it is reported with its cause.
+"""Faults of a cluster.
 
-These tests break or change the cluster they run on, and so run alone.
+After each one, every run is finished once with the metrics of an uninterrupted run, or it is
+reported with its cause. These tests break or change the cluster, so they run alone.
 """
 
 import json
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.breaks]
 
 @pytest.fixture(autouse=True)
 def whole_cluster(cluster):
-    """What one test has done to the cluster is not the next one's fault."""
+    """Cancel the jobs of earlier tests; if the cluster does not become idle, start a new one."""
     try:
         for job in set(slurm("squeue", "-h", "-o", "%F").split()):
             slurm("scancel", job)
@@ -71,14 +71,15 @@ def test_a_node_dies(long_runs, undisturbed):
     raw = slurm("squeue", "-h", "-j", job, "-o", "%A")
     script("daemon", "kill", "slurmd-node1", check=True)
     try:
-        # The machine is gone with all that ran on it: those first who could tell the controller.
+        # The machine and everything on it is lost: first the daemons that could inform the
+        # controller.
         keepers = _pids(f"slurmstepd: .{raw}[.]")
         assert len(keepers) >= 2
         for pid in [*keepers, *_below(keepers)]:
             kill(pid)
         wait_for(lambda: "down" in slurm("sinfo", "-h", "-N", "-n", "node1", "-o", "%T"))
         assert "failed" not in runs.states()
-        runs.let_go()  # the other run leaves its node to this one
+        runs.let_go()  # the other run frees its node for this one
         wait_for(lambda: runs.ends(victim)[0] == "node")
     finally:
         script("daemon", "start", "slurmd-node1", check=True)
@@ -97,7 +98,7 @@ def _pids(pattern):
 
 
 def _below(pids):
-    """The processes that some have started, and those that these have."""
+    """Return the descendants of some processes."""
     found = []
     for pid in pids:
         children = subprocess.run(
@@ -110,7 +111,7 @@ def _below(pids):
 
 def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     runs = sweep("controller", **TWO)
-    # Whose end the controller does not hear, it takes for lost, and starts them again.
+    # The controller does not hear of their end: it takes them for lost and restarts them.
     wait_for(lambda: slurm("squeue", "-h") == "")
     script("daemon", "kill", "slurmctld", check=True)
     try:
@@ -122,7 +123,7 @@ def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
         assert {run["state"] for run in status["runs"]} <= {"pending", "unknown"}
     finally:
         script("daemon", "start", "slurmctld", check=True)
-    told, _ = submitting.communicate(timeout=200)
+    told, _ = submitting.communicate(timeout=600)
     assert submitting.returncode in (0, 75), told
     assert "Traceback" not in told
     runs.submit()
@@ -130,7 +131,7 @@ def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     for folder in runs.folders():
         assert runs.ends(folder) == ["finished"], "nothing ran twice"
 
-    # While it is down nothing is known, and nothing is called failed.
+    # While it is down, nothing is known and no run counts as failed.
     more = Sweep(runs.folder, {**runs.base, "epochs": 3}, **runs.parts)
     more.hold(3)
     more.submit("--no-canary")
@@ -139,7 +140,7 @@ def test_the_controller_is_restarted_while_runs_are_submitted(sweep):
     try:
         status = more.status()
         states = [run["state"] for run in status["runs"]]
-        assert set(states) <= {"unknown", "running"}  # whose lock can be seen here
+        assert set(states) <= {"unknown", "running"}  # its lock is visible here
         assert status["silent"]
         refused = more.call("cancel", "--yes", code=2)
         assert "nothing was cancelled" in refused
@@ -156,7 +157,7 @@ def test_a_user_who_is_not_root(user, tiny):
     blobs = Path(shutil.copytree(tiny["data_dir"], home / "blobs"))
     blobs.chmod(0o755)
     base = {**tiny, "data_dir": str(blobs), "benchmarks": {"dark": str(blobs / "dark")}}
-    runs = Sweep(home / "mine", base, grid={"cl_mode": ["none", "global", "dense"]})
+    runs = Sweep(home / "mine", base, grid={"cl_mode": ["none", "dense"]})
     subprocess.run(["chown", "-R", name, str(runs.folder)], check=True)
     environment = ["env", "-i", f"HOME={home}", "PATH=/usr/bin:/bin",
                    f"PYTHONPATH={shown}/code:{shown}/packages"]  # fmt: skip
@@ -164,22 +165,22 @@ def test_a_user_who_is_not_root(user, tiny):
 
     def call(*words):
         command = [*mine, *words, str(runs.file), "--outputs", str(runs.outputs)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=home)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=home)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    assert "submitted 3 runs" in call("run", "--no-tracking")
+    assert "submitted 2 runs" in call("run", "--no-tracking")
 
-    assert runs.wait() == ["finished"] * 3
+    assert runs.wait() == ["finished"] * 2
     states = [run["state"] for run in json.loads(call("status", "--json"))["runs"]]
-    assert states == ["finished"] * 3
+    assert states == ["finished"] * 2
     assert runs.folders()[0].path.owner() == name
     call("report")
 
 
 @pytest.mark.slow
 def test_runs_of_minutes_through_every_fault_at_random(long_runs, undisturbed):
-    """Twelve random faults to four runs: all end with the numbers of undisturbed ones."""
+    """Twelve random faults on four runs: all end with the metrics of uninterrupted runs."""
     import random
 
     chance = random.Random(11)
@@ -199,7 +200,7 @@ def test_runs_of_minutes_through_every_fault_at_random(long_runs, undisturbed):
         else:
             for pid in processes(folder)[:1]:
                 kill(pid)
-        time.sleep(chance.uniform(0, 3))  # the moment is what is random
+        time.sleep(chance.uniform(0, 3))  # the moment is random
         runs.submit("--no-canary")
     states = runs.wait(900)
     while states != ["finished"] * 4:
@@ -210,7 +211,8 @@ def test_runs_of_minutes_through_every_fault_at_random(long_runs, undisturbed):
 
 @pytest.fixture(scope="module")
 def small_cluster(cluster):
-    """A cluster that keeps no accounts and takes arrays of two, for the last tests of this module."""
+    """Provide a cluster without accounting and with arrays of two, for the last tests of this
+    module."""
     script("stop", "--wipe", check=True)
     script("start", "--no-accounting", "--max-array-size", "2", check=True)
     yield
@@ -227,7 +229,7 @@ def test_arrays_are_split_and_the_queue_is_not_overfilled(small_cluster, sweep):
     few = sweep("few", profile={"max_submitted": 2}, grid={"cl_mode": ["none", "global", "dense"]})
     told = few.submit()
     assert "submitted 2 runs" in told
-    assert "1 runs wait: the cluster takes no more jobs from you now" in told
+    assert "left for later: 1 run; you have as many jobs as the cluster allows" in told
     few.submit("--watch", "--every", "1")
     assert few.states() == ["finished"] * 3
     for folder in [*few.folders(), *runs.folders()]:

@@ -1,7 +1,8 @@
-"""Two real processes that fill their queues together, against one that gets the whole batch."""
+"""Two real processes that fill their queues together, compared with one that gets the whole batch."""
 
 from datetime import timedelta
 
+import forked
 import pytest
 import torch
 from torch import distributed, multiprocessing
@@ -9,7 +10,7 @@ from torch import distributed, multiprocessing
 from densevit.contrast.queue import FeatureQueue
 
 SIZE, DIM, RANKS = 11, 3, 2
-# Keys of one rank in each step: 2·4 and 2·3 do not divide 11, 2·7 and 2·13 are more than 11.
+# Keys per rank in each step: 2·4 and 2·3 do not divide 11; 2·7 and 2·13 are more than 11.
 LENGTHS = [4, 3, 7, 0, 1, 13, 4, 5]
 
 
@@ -18,17 +19,17 @@ def new_queue():
 
 
 def global_batch(step):
-    """Keys and image ids of both ranks, in the order of the ranks, and all of them different."""
+    """Return keys and image ids of both ranks, in the order of the ranks, all different."""
     count = RANKS * LENGTHS[step]
     numbers = torch.arange(count) + 100 * step
     return numbers[:, None] + torch.arange(DIM) / 8, numbers
 
 
 def steps_of_a_rank(rank, folder, break_rank):
-    """Enqueue the rank's halves of the global batches, and write down the state after each."""
+    """Enqueue the rank's halves of the global batches, and store the state after each."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=600),
     )  # fmt: skip
     queue, states = new_queue(), []
     for step, length in enumerate(LENGTHS):
@@ -36,7 +37,7 @@ def steps_of_a_rank(rank, folder, break_rank):
             raise RuntimeError("this rank breaks")
         half = slice(rank * length, (rank + 1) * length)
         keys, ids = (part[half] for part in global_batch(step))
-        # As a loss gives them: with a gradient, and in the odd steps not in one piece of memory.
+        # As a loss returns them: with a gradient, and in odd steps not contiguous.
         keys = keys.clone().requires_grad_() * 1
         if step % 2:
             keys = keys.T.contiguous().T
@@ -48,8 +49,10 @@ def steps_of_a_rank(rank, folder, break_rank):
 
 
 def run_ranks(folder, break_rank=None):
-    """What each rank wrote down; an error in one of them is an error here."""
-    multiprocessing.spawn(steps_of_a_rank, (folder, break_rank), nprocs=RANKS)
+    """Return the states that each rank stored; an error in a rank is raised here."""
+    multiprocessing.start_processes(
+        steps_of_a_rank, (folder, break_rank), nprocs=RANKS, start_method=forked.METHOD
+    )
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
@@ -65,11 +68,11 @@ def test_two_processes_end_with_the_queue_of_one_that_gets_the_global_batch(tmp_
         assert equal(first[step], alone.state_dict())
         assert equal(second[step], first[step])
     assert first[-1]["calls"] == len(LENGTHS)
-    assert set(first[-1]["image_ids"].tolist()) > {700, 709}  # of both ranks' last keys
+    assert set(first[-1]["image_ids"].tolist()) > {700, 709}  # the last keys of both ranks
 
 
 def test_an_error_in_one_process_is_seen(tmp_path):
-    # By whichever of the two is told of first: the one that breaks, or the one that waited for it.
+    # Reported by whichever process fails first: the broken one, or the one that waits for it.
     told = "this rank breaks|Connection closed by peer"
     with pytest.raises(multiprocessing.ProcessRaisedException, match=told):
         run_ranks(tmp_path, break_rank=1)

@@ -1,4 +1,4 @@
-"""The loss against plain float64 logits; its memory; the private operators it stands on."""
+"""The loss compared with plain float64 logits; its memory; the private operators that it uses."""
 
 import json
 import math
@@ -14,31 +14,36 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from densevit.contrast import info_nce
-from densevit.contrast.info_nce import fused_available, queue_info_nce
+from densevit.contrast import queue_attention
+from densevit.contrast.info_nce import queue_info_nce
+
+
+def fused_available(device, dtype=torch.float32, dim=8):
+    return queue_attention.fused_kernel(torch.device(device).type, dtype, dim) is not None
+
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# Unit roundoff: half the distance of two neighbours at 1.
+# Unit roundoff: half the distance between 1 and the next number.
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 @pytest.fixture(params=["fused", "chunked", "blocks"])
 def form(request, monkeypatch):
-    """The kernel; the chunked form, which takes small queues at once; the same in small blocks."""
+    """Select the kernel; the chunked form with small queues at once; the same in small blocks."""
     if request.param != "fused":
-        monkeypatch.setattr(info_nce, "fused_available", lambda *_: False)
+        monkeypatch.setattr(queue_attention, "fused_kernel", lambda *_: None)
     if request.param == "blocks":
-        monkeypatch.setattr(info_nce, "_BLOCK_LOGITS", 2**12)
-        monkeypatch.setattr(info_nce, "_LEAST_BLOCK", 100)
+        monkeypatch.setattr(queue_attention, "_BLOCK_LOGITS", 2**12)
+        monkeypatch.setattr(queue_attention, "_LEAST_BLOCK", 100)
     return request.param
 
 
 @pytest.fixture
 def fresh_check():
     """Forget the cached answers of the self-check, before and after."""
-    info_nce._kernel.cache_clear()
+    queue_attention.fused_kernel.cache_clear()
     yield
-    info_nce._kernel.cache_clear()
+    queue_attention.fused_kernel.cache_clear()
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def relative_error(got, wanted):
 
 
 def run(function, dtype, inputs, temperature, exclude=None):
-    """Loss and gradients, every query with another upstream gradient."""
+    """Return loss and gradients; every query has another upstream gradient."""
     leaves = [x.detach().to(dtype).requires_grad_() for x in inputs[:2]]
     leaves.append(torch.tensor(temperature, dtype=dtype, requires_grad=True))
     loss = function(leaves[0], leaves[1], inputs[2], leaves[2], exclude=exclude)
@@ -92,12 +97,12 @@ def run(function, dtype, inputs, temperature, exclude=None):
 
 
 def assert_right(inputs, temperature, exclude=None):
-    """Loss and gradients within 1e-5 of float64; gives what was computed."""
+    """Check loss and gradients within 1e-5 of float64; return the computed values."""
     got = run(queue_info_nce, torch.float32, inputs, temperature, exclude)
     wanted = run(reference, torch.float64, inputs, temperature, exclude)
     assert got[0].shape == (len(inputs[0]),)
     assert got[0].dtype == torch.float32
-    # Each by itself: `max` would leave out a NaN.
+    # Each separately: `max` would skip a NaN.
     assert all(relative_error(g, w) < 1e-5 for g, w in zip(got, wanted, strict=True))
     return got
 
@@ -112,7 +117,7 @@ def test_loss_and_gradients_equal_the_float64_reference(form, m, k, d, temperatu
 def test_excluded_entries_are_left_out_of_their_group_only(form, groups):
     inputs, exclude = triple(60, 1500, 24), some_excluded(groups, 1500)
     loss, *_ = assert_right(inputs, 0.2, exclude)
-    # The mask matters in this case at all: without it the loss is another one.
+    # The mask matters in this case: without it the loss is different.
     assert relative_error(queue_info_nce(*inputs, 0.2), loss.double()) > 1e-3
 
 
@@ -144,7 +149,7 @@ def test_group_without_negatives_has_loss_zero_and_finite_gradients(form, groups
     assert all((g == 0).all() for g in run(queue_info_nce, torch.float32, inputs, 0.2, exclude))
 
 
-# The fixture only sets constants, the same for every example.
+# The fixture only sets constants, which are the same for every example.
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     groups=st.integers(1, 5),
@@ -164,15 +169,15 @@ def test_any_shape_gives_the_float64_loss(form, groups, rows, k, d, excluding):
 
 @pytest.mark.parametrize("m", [400, 401])
 def test_loss_is_right_on_several_threads(same_threads, m):
-    torch.set_num_threads(2)  # 400 queries are cut into a run a thread, 401 are not
+    torch.set_num_threads(2)  # 400 queries are split into one range per thread, 401 are not
     assert_right(triple(m, 300, 16), 0.2)
 
 
 @pytest.mark.parametrize(("logits", "least"), [(1, 1), (1, 64), (3000, 1), (10**4, 400)])
 def test_blocks_of_any_size_give_the_same(monkeypatch, logits, least):
-    monkeypatch.setattr(info_nce, "fused_available", lambda *_: False)
-    monkeypatch.setattr(info_nce, "_BLOCK_LOGITS", logits)
-    monkeypatch.setattr(info_nce, "_LEAST_BLOCK", least)
+    monkeypatch.setattr(queue_attention, "fused_kernel", lambda *_: None)
+    monkeypatch.setattr(queue_attention, "_BLOCK_LOGITS", logits)
+    monkeypatch.setattr(queue_attention, "_LEAST_BLOCK", least)
     with Recorder() as recorder:
         assert_right(triple(20, 513, 8), 0.1)
         assert_right(triple(20, 513, 8), 0.1, some_excluded(4, 513))
@@ -189,7 +194,7 @@ def test_loss_keeps_its_digits_where_the_positive_dominates(form):
 
 @pytest.mark.parametrize("groups", [None, 3])
 def test_no_queries_give_no_losses(form, groups):
-    # The kernel itself ends the process with a division by zero here.
+    # The kernel itself crashes here with a division by zero.
     none = torch.zeros(0, 16, requires_grad=True)
     exclude = None if groups is None else some_excluded(groups, 100)
     loss = queue_info_nce(none, none, unit(100, 16, seed=2), 0.2, exclude=exclude)
@@ -202,7 +207,7 @@ def test_no_queries_give_no_losses(form, groups):
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("how", ["autocast", "inputs"])
 def test_half_precision_stays_within_its_rounding(how, dtype, temperature, groups):
-    """The fused form, against float64 on what it multiplies and on what it was given."""
+    """The fused form, compared with float64 on the factors that it multiplies and on its inputs."""
     u, exclude = ROUNDOFF[dtype], None if groups is None else some_excluded(groups, 1500)
     q, p, k = (x if how == "autocast" else x.to(dtype) for x in triple(60, 1500, 17))
     leaf = q.clone().requires_grad_()
@@ -212,9 +217,9 @@ def test_half_precision_stays_within_its_rounding(how, dtype, temperature, group
     assert loss.dtype == torch.float32
     assert leaf.grad.dtype == q.dtype
     loss, gradient = loss.detach().double(), leaf.grad.double()
-    held = u * gradient.abs() if how == "inputs" else 0.0  # a half leaf holds a half gradient
+    held = u * gradient.abs() if how == "inputs" else 0.0  # the gradient has the type of its leaf
 
-    # 1. Of the rounded factors: sums, softmax and loss lose nothing more than float32 does.
+    # 1. Of the rounded factors: sums, softmax and loss lose no more than float32 does.
     factors = (q.float() / temperature).to(dtype).double(), k.to(dtype).double()
     logits = scores(*factors, exclude)
     positive = (q.double() * p.double()).sum(1) / temperature
@@ -252,7 +257,7 @@ def test_without_a_kernel_half_precision_inputs_are_computed_in_float32(form):
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
 def test_half_precision_gives_no_nan_at_the_ends(form, dtype, temperature):
-    # Positive and negatives as near and as far as they can be, and a queue all the same.
+    # Positive and negatives as near and as far as possible, with an ordinary queue.
     q = unit(24, 128, seed=0, dtype=dtype)
     for p, k in ((q, q), (-q, q), (q, -q), (q, q[:1].expand(700, -1))):
         leaf = q.clone().requires_grad_()
@@ -318,7 +323,7 @@ def test_checkpointing_and_compiling_change_nothing(form, how):
 
 
 def strided(x, how):
-    """The same values, in memory as a transposition or a slice leaves them."""
+    """Return the same values with the memory layout of a transposition or a slice."""
     if how == "transposed":
         return x.T.contiguous().T
     return torch.stack([x, x.flip(0)], dim=2).flatten(1)[:, ::2]
@@ -334,7 +339,7 @@ def test_how_features_lie_in_memory_changes_nothing(form, dtype, which, how):
     for exclude in (None, some_excluded(4, 300)):
         got, wanted = (queue_info_nce(*f, 0.2, exclude=exclude) for f in (other, inputs))
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
-        # The gradient of the queries, too, is read from what the kernel kept.
+        # The gradient of the queries also uses what the kernel saved.
         gradients = []
         for features in (other, inputs):
             leaf = features[0].detach().requires_grad_()
@@ -356,7 +361,7 @@ def test_huge_inputs_give_no_nan(form, norm, dtype):
     loss.sum().backward()
     for number in (loss, leaf.grad, temperature.grad):
         assert not number.isnan().any()
-        # A gradient of float16 ends at 65,504, which these are beyond.
+        # A float16 gradient is at most 65,504; these are larger.
         assert number.isfinite().all() or number.dtype == torch.float16
 
 
@@ -367,7 +372,7 @@ def test_nan_in_a_query_is_not_hidden(form):
 
 
 class Recorder(TorchDispatchMode):
-    """Remembers the operators called and the number of elements that the largest output holds."""
+    """Record the operators called and the number of elements of the largest output."""
 
     def __init__(self):
         super().__init__()
@@ -378,7 +383,7 @@ class Recorder(TorchDispatchMode):
         self.names.add(func.overloadpacket.__name__)
         for x in out if isinstance(out, tuple | list) else (out,):
             if isinstance(x, torch.Tensor):
-                # Bytes behind the tensor: an expanded view is no memory.
+                # Bytes of the storage: an expanded view has no memory of its own.
                 self.largest = max(self.largest, x.untyped_storage().nbytes() // x.itemsize)
         return out
 
@@ -387,21 +392,25 @@ class Recorder(TorchDispatchMode):
 def test_no_tensor_of_queries_times_queue(form, groups):
     m, k, d = 800, 8192, 32
     inputs = triple(m, k, d)
-    # As many rows as queries are a mask of M x K by the caller's own choice, but no more than that.
+    # As many rows as queries are a mask of M x K by the caller's choice, but no more than that.
     exclude = None if groups is None else some_excluded(groups, k)
     with Recorder() as plain:
         run(reference, torch.float64, inputs, 0.2)
-    assert plain.largest >= m * k  # the recorder sees such a tensor where there is one
+    assert plain.largest >= m * k  # the recorder detects such a tensor
     with Recorder() as recorder:
         run(queue_info_nce, torch.float32, inputs, 0.2, exclude)
-    block = 0 if form == "fused" else max(info_nce._BLOCK_LOGITS, m * info_nce._LEAST_BLOCK)
+    block = (
+        0
+        if form == "fused"
+        else max(queue_attention._BLOCK_LOGITS, m * queue_attention._LEAST_BLOCK)
+    )
     assert recorder.largest <= max(k * d, m * d, block, (groups or 0) * k)
     assert block < m * k
-    assert (info_nce._KERNELS["cpu"][0] in recorder.names) == (form == "fused")
+    assert (queue_attention._KERNELS["cpu"][0] in recorder.names) == (form == "fused")
 
 
 def peak_bytes(function, file):
-    """Most memory held at once while function runs, with what kernels take inside."""
+    """Return the peak memory while `function` runs, including that inside kernels."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         function()
     trace.export_chrome_trace(str(file))
@@ -412,7 +421,7 @@ def peak_bytes(function, file):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernel_copies_neither_mask_nor_keys_inside(tmp_path, same_threads, dtype):
-    torch.set_num_threads(1)  # each has its own scratch memory
+    torch.set_num_threads(1)  # each thread has its own scratch memory
     groups, m, k, d = 16, 800, 8192, 64
     inputs = [x.to(dtype).requires_grad_(i == 0) for i, x in enumerate(triple(m, k, d))]
     exclude = some_excluded(groups, k)
@@ -422,9 +431,9 @@ def test_the_kernel_copies_neither_mask_nor_keys_inside(tmp_path, same_threads, 
         work = lambda: function(*inputs, 0.2, exclude=exclude).sum().backward()  # noqa: E731
         return peak_bytes(work, tmp_path / "trace.json")
 
-    assert peak(reference) > m * k * 8  # float64: the measure sees the logits where they are
-    # The mask (G, K) is held, hence the lower bound. One copy of the queue a group would be 16 of
-    # them, one of the mask a query 800 masks; bfloat16 holds a packed queue and one row of masks.
+    assert peak(reference) > m * k * 8  # float64: the measurement detects logits
+    # The mask (G, K) is in memory, hence the lower bound. One copy of the queue per group would be
+    # 16 copies, one mask per query 800 masks; bfloat16 needs a packed queue and one row of masks.
     size = dtype.itemsize
     assert groups * k * size < peak(queue_info_nce) < 2.5 * k * d * 4
 
@@ -439,9 +448,12 @@ def test_fused_kernel_is_there_on_this_cpu(fresh_check):
 
 
 def test_the_operators_of_torch_take_and_return_what_the_code_relies_on():
-    """On every machine, since a GPU is seldom at hand; the names are those of the call by keyword."""
+    """On every machine, since a GPU is rarely available; the call uses these names as keywords."""
     (cpu,), (cudnn, efficient) = (
-        [str(getattr(torch.ops.aten, name).default._schema) for name in info_nce._KERNELS[kind]]
+        [
+            str(getattr(torch.ops.aten, name).default._schema)
+            for name in queue_attention._KERNELS[kind]
+        ]
         for kind in ("cpu", "cuda")
     )
     assert cpu == (
@@ -458,13 +470,13 @@ def test_the_operators_of_torch_take_and_return_what_the_code_relies_on():
 
 
 class OnGpu(torch.Tensor):
-    """A tensor of the CPU that says it lies on a GPU, so that the code takes the GPU's way."""
+    """A tensor on the CPU that claims to be on a GPU, so that the code takes the GPU's path."""
 
     device = torch.device("cuda")
 
 
 class GpuFactories(TorchFunctionMode):
-    """New tensors that are asked for on a GPU become such tensors."""
+    """Make new tensors that are requested on a GPU such tensors."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -473,11 +485,11 @@ class GpuFactories(TorchFunctionMode):
         return func(*args, **kwargs | {"device": "cpu"}).as_subclass(OnGpu)
 
 
-@pytest.fixture(params=info_nce._KERNELS["cuda"])
+@pytest.fixture(params=queue_attention._KERNELS["cuda"])
 def gpu_calls(request, fresh_check, monkeypatch):
-    """The types of the queries in each call of one of the GPU's operators, which float64 answers.
+    """Record the types of the queries in each call of a GPU operator; float64 computes the result.
 
-    torch's own operator on `meta` tensors binds the arguments and gives the shapes of the answer.
+    torch's own operator on `meta` tensors checks the arguments and gives the shapes of the result.
     """
     real, calls = getattr(torch.ops.aten, request.param), []
 
@@ -494,7 +506,8 @@ def gpu_calls(request, fresh_check, monkeypatch):
         if attn_bias is not None:
             assert attn_bias.dtype == query.dtype
             assert attn_bias.shape == logits.shape
-            # The CUDA source: "attn_bias is not correctly aligned", for each side longer than 1.
+            # The CUDA source raises "attn_bias is not correctly aligned" for each side longer than
+            # 1.
             sides = zip(attn_bias.shape[:3], attn_bias.stride()[:3], strict=True)
             assert all(stride % 8 == 0 for length, stride in sides if length > 1)
             logits = logits + attn_bias.double()
@@ -506,8 +519,8 @@ def gpu_calls(request, fresh_check, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.aten, "of_a_gpu", operator, raising=False)
-    monkeypatch.setitem(info_nce._KERNELS, "cuda", ("of_a_gpu",))
-    monkeypatch.setattr(info_nce, "_LEAST_ON_GPU", 1)
+    monkeypatch.setitem(queue_attention._KERNELS, "cuda", ("of_a_gpu",))
+    monkeypatch.setattr(queue_attention, "_LEAST_ON_GPU", 1)
     with GpuFactories():
         yield calls
 
@@ -522,7 +535,7 @@ def test_the_way_to_the_gpus_operator_gives_the_float64_loss(gpu_calls, groups):
     exclude = None
     if groups is not None:
         exclude = some_excluded(groups, 300)
-        exclude[1] = True  # NaN from float64's softmax; on a GPU whatever it leaves there
+        exclude[1] = True  # NaN from the softmax in float64; on a GPU any value
         exclude = exclude.as_subclass(OnGpu)
     gpu_calls.clear()
     assert_right(on_gpu(*triple(40, 300, 16)), 0.2, exclude)
@@ -540,8 +553,8 @@ def test_the_gpus_operator_gets_half_precision_and_only_lengths_that_it_takes(
         assert gpu_calls == [dtype]
         assert loss.dtype == torch.float32
     gpu_calls.clear()
-    assert_right(on_gpu(*triple(40, 300, 12)), 0.2)  # no multiple of 8: the chunked form
-    monkeypatch.setattr(info_nce, "_LEAST_ON_GPU", 41)  # few queries: the same
+    assert_right(on_gpu(*triple(40, 300, 12)), 0.2)  # not a multiple of 8: the chunked form
+    monkeypatch.setattr(queue_attention, "_LEAST_ON_GPU", 41)  # few queries: the same
     assert_right(on_gpu(*triple(40, 300, 16)), 0.2)
     assert gpu_calls == []
 
@@ -556,8 +569,8 @@ CHANGES = {
 
 
 def replace_kernel(monkeypatch, change):
-    """Let the kernel return change(out, lse); with None, refuse the arguments."""
-    kernel = getattr(torch.ops.aten, info_nce._KERNELS["cpu"][0])
+    """Make the kernel return change(out, lse); with None, it rejects the arguments."""
+    kernel = getattr(torch.ops.aten, queue_attention._KERNELS["cpu"][0])
 
     def replacement(*args, **kwargs):
         if change is None:
@@ -565,13 +578,13 @@ def replace_kernel(monkeypatch, change):
         return change(*kernel(*args, **kwargs))
 
     monkeypatch.setattr(torch.ops.aten, "changed", replacement, raising=False)
-    monkeypatch.setitem(info_nce._KERNELS, "cpu", ("changed",))
+    monkeypatch.setitem(queue_attention._KERNELS, "cpu", ("changed",))
 
 
 @pytest.mark.parametrize("what", ["missing", *CHANGES])
 def test_a_changed_kernel_is_noticed_and_the_loss_stays_right(fresh_check, monkeypatch, what):
     if what == "missing":
-        monkeypatch.setitem(info_nce._KERNELS, "cpu", ("no_such_operator",))
+        monkeypatch.setitem(queue_attention._KERNELS, "cpu", ("no_such_operator",))
     else:
         replace_kernel(monkeypatch, CHANGES[what])
     assert not any(fused_available("cpu", dtype) for dtype in DTYPES)

@@ -1,4 +1,4 @@
-"""The matching against loops in float64, the true one against pixels that say where they are."""
+"""The matching compared with loops in float64, the true matches with images that encode positions."""
 
 import math
 import random
@@ -11,8 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densevit.contrast.matching import match, match_quality, random_match, true_match
-from densevit.data.views import cut_views
+from densevit.contrast.matching import (
+    match,
+    match_quality,
+    random_match,
+    true_match,
+    uniform_precision,
+)
+from densevit.data.crops import cut_views
 
 
 def normal(*shape, seed):
@@ -58,7 +64,7 @@ def test_match_has_no_gradient_and_ignores_autocast():
     f1, f2 = normal(2, 60, 8, seed=0).requires_grad_(), normal(2, 60, 8, seed=1)
     wanted = match(f1, f2)
     assert not wanted.requires_grad
-    # Second best matches so close that bfloat16 products (2⁻⁹) could not tell them apart.
+    # The second-best matches are so close that bfloat16 products (2⁻⁹) cannot distinguish them.
     f2[:, 1:] = f2[:, :1] + 1e-4 * f2[:, 1:]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = match(f1, f2)
@@ -97,13 +103,13 @@ def test_wrong_shapes_are_refused():
 
 
 SIZE, HEIGHT, WIDTH = 48, 150, 220
-# Picture pixels. Bicubic resampling repeats a ramp but for float32; at a crop's rim its kernel is
-# cut off, so that the outermost pixels read up to 0.1 too far inside.
+# Pixels of the image. Bicubic resampling preserves a ramp up to float32. At the border of a crop
+# its kernel is cut off, so the outermost pixels read up to 0.1 too far inside.
 READING = 0.15
 
 
 class Coordinate(NamedTuple):
-    """A picture that holds for each pixel the x, or the y, of its own centre."""
+    """An image in which each pixel holds the x, or the y, of its own center."""
 
     values: np.ndarray
     size: tuple[int, int]
@@ -113,7 +119,8 @@ class Coordinate(NamedTuple):
 
 
 def seen(seed):
-    """Of both views: the place (2, SIZE, SIZE) in the picture, x and y, of each pixel; the record."""
+    """Return for both views the position (2, SIZE, SIZE) in the image of each pixel, and the
+    record."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32) + 0.5
     read = []
     for coordinate in (x, y):
@@ -126,18 +133,19 @@ def seen(seed):
 
 
 def read_match(pixels1, pixels2, grid):
-    """For each patch of view 1 the patch of view 2, from pixels only; and whether it is certain.
+    """Return the patch of view 2 for each patch of view 1, from pixels only, and whether it is
+    certain.
 
-    The place read at the centre of the patch is looked up in view 2: the patch with the pixel that
-    reads nearest, or -1 where none reads as near as a pixel of view 2 reaches. It is certain when
-    no place within the reading error gives another answer.
+    The position at the center of a patch is looked up in view 2: the result is the patch with the
+    nearest pixel, or -1 if no pixel of view 2 is near enough. It is certain if no position within
+    the reading error gives another result.
     """
     rows, columns = grid
     x2, y2 = pixels2[0].mean(dim=0), pixels2[1].mean(dim=1)  # a crop has straight sides
     partners, certain = [], []
     for row in range(rows):
         for column in range(columns):
-            # Sides of patches are even, so that a centre lies between four pixels.
+            # Patches have even sides, so a center lies between four pixels.
             down, across = (
                 (2 * row + 1) * SIZE // rows // 2,
                 (2 * column + 1) * SIZE // columns // 2,
@@ -157,7 +165,7 @@ def nearest_patch(x2, x, columns, y2, y, rows):
     pixels = []
     for readings, place in ((y2, y), (x2, x)):
         gap, pixel = (readings - place).abs().min(dim=0)
-        reach = (readings[-5] - readings[4]).abs() / (SIZE - 9) / 2  # half a pixel, rims apart
+        reach = (readings[-5] - readings[4]).abs() / (SIZE - 9) / 2  # half a pixel, borders apart
         if gap > reach:
             return -1
         pixels.append(int(pixel))
@@ -179,11 +187,11 @@ def test_true_match_is_what_the_pixels_of_both_views_show(grid):
         kinds.add("partly" if -1 in got and max(got) >= 0 else "not" if max(got) < 0 else "fully")
     # Every flip of either view, and views that overlap fully, partly and not at all.
     assert kinds >= {(a, b) for a in (False, True) for b in (False, True)} | {"fully", "partly"}
-    # 0.15 pixels either way, of patches that are mostly wider than 10.
+    # 0.15 pixels in either direction, on patches that are mostly wider than 10.
     assert doubtful / total < 0.06
 
 
-# Crops with whole-numbered sides, flipped or not, as `View` records them.
+# Crops with integer sides, flipped or not, as `View` records them.
 SIDES = st.tuples(st.integers(0, 300), st.integers(1, 300))
 PLACES = st.tuples(SIDES, SIDES, st.booleans()).map(
     lambda p: (
@@ -196,7 +204,7 @@ GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 def looped_match(view1, view2, grid):
-    """In float64: the patch, or -1, and how near, in patches, a centre comes to a border."""
+    """Return the patch or -1, and the distance of a center from a border in patches, in float64."""
     answers = []
     for row in range(grid[0]):
         for column in range(grid[1]):
@@ -222,7 +230,7 @@ def test_true_match_equals_a_loop_in_float64(view1, view2, grid):
     got = matched(view1, view2, grid)
     assert len(got) == grid[0] * grid[1]
     for patch, (wanted, near) in zip(got, looped_match(view1, view2, grid), strict=True):
-        # On a border float32 may fall to either side; (300 + 300) · 2⁻²⁴ / 1 · 9 patches is 3e-4.
+        # On a border float32 may round to either side; (300 + 300) · 2⁻²⁴ / 1 · 9 patches is 3e-4.
         assert patch == wanted or near < 1e-3
 
 
@@ -236,14 +244,14 @@ def test_true_match_equals_a_loop_in_float64(view1, view2, grid):
 def test_a_centre_on_the_rim_is_shown_at_the_left_and_top_and_not_at_the_right_and_bottom(
     view2, wanted
 ):
-    # The centres lie at 1 and 3, which float32 holds.
+    # The centers are at 1 and 3, which float32 represents exactly.
     assert matched((0, 0, 4, 4), view2, (2, 2)) == wanted
 
 
 @settings(max_examples=300)
 @given(view1=PLACES, view2=PLACES, grid=GRIDS)
 def test_swapped_views_lead_back_to_the_patch_or_one_beside_it(view1, view2, grid):
-    """Where view 2 is no larger: a match's centre lies within half a patch of view 1's centre."""
+    """If view 2 is not larger: the center of a match lies within half a patch of view 1's center."""
     assume(abs(view2[2] - view2[0]) <= abs(view1[2] - view1[0]))
     assume(view2[3] - view2[1] <= view1[3] - view1[1])
     there, back = matched(view1, view2, grid), matched(view2, view1, grid)
@@ -265,13 +273,13 @@ def test_identical_views_match_each_patch_to_itself_and_a_flip_mirrors_the_rows(
 def test_views_that_share_no_place_match_nothing_and_each_image_is_on_its_own():
     left, all_of_it = (0, 0, 50, 80), (0, 0, 100, 80)
     right = (100, 0, 50, 80)  # flipped
-    below = (0, 80, 50, 160)  # touches the one above along a side
+    below = (0, 80, 50, 160)  # touches the one above it along a side
     view1 = torch.tensor([left, right, left, all_of_it, left]).float()
     view2 = torch.tensor([right, left, below, left, left]).float()
     got = true_match(view1, view2, (2, 4))
     assert got.dtype == torch.int64
     assert got[:3].tolist() == [[-1] * 8] * 3
-    # Centres at x = 12.5 and 37.5 of the whole lie in patches 1 and 3 (of 12.5 pixels) of the half.
+    # Centers at x = 12.5 and 37.5 of the whole are in patches 1 and 3 (of 12.5 pixels) of the half.
     assert got[3].tolist() == [1, 3, -1, -1, 5, 7, -1, -1]
     assert got[4].tolist() == list(range(8))
 
@@ -295,7 +303,7 @@ def test_the_last_patch_of_a_row_is_no_neighbour_of_the_first_of_the_next():
 
 
 def test_patches_without_a_true_match_count_for_overlap_only():
-    # Of four patches two have a true match, one of which is found.
+    # Two of four patches have a true match, and one of these is found.
     assert quality([[0, 19, 7, 7]], [[1, 0, -1, -1]], (4, 5)) == [0.5, 0.5, 0.75]
     precise, overlap, unique = quality([[0, 1]], [[-1, -1]], (4, 5))
     assert math.isnan(precise)
@@ -303,12 +311,39 @@ def test_patches_without_a_true_match_count_for_overlap_only():
 
 
 def test_a_patch_without_a_match_is_neither_right_nor_used():
-    # -1 lies beside patch 0 as a number only; of three matched patches two are different.
+    # -1 is adjacent to patch 0 only as a number; two of three matched patches are different.
     assert quality([[-1, 3, 3, 9]], [[0, 3, 8, 0]], (4, 5)) == [0.5, 1, pytest.approx(2 / 3)]
     assert math.isnan(quality([[-1, -1]], [[0, 1]], (4, 5))[2])
 
 
 def test_unique_counts_each_picture_on_its_own_and_shares_are_of_all_pictures():
-    # 1 of 3 and 3 of 3; the same patch in two pictures is two matches.
+    # 1 of 3 and 3 of 3; the same patch in two images counts as two matches.
     partner, truth = [[2, 2, 2], [2, 0, 1]], [[2, -1, 2], [-1, -1, -1]]
     assert quality(partner, truth, (2, 2)) == [1, pytest.approx(2 / 6), pytest.approx(4 / 6)]
+
+
+@pytest.mark.parametrize("grid", [(7, 7), (5, 9), (1, 3)])
+def test_the_precision_of_matches_that_look_at_no_feature_follows_from_the_crops(grid):
+    draws, (rows, columns) = random.Random(0), grid
+    views = []
+    for _ in range(40):  # two crops of an image of 100 x 100, some of them flipped
+        left, top = draws.uniform(0, 50), draws.uniform(0, 50)
+        box = [left, top, left + draws.uniform(30, 50), top + draws.uniform(30, 50)]
+        views.append(box if draws.random() < 0.5 else [box[2], box[1], box[0], box[3]])
+    first, second = (torch.tensor(part) for part in (views[::2], views[1::2]))
+    same, uniform = [], []
+    for one, other in zip(views[::2], views[1::2], strict=True):
+        for index, (true, _) in enumerate(looped_match(one, other, grid)):
+            if true < 0:
+                continue
+            right = [
+                abs(i // columns - true // columns) <= 1 and abs(i % columns - true % columns) <= 1
+                for i in range(rows * columns)
+            ]
+            same.append(right[index])
+            uniform.append(sum(right) / len(right))
+    found = true_match(first, second, grid)
+    places = torch.arange(rows * columns).expand_as(found)
+    got = match_quality(places, found, grid).precision
+    assert float(got) == pytest.approx(np.mean(same), abs=1e-6)
+    assert float(uniform_precision(found, grid)) == pytest.approx(np.mean(uniform), rel=1e-5)

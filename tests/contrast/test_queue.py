@@ -1,4 +1,4 @@
-"""The queue against a plain list."""
+"""The queue compared with a plain list."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ def seeded(size, dim, seed=0):
 
 
 def oldest_first(queue):
-    """The content as a list of (feature, image id, call that wrote it), oldest first."""
+    """Return the content as a list of (feature, image id, call that wrote it), oldest first."""
     columns = queue.features, queue.image_ids, queue.written
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
     position = queue.position.item()
@@ -24,7 +24,7 @@ def oldest_first(queue):
 
 
 def batches_of(lengths, dim):
-    """Batches of keys that are all different; three in a row come from one image."""
+    """Yield batches of keys that all differ; three consecutive keys come from one image."""
     count = 0
     for length in lengths:
         numbers = torch.arange(count, count + length)
@@ -50,7 +50,7 @@ def test_fifo_diversity_and_age_equal_a_plain_list(size, lengths):
         filled = [(image, written) for _, image, written in content if image >= 0]
         assert len(filled) == min(pushed, size)
         assert queue.diversity() == len({image for image, _ in filled}) / size
-        # The next step finds what this call brought one step old.
+        # In the next step, the entries of this call are one step old.
         ages = [call + 1 - written for _, written in filled]
         assert queue.age() == pytest.approx(sum(ages) / len(ages) if ages else 0, rel=1e-12)
 
@@ -59,11 +59,11 @@ def test_age_is_how_many_calls_ago_a_slot_was_written():
     queue = seeded(6, 2)
     assert queue.age() == 0
     queue.enqueue(torch.zeros(0, 2), torch.arange(0))
-    assert queue.age() == 0  # a call that brought nothing fills no slot
+    assert queue.age() == 0  # a call without keys fills no slot
     queue.enqueue(torch.zeros(2, 2), torch.arange(2))
     assert queue.age() == 1
     queue.enqueue(torch.zeros(2, 2), torch.arange(2))
-    assert queue.age() == 1.5  # 2 2 1 1, and two slots not yet filled
+    assert queue.age() == 1.5  # 2 2 1 1, and two empty slots
     for _ in range(20):
         queue.enqueue(torch.zeros(2, 2), torch.arange(2))
     assert queue.age() == 2  # 3 3 2 2 1 1: in the long run (size/M + 1)/2

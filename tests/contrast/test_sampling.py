@@ -1,4 +1,4 @@
-"""Which patches are chosen, against brute force in float64 and against chance."""
+"""Which patches are selected, compared with brute force in float64 and with chance."""
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ def generator(seed):
 
 
 def largest_gap(keys, chosen):
-    """Largest cosine distance from a patch to its nearest chosen one, per image, in float64."""
+    """Return the largest cosine distance of a patch to its nearest selected one, per image, in
+    float64."""
     gaps = []
     for patches, indices in zip(F.normalize(keys.double(), dim=2), chosen, strict=True):
         gaps.append((1 - patches @ patches[indices].T).min(dim=1).values.max())
@@ -54,10 +55,10 @@ def test_indices_are_distinct_and_in_range(b, n_and_patches, d, strategy, kind, 
 def test_random_takes_every_patch_equally_often_and_images_independently():
     chosen = sample(torch.zeros(4000, 8, 2), 3, "random", generator=generator(0))
     counts = chosen.flatten().bincount(minlength=8)
-    # 12,000 draws, 1,500 expected each; without replacement the spread is only smaller than that of
-    # the chi-square with 7 degrees of freedom, which exceeds 24.3 in 0.1 %.
+    # 12,000 draws, 1,500 expected each. Without replacement the spread is smaller than that of the
+    # chi-square with 7 degrees of freedom, which exceeds 24.3 in 0.1 %.
     assert ((counts - 1500) ** 2 / 1500).sum() < 24.3
-    # 8·7·6 = 336 ordered triples, all of which occur in 4,000 images but with probability 0.002.
+    # 8·7·6 = 336 ordered triples; 4,000 images miss one of them with probability 0.002.
     assert len({tuple(row) for row in chosen.tolist()}) >= 334
 
 
@@ -84,7 +85,7 @@ def test_diverse_takes_one_patch_of_every_cluster():
 
 
 def test_diverse_equals_farthest_point_loops_in_float64():
-    keys = normal(5, 60, 6, seed=0)  # so many that products in bfloat16 would choose others
+    keys = normal(5, 60, 6, seed=0)  # so many that bfloat16 products would select others
     chosen = sample(keys, 20, "diverse", generator=generator(1)).tolist()
     for patches, row in zip(F.normalize(keys.double(), dim=2), chosen, strict=True):
         distance = (1 - patches @ patches.T).tolist()

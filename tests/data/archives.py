@@ -1,4 +1,4 @@
-"""Small folders laid out as the real archives are; a picture's colour says its class."""
+"""Small folders with the layout of the real archives; the color of an image encodes its class."""
 
 import io
 from functools import cache
@@ -11,19 +11,19 @@ PLACE = {wnid: index for index, wnid in enumerate(wnids())}
 
 
 @cache
-def coloured(index):
-    """The bytes of a small picture that shows a number below 1,024."""
+def colored(index):
+    """Return the bytes of a small image that encodes a number below 1,024."""
     file = io.BytesIO()
-    colour = (index // 32 * 8 + 4, index % 32 * 8 + 4, 128)
-    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    color = (index // 32 * 8 + 4, index % 32 * 8 + 4, 128)
+    Image.new("RGB", (8, 8), color).save(file, "PNG")
     return file.getvalue()
 
 
 def lay(root, folders, name="picture.png"):
-    """A folder a class with one picture in it; `folders` maps its name to the number it shows."""
+    """Write one class folder per entry of `folders`, with one image that encodes its number."""
     for folder, index in folders.items():
         (root / folder).mkdir(parents=True)
-        (root / folder / name).write_bytes(coloured(index))
+        (root / folder / name).write_bytes(colored(index))
     return root
 
 

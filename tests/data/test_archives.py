@@ -1,4 +1,4 @@
-"""Tar files and Hugging Face data sets hold the same pictures as the folders they were made of."""
+"""Tar files and Hugging Face data sets hold the same images as the folders they were made from."""
 
 import pickle
 import shutil
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from densevit.config import RunConfig
+from densevit.config.run_config import RunConfig
 from densevit.data.archives import open_hugging_face, open_tar
-from densevit.data.folders import scan
-from densevit.data.loading import BatchOrder, training_batches
-from densevit.data.sources import open_data
-from densevit.errors import EXIT_MISTAKE, UserError
-from densevit.lifecycle import execute
-from densevit.rundir import RunFolder, read_json
+from densevit.data.datasets import open_data
+from densevit.data.image_folder import scan
+from densevit.data.loaders import BatchOrder, training_batches
+from densevit.runs.directory import RunFolder
+from densevit.train.execute import execute
+from densevit.utils.errors import EXIT_MISTAKE, UserError
+from densevit.utils.files import read_json
 
 
 def pack(folder, target, *, inside=""):
@@ -26,7 +27,7 @@ def pack(folder, target, *, inside=""):
 
 
 def tarred(blobs, root, form):
-    """train and val as one tar each, or as a tar a class."""
+    """Pack train and val as one tar each, or as one tar per class."""
     root.mkdir()
     for split in ("train", "val"):
         if form == "one":
@@ -84,7 +85,7 @@ def test_an_archive_holds_what_the_folders_hold(tmp_path, blobs, form):
 
         def content(images):
             return sorted(
-                (images.labels[i], np.asarray(images.picture(i).decode()).tobytes())
+                (images.labels[i], np.asarray(images.image(i).decode()).tobytes())
                 for i in range(len(images))
             )
 
@@ -99,14 +100,14 @@ def test_several_processes_read_an_archive_that_was_read_before_them(tmp_path, b
     config = RunConfig(dataset="packed", data_dir=str(tmp_path / "packed"), batch_size=4)
     images = open_data(config, 32).train
     for index in range(5):
-        images.picture(index).decode()
+        images.image(index).decode()
     order = BatchOrder(len(images), batch_size=2, seed=0)
     alone = list(training_batches(images, 32, order, workers=0, pin=False))
     together = list(training_batches(images, 32, order, workers=3, pin=False))
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.first.pixels, other.first.pixels)
         assert torch.equal(one.labels, other.labels)
-    pickle.loads(pickle.dumps(images)).picture(0).decode()  # as spawned processes get it
+    pickle.loads(pickle.dumps(images)).image(0).decode()  # as spawned processes receive it
 
 
 def test_a_run_trains_on_a_tar_and_is_evaluated_on_others(tmp_path, blobs, tiny):
@@ -149,7 +150,7 @@ def test_what_is_wrong_with_an_archive_is_one_line(tmp_path, blobs):
         open_hugging_face, tmp_path / "b", "val", "x"
     )
     part.remove_columns("label").save_to_disk(str(tmp_path / "c"))
-    assert "wanted one column of class labels among image" in said(
+    assert "must have one column of class labels, has image" in said(
         open_hugging_face, tmp_path / "c", "val", "x"
     )
 
@@ -163,9 +164,9 @@ def test_pictures_without_a_label_or_without_a_picture_are_told(tmp_path, blobs)
         made = datasets.Dataset.from_dict({**held, **change}, features=features)
         made.save_to_disk(str(tmp_path / name))
     told = said(open_hugging_face, tmp_path / "label", "val", "x")
-    assert told == f"x: {tmp_path / 'label'}: val holds pictures without a label"
+    assert told == f"x: {tmp_path / 'label'}: val holds images without a label"
     images = open_hugging_face(tmp_path / "image", "val", "x")
-    assert said(images.picture, 3).startswith(f"{tmp_path / 'image'}: val-3: cannot be read as an")
+    assert said(images.image, 3).startswith(f"{tmp_path / 'image'}: val-3: cannot be read as an")
 
 
 def test_a_damaged_picture_in_a_tar_is_named(tmp_path, blobs, tiny):

@@ -1,4 +1,4 @@
-"""Cue conflict on its real pictures, where they lie beside the checkout."""
+"""Cue conflict on its real images, if they are next to the checkout."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from densevit.data.benchmarks import open_benchmark
+from densevit.data.crops import plain_view
 from densevit.data.imagenet import category_members, wnids
-from densevit.data.loading import plain_batches
-from densevit.data.views import plain_view
-from densevit.evaluate import predict
-from densevit.scores import score
+from densevit.data.loaders import plain_batches
+from densevit.data.open_benchmark import open_benchmark
+from densevit.evaluate.metrics import score
+from densevit.evaluate.predict import predict
 
 PICTURES = Path(__file__).parent.parent.parent.parent / "shared" / "data" / "cue_conflict"
 
@@ -24,11 +24,13 @@ def test_shape_bias_is_that_of_a_count_by_hand(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(192, 1000))  # fmt: skip
     model.num_classes = 1000
-    model[2].weight.data *= 40  # else all pictures look alike to it
+    model[2].weight.data *= 40  # otherwise all images look alike to it
     asked = open_benchmark("cue-conflict", str(PICTURES), wnids(), "x")
     view = plain_view(32, (0.5,) * 3, (0.5,) * 3, 1.0, "center", "bicubic")
     batches = plain_batches(asked, view, batch_size=50, workers=0, pin=False)
-    answers = predict(model, batches, asked, torch.device("cpu"), lambda: None, 4).answers(asked)
+    answers = predict(model, batches, asked, torch.device("cpu"), lambda: None, 4).to_predictions(
+        asked
+    )
     numbers = score(answers)
     shape = texture = 0
     members = category_members()

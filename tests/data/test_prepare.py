@@ -1,4 +1,4 @@
-"""`densevit data prepare` from small archives in the published layouts, and `data shapes`."""
+"""`densevit data prepare` on small archives in the published layouts, and `data shapes`."""
 
 import io
 import stat
@@ -10,20 +10,21 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from densevit.commandline import Parser, run_command
-from densevit.data import imagenet, shapes
+from densevit.cli.data import add_data
+from densevit.cli.parser import Parser, run_command
+from densevit.data import imagenet
 from densevit.data import prepare as module
-from densevit.data.benchmarks import LAYOUTS, open_benchmark
-from densevit.data.cli import add_data
+from densevit.data.open_benchmark import LAYOUTS, open_benchmark
 from densevit.data.prepare import PREPARED, prepare
-from densevit.errors import UserError
+from densevit.data.shapes import dataset
+from densevit.utils.errors import UserError
 
 A, ALL = imagenet.wnids("imagenet_a"), imagenet.wnids()
 QUIET = [].append
 
 
 def content(name):
-    """Bytes that tell which member they are from; their number, too."""
+    """Return bytes that identify the member of an archive, and its number."""
     return name.encode() * 2
 
 
@@ -91,8 +92,8 @@ def test_the_leading_folder_is_taken_off(tmp_path, name):
 
 
 def test_imagenet_c_by_parts(tmp_path, monkeypatch):
-    few = ALL[:10]  # of its 1000 classes, whose names are looked at alike
-    for at in ("benchmarks", "layouts", "prepare"):
+    few = ALL[:10]  # of its 1000 classes, whose names are all checked
+    for at in ("open_benchmark", "known_benchmarks", "prepare"):
         monkeypatch.setattr(f"densevit.data.{at}.expected_classes", lambda _: few)
     names = [f"fog/{severity}/{wnid}/x.JPEG" for severity in "12345" for wnid in few]
     done = prepare("imagenet-c", [tarred(tmp_path / "weather.tar", names)], tmp_path / "to", QUIET)
@@ -146,7 +147,7 @@ def test_a_file_that_differs_is_not_overwritten(tmp_path, a_tar):
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
     told = said(prepare, "imagenet-a", [a_tar], tmp_path / "to", QUIET)
-    assert f"{mine}: is there with 4 bytes and not the archive's" in told
+    assert f"{mine}: exists with 4 bytes, not the archive's" in told
     assert list(files(tmp_path / "to").values()) == [b"mine"]
 
 
@@ -157,7 +158,7 @@ def evil(kind):
         entry.size = 3
     else:
         entry.type = kind
-        entry.linkname = "0.0001_digital clock_0.9.jpg"  # inside: the filter `data` takes it
+        entry.linkname = "0.0001_digital clock_0.9.jpg"  # inside: the filter `data` accepts it
     return entry
 
 
@@ -196,7 +197,7 @@ def test_a_zip_is_looked_through_as_well(tmp_path, name):
 def test_the_wrong_archive_and_a_torn_one(tmp_path, a_tar):
     to = tmp_path / "to"
     told = said(prepare, "imagenet-r", [a_tar], to, QUIET)
-    assert "imagenet-a.tar: pictures in no class folder of the benchmark: imagenet-a/n" in told
+    assert "imagenet-a.tar: images in no class folder of the benchmark: imagenet-a/n" in told
     some = tarred(tmp_path / "some.tar", [f"imagenet-a/{wnid}/x.jpg" for wnid in A[:150]])
     assert "found 150; lacks" in said(prepare, "imagenet-a", [some], to, QUIET)
     torn = tmp_path / "torn.tar"
@@ -214,7 +215,7 @@ def test_the_wrong_archive_and_a_torn_one(tmp_path, a_tar):
 @pytest.mark.parametrize("member", ["./.", "."])
 def test_a_member_without_a_name_is_left_out(tmp_path, a_tar, member):
     with tarfile.open(a_tar, "a") as tar:
-        entry = tarfile.TarInfo(member)  # a file, though it is called as a folder is
+        entry = tarfile.TarInfo(member)  # a file with the name of a folder
         entry.size = 3
         tar.addfile(entry, io.BytesIO(b"odd"))
     done = prepare("imagenet-a", [a_tar], tmp_path / "to", QUIET)
@@ -223,13 +224,13 @@ def test_a_member_without_a_name_is_left_out(tmp_path, a_tar, member):
 
 
 PICTURES = [f"ILSVRC2012_val_{number:08}.JPEG" for number in range(1, 1001)]
-# The class of each picture, in an order of its own, and the development kit's numbers, in another.
+# The class of each image in its own order, and the development kit's numbers in another.
 TRUTH = [ALL[(37 * number) % 1000] for number in range(1000)]
 KIT = {wnid: (411 * place) % 1000 + 1 for place, wnid in enumerate(ALL)}
 
 
 def kit_file():
-    """meta.mat as in the development kit: also of synsets above the 1000 classes."""
+    """Return meta.mat as in the development kit, which also has synsets beyond the 1000 classes."""
     table = np.zeros(1002, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
     for place, (wnid, number) in enumerate(
         [*KIT.items(), ("n00000001", 1001), ("n00000002", 1002)]
@@ -241,7 +242,7 @@ def kit_file():
 
 
 def kit(folder, form):
-    """The ground truth in one of its published forms; its path."""
+    """Write the ground truth in one of its published forms and return its path."""
     numbers = "".join(f"{KIT[wnid]}\n" for wnid in TRUTH).encode()
     truth = "ILSVRC2012_validation_ground_truth.txt"
     if form == "kaggle":
@@ -284,7 +285,7 @@ def test_imagenet_without_or_with_other_ground_truth(tmp_path, val_tar):
     (tmp_path / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(TRUTH[:900]))
     given = [val_tar, tmp_path / "imagenet_2012_validation_synset_labels.txt"]
     told = said(prepare, "imagenet", given, tmp_path / "to", QUIET)
-    assert "pictures without a label: ILSVRC2012_val_00000901.JPEG" in told
+    assert "images without a label: ILSVRC2012_val_00000901.JPEG" in told
     (tmp_path / "LOC_val_solution.csv").write_text("ILSVRC2012_val_00000001\n")
     told = said(prepare, "imagenet", [val_tar, tmp_path / "LOC_val_solution.csv"], tmp_path, QUIET)
     assert told.startswith(f"imagenet: {tmp_path / 'LOC_val_solution.csv'}: cannot be read")
@@ -313,7 +314,7 @@ def test_one_preparation_at_a_time(tmp_path, a_tar):
 def test_the_command_tells_what_it_did(tmp_path, a_tar, capsys):
     assert run("prepare", "imagenet-a", a_tar, "--to", tmp_path / "to") == 0
     shown = capsys.readouterr().out
-    told = f"200 written, 0 were there, in {tmp_path / 'to'}; left out: imagenet-a/README.txt\n"
+    told = f"200 written, 0 existed, in {tmp_path / 'to'}; ignored: imagenet-a/README.txt\n"
     assert f"imagenet-a: {told}" in shown
     assert run("prepare", "cue-conflict", a_tar, "--to", tmp_path / "to") == 2
     told = "densevit: cue-conflict: has no archives to unpack; these have: imagenet, imagenet-a, "
@@ -322,12 +323,12 @@ def test_the_command_tells_what_it_did(tmp_path, a_tar, capsys):
 
 
 def test_the_drawn_set_as_files_to_look_at(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(shapes.COUNTS, "val", 20)
+    monkeypatch.setitem(dataset.COUNTS, "val", 20)
     words = ["shapes", "--to", tmp_path, "--as", "folders", "--split", "val"]
     assert run(*words) == 0
-    assert f"val: 20 pictures in {tmp_path / 'images' / 'val'}\n" == capsys.readouterr().out
-    drawn = shapes.draw("val", 7, 32)
-    file = f"{shapes.CLASSES[drawn.label]}/00007.png"
+    assert f"val: 20 images in {tmp_path / 'images' / 'val'}\n" == capsys.readouterr().out
+    drawn = dataset.draw("val", 7, 32)
+    file = f"{dataset.CLASSES[drawn.label]}/00007.png"
     assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "val" / file)), drawn.image)
     mask = Image.open(tmp_path / "masks" / "val" / file)
     assert np.array_equal(np.asarray(mask), drawn.mask)
@@ -339,13 +340,13 @@ def test_the_drawn_set_as_files_to_look_at(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "images" / "val" / file).stat().st_ino == before
     capsys.readouterr()
     assert run(*words, "--size", 48) == 2
-    assert "holds pictures of 32 pixels a side" in capsys.readouterr().err
+    assert "holds images of 32 pixels a side" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_drawn_into_and_foreign_files_are_left_alone(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setitem(shapes.COUNTS, "val", 20)
+    monkeypatch.setitem(dataset.COUNTS, "val", 20)
     empty, full = (tmp_path / name / "images" / "val" for name in ("empty", "full"))
     for folder in (empty, full):
         folder.mkdir(parents=True)
@@ -356,17 +357,17 @@ def test_an_empty_folder_is_drawn_into_and_foreign_files_are_left_alone(
     capsys.readouterr()
     assert run(*words, tmp_path / "full") == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"densevit: {full}: holds other files than drawn pictures")
+    assert told.startswith(f"densevit: {full}: holds other files than drawn images")
     assert files(tmp_path / "full") == {"images/val/mine.txt": b"mine"}
 
 
 def test_the_drawn_set_where_runs_look_for_it(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("DENSEVIT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setitem(shapes.COUNTS, "val", 20)
+    monkeypatch.setitem(dataset.COUNTS, "val", 20)
     assert run("shapes", "--split", "val") == 0
-    place = tmp_path / "densevit" / "shapes" / f"v{shapes.VERSION}-32px-seed0" / "val"
-    assert capsys.readouterr().out == f"val: 20 pictures in {place}\n"
+    place = tmp_path / "densevit" / "shapes" / f"v{dataset.VERSION}-32px-seed0" / "val"
+    assert capsys.readouterr().out == f"val: 20 images in {place}\n"
     assert np.load(place / "images.npy").shape == (20, 32, 32, 3)
     assert run("shapes", "--size", "16", "--to", tmp_path) == 2
     assert "the image size is 16" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The embedded data set: what its pictures are, that only shape tells the class, and its cache."""
+"""The built-in data set: its images, that only shape determines the class, and its cache."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from densevit.data import shapes
-from densevit.data.shapes import CLASSES, COUNTS, SHIFTED, SPLITS, draw, load
+from densevit.data.shapes import dataset
+from densevit.data.shapes.dataset import CLASSES, COUNTS, SHIFTED, SPLITS, draw, load
 
 
 def digest(drawn):
@@ -33,9 +33,9 @@ def run(code, *args, **kwargs):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Splits of 30 pictures, in this process only."""
+    """Draw splits of 30 images, in this process only."""
     for split in SPLITS:
-        monkeypatch.setitem(shapes.COUNTS, split, 30)
+        monkeypatch.setitem(dataset.COUNTS, split, 30)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_same_key_gives_the_same_bytes_in_any_order_and_process():
     here = {key: digest(draw(*key, 40, seed=3)) for key in keys}
     assert {key: digest(draw(*key, 40, seed=3)) for key in reversed(keys)} == here
     code = (
-        "import hashlib, sys; from densevit.data.shapes import draw\n"
+        "import hashlib, sys; from densevit.data.shapes.dataset import draw\n"
         "for split in sys.argv[1:]:\n"
         "  for index in (17, 1, 0):\n"
         "    d = draw(split, index, 40, seed=3)\n"
@@ -91,7 +91,7 @@ def test_the_same_key_gives_the_same_bytes_in_any_order_and_process():
         "    print(split, index, h.hexdigest())\n"
         "assert 'torch' not in sys.modules\n"
     )
-    out, err = run(code, *reversed(SPLITS)).communicate(timeout=60)
+    out, err = run(code, *reversed(SPLITS)).communicate(timeout=600)
     assert err == ""
     there = {(s, int(i)): h for s, i, h in map(str.split, out.splitlines())}
     assert there == here
@@ -132,7 +132,7 @@ def test_wrong_arguments_are_told_in_one_line(args, says, tmp_path):
 
 
 def test_masks_fit_the_objects():
-    # In this split nothing hides the object, and it is lighter than the ground.
+    # In this split nothing hides the object, and it is lighter than the background.
     for index in range(20):
         drawn = draw("train", index, 96)
         inside = drawn.mask > 0
@@ -143,7 +143,7 @@ def test_masks_fit_the_objects():
                 core &= np.roll(inside, step, axis)
                 out |= np.roll(inside, step, axis)
         assert light[core].mean() - light[~out].mean() > 60
-        # The border is where the mask says: a mask moved by 2 pixels separates worse.
+        # The border is where the mask has it: a mask moved by 2 pixels separates worse.
         gap = light[inside].mean() - light[~inside].mean()
         for axis in (0, 1):
             for step in (-2, 2):
@@ -169,7 +169,7 @@ def test_areas_do_not_tell_the_class(stored):
     train = stored["train"]
     areas = (train.masks > 0).mean(axis=(1, 2))
     means = [areas[train.labels == label].mean() for label in range(10)]
-    assert np.min(means) > 0.2  # NaN of a class without pictures stays NaN
+    assert np.min(means) > 0.2  # NaN of a class without images stays NaN
     assert np.max(means) / np.min(means) < 1.1
 
 
@@ -183,11 +183,12 @@ def histograms(images):
     return np.sqrt(np.concatenate([joint, channels], axis=1) / images[0, ..., 0].size)
 
 
-def test_colours_do_not_tell_the_class(stored, tmp_path):
+def test_colors_do_not_tell_the_class(stored, tmp_path):
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression
 
-    # Three draws of the validation split: one of 600 pictures is uncertain by 1.4 points.
+    # Three draws of the validation split: with one of 600 images the accuracy is uncertain by 1.4
+    # points.
     vals = [stored["val"], load("val", 32, tmp_path, seed=1), load("val", 32, tmp_path, seed=2)]
     x = histograms(stored["train"].images)
     y = histograms(np.concatenate([val.images for val in vals]))
@@ -201,7 +202,7 @@ def test_colours_do_not_tell_the_class(stored, tmp_path):
 
 
 def test_shape_does_tell_the_class(stored):
-    # The counterpart of the test above: a data set of noise would pass that one.
+    # The counterpart of the test above, which a data set of noise would pass.
     from sklearn.neighbors import KNeighborsClassifier
 
     def features(split):
@@ -233,26 +234,26 @@ def test_a_loaded_split_is_what_draw_gives_and_is_read_only(few, tmp_path):
 
 def test_what_is_stored_is_not_drawn_again(few, tmp_path, monkeypatch):
     first = load("val", 32, tmp_path)
-    monkeypatch.setattr(shapes, "draw", None)
+    monkeypatch.setattr(dataset, "draw", None)
     assert np.array_equal(load("val", 32, tmp_path).images, first.images)
 
 
 def test_four_processes_at_once_draw_once_and_read_the_same(tmp_path):
     code = (
-        "import hashlib, sys; from pathlib import Path; from densevit.data import shapes\n"
+        "import hashlib, sys; from pathlib import Path; from densevit.data.shapes import dataset as shapes\n"
         "shapes.COUNTS['val'] = 60\n"
         "drawn, plain = [], shapes.draw\n"
-        "shapes.draw = lambda *a: drawn.append(a) or plain(*a)\n"
+        "shapes.draw = lambda *a, **k: drawn.append(a) or plain(*a, **k)\n"
         "sys.stdin.readline()\n"
         "s = shapes.load('val', 32, Path(sys.argv[1]))\n"
         "h = hashlib.sha256(s.images.tobytes() + s.masks.tobytes() + s.labels.tobytes())\n"
         "print(len(drawn), h.hexdigest())\n"
     )
     four = [run(code, tmp_path, stdin=subprocess.PIPE) for _ in range(4)]
-    for process in four:  # All are started before the first is let go.
+    for process in four:  # All start before the first one may continue.
         process.stdin.write("go\n")
         process.stdin.flush()
-    results = [process.communicate(timeout=60) for process in four]
+    results = [process.communicate(timeout=600) for process in four]
     assert [err for _, err in results] == [""] * 4
     counts, hashes = zip(*(out.split() for out, _ in results), strict=True)
     assert sorted(map(int, counts)) == [0, 0, 0, 60]
@@ -263,16 +264,16 @@ def test_four_processes_at_once_draw_once_and_read_the_same(tmp_path):
 
 def test_what_a_killed_process_left_is_not_used_and_goes(few, tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from densevit.data import shapes\n"
+        "import os, signal, sys; from pathlib import Path; from densevit.data.shapes import dataset as shapes\n"
         "plain = shapes.draw\n"
-        "def draw(split, index, *a):\n"
+        "def draw(split, index, *a, **k):\n"
         "  if index == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "  return plain(split, index, *a)\n"
+        "  return plain(split, index, *a, **k)\n"
         "shapes.draw = draw\n"
         "shapes.load('val', 32, Path(sys.argv[1]))\n"
     )
     process = run(code, tmp_path)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     home = tmp_path / "v1-32px-seed0"
     assert len(list(home.glob(".val.tmp-*"))) == 1
@@ -295,11 +296,11 @@ def test_an_unfinished_folder_of_another_machine_stays_until_it_is_old(few, tmp_
 
 
 def test_a_draw_that_fails_leaves_nothing(few, tmp_path, monkeypatch):
-    def broken(*args):
+    def broken(*args, **kwargs):
         raise OSError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "draw", broken)
+        patch.setattr(dataset, "draw", broken)
         with pytest.raises(OSError, match="no space"):
             load("val", 32, tmp_path)
     home = tmp_path / "v1-32px-seed0"
@@ -308,18 +309,18 @@ def test_a_draw_that_fails_leaves_nothing(few, tmp_path, monkeypatch):
 
 
 def test_another_machine_that_was_first_wins(few, tmp_path, monkeypatch):
-    # As where locks do not reach: the place is taken while this process draws.
+    # As where locks have no effect: another process creates the folder while this one draws.
     other = tmp_path / "other"
     load("val", 32, other)
     home = tmp_path / "v1-32px-seed0"
-    real = shapes._write
+    real = dataset._write
 
     def slow(folder, *args):
         real(folder, *args)
         (other / home.name / "val").rename(home / "val")
         (home / "val" / "theirs").touch()
 
-    monkeypatch.setattr(shapes, "_write", slow)
+    monkeypatch.setattr(dataset, "_write", slow)
     assert len(load("val", 32, tmp_path).labels) == 30
     assert (home / "val" / "theirs").is_file()
     assert sorted(p.name for p in home.iterdir()) == ["val", "val.lock"]

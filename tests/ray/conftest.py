@@ -1,4 +1,4 @@
-"""The Ray that these tests run on."""
+"""Fixtures of the Ray cluster of these tests."""
 
 import tempfile
 from pathlib import Path
@@ -11,7 +11,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'densevit[r
 
 @pytest.fixture(scope="session")
 def cluster():
-    """Two nodes of 2 CPUs, the first with what it takes for a GPU; shared by all tests."""
+    """Provide two nodes of 2 CPUs, the first with a simulated GPU; shared by all tests."""
     made = Cluster(Path(tempfile.mkdtemp(prefix="ray-")))
     try:
         made.start(HEAD, "--num-cpus", "2", "--num-gpus", "1")
@@ -23,7 +23,7 @@ def cluster():
 
 @pytest.fixture
 def sweep(tmp_path, tiny, cluster):
-    """A function that makes a sweep of the tiny run on the cluster."""
+    """Return a function that makes a sweep of the tiny run on the cluster."""
 
     def make(name, base=None, **parts):
         return Sweep(tmp_path / name, {**tiny, **(base or {})}, cluster, **parts)

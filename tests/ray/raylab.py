@@ -14,18 +14,18 @@ from pathlib import Path
 
 from holding import ENVIRONMENT, hold, let_go
 
-from densevit import yamlfile
-from densevit.rundir import read_json
+from densevit.config import yaml_file
 from densevit.sweep.plan import make_plan
+from densevit.utils.files import read_json
 
 SOURCE = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-c", "import sys; from densevit.cli import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
+COMMAND = [sys.executable, "-c", "import sys; from densevit.cli.main import main_sweep; sys.exit(main_sweep())"]  # fmt: skip
 MARK = "DENSEVIT_TEST_CLUSTER"
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"  # Ray takes 127.0.0.1 for the machine's own address
 
 
-def wait_for(condition, what="it", seconds=240):
-    """Wait until a condition holds, and return what it gives."""
+def wait_for(condition, what="it", seconds=600):
+    """Wait until a condition holds, and return its value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
@@ -34,7 +34,7 @@ def wait_for(condition, what="it", seconds=240):
 
 
 def marked(mark):
-    """The processes that were started with a mark in their environment, themselves or from above."""
+    """Return the processes with a mark in their environment, their own or inherited."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def kill(pids, number=signal.SIGKILL):
 
 
 class Cluster:
-    """Two nodes; each can be killed with all that runs on it."""
+    """Two nodes; each can be killed with everything that runs on it."""
 
     def __init__(self, folder):
         self.folder = folder  # short: it holds sockets
@@ -82,12 +82,12 @@ class Cluster:
         command = [Path(sys.executable).with_name("ray"), "start", *where, "--node-ip-address", node,
                    "--object-store-memory", "80000000", "--disable-usage-stats", *options]  # fmt: skip
         environment = {**self.environment(), MARK: self.marks[node]}
-        done = subprocess.run([str(word) for word in command], env=environment, timeout=120,
+        done = subprocess.run([str(word) for word in command], env=environment, timeout=600,
                               capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
     def kill(self, node):
-        """Exactly what was started, and what that has started."""
+        """Kill exactly the started processes and their descendants."""
         mark = self.marks.pop(node)
         wait_for(lambda: kill(marked(mark)) or not marked(mark), "the end of a node")
 
@@ -98,16 +98,16 @@ class Cluster:
 
 
 class Sweep:
-    """A sweep of the tiny run in a folder of its own."""
+    """A sweep of the tiny run in its own folder."""
 
     def __init__(self, folder, base, cluster=None, ray=None, **parts):
         self.outputs, self.file = folder / "out", folder / "sweep.yaml"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "base.yaml").write_text(yamlfile.dump(dict(base)))
+        (folder / "base.yaml").write_text(yaml_file.dump(dict(base)))
         self.cluster = cluster
         wanted = {"name": folder.name, "base": "base.yaml", "launcher": "ray"}
         wanted["ray"] = {**({"address": cluster.address} if cluster else {}), **(ray or {})}
-        self.file.write_text(yamlfile.dump({**wanted, **parts}))
+        self.file.write_text(yaml_file.dump({**wanted, **parts}))
         self.mark = f"sweep-{uuid.uuid4().hex}"
 
     @property
@@ -116,7 +116,7 @@ class Sweep:
         return [plan.run_folder(run) for run in plan.runs]
 
     def start(self, *words):
-        """The command, as a process of its own session."""
+        """Start the command as a process in its own session."""
         environment = self.cluster.environment() if self.cluster else dict(ENVIRONMENT)
         environment |= {MARK: self.mark}
         first, *rest = map(str, words or ("run", "--no-tracking"))
@@ -125,7 +125,7 @@ class Sweep:
                                 env=environment, cwd=SOURCE, start_new_session=True)  # fmt: skip
 
     def run(self, *words, code=0):
-        """The command to its end; what it printed."""
+        """Run the command to its end and return its output."""
         process = self.start(*words)
         told = process.communicate(timeout=600)[0]
         assert process.returncode == code, told
@@ -142,7 +142,7 @@ class Sweep:
         let_go(self.outputs)
 
     def going(self, steps=1):
-        """The runs that have trained so many steps in a process that lives."""
+        """Return the runs that have trained so many steps in a process that is alive."""
         words = [(f, read_json(f.status_file) or {}) for f in self.folders]
         return [
             (f, word["pid"]) for f, word in words

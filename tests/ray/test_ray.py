@@ -1,20 +1,22 @@
-"""Sweeps on a real Ray: the same runs and numbers as elsewhere, and what faults do to them."""
+"""Sweeps on a real Ray: the same runs and metrics as elsewhere, and the effect of faults."""
 
 import signal
 from contextlib import suppress
 from pathlib import Path
 
+import forked
 import pytest
 from raylab import HEAD, OTHER, Sweep, kill, marked, wait_for
 from spans import most_at_once
 
-from densevit.rundir import read_json, read_metrics
+from densevit.runs.metrics_file import read_metrics
+from densevit.utils.files import read_json
 
 pytestmark = pytest.mark.ray
 
 
 def numbers(folder):
-    """What a run has reached, to the last digit: its benchmarks and its last loss."""
+    """Return the benchmarks and the last loss of a run, to the last digit."""
     losses = [
         line["train/loss"] for line in read_metrics(folder.metrics_file)[0] if "train/loss" in line
     ]
@@ -23,17 +25,20 @@ def numbers(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, blobs):
-    """The runs of `long` as one process after another trains them."""
+    """Return the runs of `long`, trained one after another."""
     from tiny import tiny_run
 
     made = Sweep(tmp_path_factory.mktemp("local") / "long", {**tiny_run(blobs), **LONG}, **CELLS)
-    made.run("run", "--launcher", "local", "--jobs", "2", "--no-tracking")
+    words = "run", made.file, "--launcher", "local", "--jobs", "2", "--no-tracking"
+    done = forked.done([*words, "--outputs", made.outputs], forked.sweep)
+    assert done.returncode == 0, done.stderr
     return {folder.path.name: numbers(folder) for folder in made.folders}
 
 
 # Thirty steps, with a checkpoint after each fifth.
 LONG = {"epochs": 6}
 CELLS = {"grid": {"cl_mode": ["none", "dense"]}, "seeds": 2}
+TWO_SLOTS = {"max_concurrent": 2}  # each imports once and trains one run after another
 
 
 def check_all(runs, undisturbed):
@@ -41,7 +46,7 @@ def check_all(runs, undisturbed):
 
 
 def test_ids_and_numbers_are_those_of_the_local_launcher(sweep, undisturbed):
-    runs = sweep("whole", LONG, **CELLS)
+    runs = sweep("whole", LONG, ray=TWO_SLOTS, **CELLS)
     told = runs.run()
     assert "4 runs in 2 cells: 0 finished before, 4 to run" in told
     check_all(runs, undisturbed)
@@ -51,7 +56,7 @@ def test_ids_and_numbers_are_those_of_the_local_launcher(sweep, undisturbed):
 
 
 def test_killed_processes_are_started_again_and_no_number_changes(sweep, undisturbed):
-    runs = sweep("worker", LONG, **CELLS)
+    runs = sweep("worker", LONG, ray=TWO_SLOTS, **CELLS)
     runs.hold(8)
     command = runs.start()
     folder, pid = wait_for(lambda: runs.going(8), "training")[0]
@@ -104,17 +109,17 @@ def test_a_node_is_lost(sweep, cluster, undisturbed):
 
 
 def starters(cluster):
-    """Processes of ours that are no run, on the cluster."""
+    """Return our processes on the cluster that are no runs."""
     found = []
     for pid in (pid for mark in cluster.marks.values() for pid in marked(mark)):
-        with suppress(OSError):  # one that ends meanwhile
+        with suppress(OSError):  # one that ends in the meantime
             if b"launch.warm" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 
 
 def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturbed):
-    runs = sweep("driver", LONG, ray={"max_concurrent": 2}, **CELLS)
+    runs = sweep("driver", LONG, ray=TWO_SLOTS, **CELLS)
     for folder in runs.folders[2:]:
         runs.hold(8, folder)
     command = runs.start()
@@ -124,7 +129,7 @@ def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturb
     before = [folder.results_file.stat().st_mtime_ns for folder in done]
     command.kill()
     wait_for(lambda: not any(folder.locked() for folder in runs.folders), "the runs' end")
-    assert all(folder.word().state in ("cancelled", "finished") for folder, _ in going)
+    assert all(folder.recorded_status().state in ("cancelled", "finished") for folder, _ in going)
     wait_for(lambda: not starters(cluster), "the end of what starts runs")
     runs.let_go()
     told = runs.run()
@@ -142,9 +147,9 @@ def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(tmp_path, 
     command = runs.start()
     wait_for(runs.going, "training")
     command.send_signal(number)
-    told = command.communicate(timeout=400)[0]
+    told = command.communicate(timeout=600)[0]
     assert command.returncode == 75, told
-    assert "the same command carries on" in told
+    assert "run the same command to resume" in told
     assert "cancelled" in runs.states()
     assert all(list(f.checkpoint_folder.iterdir()) for f in runs.folders if runs.starts(f))
     wait_for(lambda: not marked(runs.mark), "the end of all processes")
@@ -156,18 +161,20 @@ def test_one_run_is_cancelled_and_the_others_go_on(sweep):
     command = runs.start()
     folder = wait_for(lambda: len(runs.going()) == 2 and runs.going(), "both")[0][0]
     runs.run("cancel", folder.path.name, "--yes")
-    wait_for(lambda: folder.word().state == "cancelled", "the run's end")
+    wait_for(lambda: folder.recorded_status().state == "cancelled", "the run's end")
     runs.let_go()
     assert command.wait(400) == 1
     assert sorted(runs.states()) == ["cancelled", "finished"]
-    assert folder.word().state == "cancelled"
+    assert folder.recorded_status().state == "cancelled"
     runs.run()
     assert runs.states() == ["finished", "finished"]
 
 
 def together(runs):
-    """How many runs were at work at once, at most, by what they wrote."""
-    return most_at_once([(runs.starts(f)[0]["time"], f.word().updated) for f in runs.folders])
+    """Return the largest number of runs that trained at once, from their records."""
+    return most_at_once(
+        [(runs.starts(f)[0]["time"], f.recorded_status().updated) for f in runs.folders]
+    )
 
 
 @pytest.mark.parametrize(("share", "most"), [(0.5, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
@@ -199,14 +206,14 @@ def test_the_planted_bad_cells_are_stopped_and_the_good_one_is_kept(sweep):
     told = runs.run()
     assert runs.states() == ["finished", "stopped", "stopped", "stopped"]
     assert "0/1 (1 stopped)" in told
-    assert "1 of 4 planned runs have numbers; 3 stopped" in told
+    assert "1 of 4 planned runs have results; 3 stopped" in told
     assert not any(f.results_file.exists() for f in runs.folders[1:])
-    why = runs.folders[1].word().message
+    why = runs.folders[1].recorded_status().message
     assert why.startswith("asha: val/top1 ")
     assert "after epoch 2 " in why
-    steps = [f.word().step for f in runs.folders]
+    steps = [f.recorded_status().step for f in runs.folders]
     assert "1 finished before, 3 stopped early, 0 to run" in runs.run()
-    assert [f.word().step for f in runs.folders] == steps
+    assert [f.recorded_status().step for f in runs.folders] == steps
     assert why in runs.run("status")
 
 
@@ -241,7 +248,7 @@ def test_a_stopped_run_is_trained_on_where_no_rule_stops_it(sweep, tmp_path):
 def test_optuna_proposes_from_what_the_first_round_reached(sweep):
     space = {"learning_rate": {"loguniform": [1e-6, 1e-2]}}
     search = {"space": space, "samples": 4, "round": 2, "method": "optuna", "seed": 1}
-    runs = sweep("found", search=search, ray={"max_concurrent": 2})
+    runs = sweep("found", search=search, ray={"max_concurrent": 1})
     told = runs.run()
     assert "2 runs in 2 cells: 0 finished before, 2 to run" in told
     assert "4 runs in 4 cells: 2 finished before, 2 to run" in told
@@ -260,11 +267,11 @@ def test_processes_on_both_nodes_train_one_run(sweep, cluster):
     command.send_signal(signal.SIGINT)
     assert command.wait(400) == 75, command.stdout.read()
     assert runs.states() == ["cancelled"]
-    first = runs.folders[0].word().step
+    first = runs.folders[0].recorded_status().step
     runs.let_go()
     runs.run()
     assert runs.states() == ["finished"]
-    assert 0 < first < runs.folders[0].word().steps
+    assert 0 < first < runs.folders[0].recorded_status().steps
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Made-up sweeps: run directories as a finished run leaves them, without any training."""
+"""Synthetic sweeps: run directories like those of finished runs, without any training."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from densevit.config import SCHEMA_VERSION
-from densevit.rundir import write_json
+from densevit.config.identity import SCHEMA_VERSION
 from densevit.sweep.plan import make_plan
+from densevit.utils.files import write_json
 
 FIXED = "dataset: shapes, model_kwargs: {img_size: 32, patch_size: 4}, epochs: 10"
 
@@ -16,13 +16,13 @@ FIXED = "dataset: shapes, model_kwargs: {img_size: 32, patch_size: 4}, epochs: 1
 @pytest.fixture
 def no_figures(monkeypatch):
     """Reports without figures, which have tests of their own and take most of a report's time."""
-    monkeypatch.setattr("densevit.results.drawings.draw_all", lambda *_: {})
+    monkeypatch.setattr("densevit.results.report.figures.draw_all", lambda *_: {})
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    """A function that writes a sweep file with the given lines and plans it; `fixed` is text that
-    follows what is fixed anyhow."""
+    """Return a function that writes a sweep file with the given lines and plans it; `fixed` is text
+    that is added to the fixed settings."""
 
     def make(*lines, name="made_up", fixed=""):
         file = tmp_path / f"{name}.yaml"
@@ -34,7 +34,7 @@ def sweep(tmp_path):
 
 @pytest.fixture
 def finish():
-    """A function that makes a run of a plan finished with the given top-1 numbers (percent)."""
+    """Finish a run of a plan with the given top-1 accuracies (percent)."""
 
     def write(plan, run, top1, nll=1.0):
         folder = plan.run_folder(run)
@@ -64,7 +64,7 @@ def finish():
 
 @pytest.fixture
 def finish_all(finish):
-    """A function that finishes every run with random numbers; returns run id to those numbers."""
+    """Finish every run with random accuracies; return them by run id."""
 
     def write(plan, benchmarks=("val", "shapes-a", "shapes-sketch"), seed=0):
         chance, numbers = random.Random(seed), {}

@@ -1,4 +1,4 @@
-"""Settings that are drawn: the same for the same file, within their bounds, and good where it pays."""
+"""Sampled settings: the same for the same file, within their bounds, and good where it pays."""
 
 import math
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densevit import yamlfile
-from densevit.errors import UserError
-from densevit.rundir import run_folder
-from densevit.sweep.cli import main_sweep
+from densevit.cli.sweep import main_sweep
+from densevit.config import yaml_file
+from densevit.runs.directory import run_folder
 from densevit.sweep.plan import make_plan
+from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
-from densevit.sweep.spec import read_spec
+from densevit.utils.errors import UserError
 
 SPACE = {
     "temperature": {"loguniform": [0.02, 2.0]},
@@ -25,7 +25,7 @@ SPACE = {
 def write(folder, **parts):
     (folder / "base.yaml").write_text("dataset: shapes\n")
     file = folder / "found.yaml"
-    file.write_text(yamlfile.dump({"name": "found", "base": "base.yaml", **parts}))
+    file.write_text(yaml_file.dump({"name": "found", "base": "base.yaml", **parts}))
     return file
 
 
@@ -78,7 +78,7 @@ def test_a_search_beside_a_grid_is_every_combination(tmp_path):
 
 
 def finish(plan, outputs, top1):
-    """Runs that have reached what a function of their config says."""
+    """Finish runs with the accuracy that a function of their config returns."""
     for run in plan.runs:
         folder = run_folder(outputs, run.id)
         folder.create(run.config)
@@ -103,7 +103,7 @@ def test_optuna_comes_nearer_to_the_best_and_repeats_itself(tmp_path):
         ids[name] = [run.id for run in plan.runs]
     assert ids["a"] == ids["b"]
     values = [reached(run.config) for run in plan.runs]
-    # At random the mean over 4 decades around 0.2 is 90 - 20 (2.3² + 1.7²) / 8 = 69.6.
+    # At random, the mean over 4 decades around 0.2 is 90 - 20 (2.3² + 1.7²) / 8 = 69.6.
     assert sum(values[8:]) / 32 > 76
 
 
@@ -145,7 +145,7 @@ def test_a_mistake_is_one_line(tmp_path, search, told):
 
 def test_an_axis_is_listed_or_drawn_and_not_both(tmp_path):
     search = {"space": {"temperature": {"uniform": [0.1, 1]}}, "samples": 2}
-    with pytest.raises(UserError, match=r"search\.space\.temperature: is an axis of grid already"):
+    with pytest.raises(UserError, match=r"search\.space\.temperature: is already an axis of grid"):
         make_plan(write(tmp_path, search=search, grid={"temperature": [0.1]}), tmp_path)
 
 

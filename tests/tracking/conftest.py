@@ -1,38 +1,28 @@
-"""What the tests of the mirror share: folders for outputs, and stores."""
+"""Fixtures of the mirror's tests: outputs folders and stores."""
 
 import shutil
-import subprocess
-from types import SimpleNamespace
 
 import pytest
 
-from densevit.tracking import beside
-from densevit.tracking.store import open_store
+from densevit.tracking import mirror_process
 
 
 @pytest.fixture(autouse=True)
 def _default_store(monkeypatch):
-    """Whatever store the caller's shell belongs to, and whoever they are there."""
+    """Remove the store and the account that the caller's shell has set."""
     for name in ("URI", "USERNAME", "PASSWORD", "TOKEN"):
         monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
 
 
 @pytest.fixture
 def new_outputs(tmp_path):
-    """A folder without a store."""
-    return tmp_path / "out puts"  # a space, as some home folders have
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{file}").get_experiment_by_name("any")
-    return file
+    """Return a folder without a store."""
+    return tmp_path / "out puts"  # a space, as in some home folders
 
 
 @pytest.fixture
 def outputs(new_outputs, empty_store):
-    """A folder with an empty store: to make one takes seconds."""
+    """Return a folder with an empty store: creating one takes seconds."""
     new_outputs.mkdir()
     shutil.copy(empty_store, new_outputs)
     return new_outputs
@@ -40,10 +30,7 @@ def outputs(new_outputs, empty_store):
 
 @pytest.fixture
 def forked_mirrors(monkeypatch):
-    """Mirrors that this process starts are forked, with MLflow imported."""
-    from forkedmirror import ForkedMirror
+    """Fork the mirrors that this process starts, with MLflow imported."""
+    from forkedmirror import STAND_IN
 
-    stand_in = SimpleNamespace(
-        Popen=ForkedMirror, PIPE=None, TimeoutExpired=subprocess.TimeoutExpired
-    )
-    monkeypatch.setattr(beside, "subprocess", stand_in)
+    monkeypatch.setattr(mirror_process, "subprocess", STAND_IN)

@@ -1,13 +1,15 @@
-"""Run directories that look like those of runs, made by hand; and what a store has of them."""
+"""Run directories written by hand that look like those of runs, and their content in a store."""
 
 import json
 import time as clock
 
-from densevit.config import RunConfig, identity
-from densevit.rundir import run_folder, write_json
-from densevit.tracking.beside import mirror_once
-from densevit.tracking.mirror import Mirroring
-from densevit.tracking.store import store_uri
+from densevit.config.identity import identity
+from densevit.config.run_config import RunConfig
+from densevit.runs.directory import run_folder
+from densevit.tracking.mirror import Mirror
+from densevit.tracking.mirror_process import mirror_once
+from densevit.tracking.store_uri import store_uri
+from densevit.utils.files import write_json
 
 CONFIG = {
     "dataset": "shapes",
@@ -20,7 +22,7 @@ START = 1_700_000_000.0
 
 
 def make_run(outputs, lines, state="finished", time=START, **changes):
-    """A run directory with a metrics file, of a run that was started at some time; returns its id."""
+    """Write a run directory with a metrics file and a start at some time; return its id."""
     config = RunConfig(**{**CONFIG, **changes})
     run_id = identity(config).run
     folder = run_folder(outputs, run_id)
@@ -32,7 +34,7 @@ def make_run(outputs, lines, state="finished", time=START, **changes):
 
 
 def begin(folder, **facts):
-    """Note another start in the run's provenance."""
+    """Add a start to the run's provenance."""
     held = json.loads(folder.provenance_file.read_text()) if folder.provenance_file.exists() else {}
     start = {"time": START, "host": "here", "command": "densevit train", "git_sha": "abc", **facts}
     write_json(folder.provenance_file, {"starts": [*held.get("starts", []), start]})
@@ -54,7 +56,7 @@ def train_lines(first, last, offset=0.0):
 
 
 def make_plan(outputs, name, runs, **facts):
-    """A sweep's plan.json that has some runs."""
+    """Write the plan.json of a sweep with these runs."""
     entries = [
         {"id": run, "label": f"cell of {run[:4]}", "axes": {}, "differs": ""} for run in runs
     ]
@@ -65,11 +67,11 @@ def make_plan(outputs, name, runs, **facts):
 
 def looking(outputs, *run_ids, sweep=None):
     """What a mirror process has, to look when the test wants it."""
-    return Mirroring(outputs, store_uri(outputs), run_ids, sweep)
+    return Mirror(outputs, store_uri(outputs), run_ids, sweep)
 
 
 def send_all(outputs, runs, sweep):
-    """Send runs to their end, and look once more: then each is known to be the only one."""
+    """Send runs to their end, and update once more: then each is known to be the only one."""
     for _ in range(2):
         assert mirror_once(outputs, runs, sweep) == ([], [])
 
@@ -81,7 +83,7 @@ def client_of(outputs):
 
 
 def runs_of(outputs, tag="densevit.run"):
-    """Tag value to run, for every run of the store that has the tag; each value once."""
+    """Map tag value to run, for every run of the store that has the tag; each value once."""
     client = client_of(outputs)
     found = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
     found = [run for run in found if tag in run.data.tags]
@@ -91,21 +93,21 @@ def runs_of(outputs, tag="densevit.run"):
 
 
 def history(outputs, run_id, key):
-    """(step, value, timestamp) of every stored point, in the order of steps."""
+    """Return (step, value, timestamp) of every stored point, ordered by step."""
     mlflow_id = runs_of(outputs)[run_id].info.run_id
     points = client_of(outputs).get_metric_history(mlflow_id, key)
     return sorted((p.step, p.value, p.timestamp) for p in points)
 
 
 def artifacts_of(outputs, mlflow_id, path=None):
-    """The names of all artifacts of a run."""
+    """Return the names of all artifacts of a run."""
     found = set()
     for item in client_of(outputs).list_artifacts(mlflow_id, path):
         found |= artifacts_of(outputs, mlflow_id, item.path) if item.is_dir else {item.path}
     return found
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     deadline = clock.monotonic() + seconds
     while not condition():
         assert clock.monotonic() < deadline, "it took too long"

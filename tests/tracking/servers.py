@@ -1,4 +1,4 @@
-"""Real stores to test against: PostgreSQL, an MLflow server, and a proxy that makes trouble."""
+"""Real stores for the tests: PostgreSQL, an MLflow server, and a proxy that injects faults."""
 
 import configparser
 import contextlib
@@ -28,7 +28,7 @@ REQUIRED = os.environ.get("DENSEVIT_REQUIRE_TRACKING") == "1"
 
 
 def need(why: str) -> None:
-    """Skip the test for a reason, if there is one; fail it where tracking must be tested."""
+    """Skip the test if there is a reason; fail it instead if tracking tests are required."""
     import pytest
 
     if why:
@@ -36,7 +36,7 @@ def need(why: str) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on, and that no outgoing connection is given."""
+    """Return a loopback port that nobody listens on and that no outgoing connection will get."""
     while True:
         port = 10000 + secrets.randbelow(20000)
         with closing(socket.socket()) as taken, suppress(OSError):
@@ -44,7 +44,7 @@ def free_port() -> int:
             return port
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -53,9 +53,9 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 
 
 class Service:
-    """Processes that are known by the folder that they work in, which nobody else works in.
+    """Processes that are identified by their working folder, which no other process uses.
 
-    Neither a process group nor a session would do: each process of PostgreSQL has its own.
+    A process group or a session does not suffice: each process of PostgreSQL has its own.
     """
 
     def __init__(self, command: list[str], folder: Path, log: Path, **options) -> None:
@@ -89,16 +89,16 @@ class Service:
         return found
 
     def signal(self, number: int) -> None:
-        """Send a signal to each process: SIGSTOP for a service that hangs, SIGCONT after it."""
+        """Send a signal to each process: SIGSTOP makes a service hang, SIGCONT continues it."""
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def kill(self) -> None:
-        """SIGKILL to all processes, also to those that are stopped; none is left then."""
+        """Send SIGKILL to all processes, including stopped ones, until none is left."""
 
         def none_left() -> bool:
-            self.signal(signal.SIGKILL)  # again, since one may just have started another
+            self.signal(signal.SIGKILL)  # again, because another one may just have started
             return not self.pids()
 
         wait_for(none_left, "the end of killed processes")
@@ -108,7 +108,8 @@ class Service:
 
 @functools.cache
 def postgres_missing() -> str:
-    """Why there is no PostgreSQL for tests; "" if there is. Root gets it from Debian's packages."""
+    """Return why there is no PostgreSQL for tests; "" if there is one. Root installs Debian's
+    packages."""
     try:
         import psycopg2  # noqa: F401
     except ImportError:
@@ -122,7 +123,7 @@ def postgres_missing() -> str:
 
 
 def _programs() -> Path | None:
-    """The folder with PostgreSQL's programs, which Debian does not have on the PATH."""
+    """Return the folder of PostgreSQL's programs, which is not on Debian's PATH."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parts[-2]))
     folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)]
     for folder in [*folders, *reversed(debian)]:
@@ -132,11 +133,11 @@ def _programs() -> Path | None:
 
 
 def _install(package: str) -> str:
-    """Install Debian's package, of which no daemon is started; the end of what apt-get says."""
+    """Install Debian's package without starting its daemon; return the end of apt-get's output."""
     get = ["apt-get", "-qy", "-o", "DPkg::Lock::Timeout=120"]
     install = [*get, "install", "--no-install-recommends", package]
     policy = Path("/usr/sbin/policy-rc.d")
-    # The lock of slurm/local-cluster.sh, which starts no daemons in the same way.
+    # The lock of slurm/local-cluster.sh, which also prevents packages from starting daemons.
     with Path("/run/densevit-slurm.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ours = not policy.exists()
@@ -163,7 +164,7 @@ def _install(package: str) -> str:
 
 
 class Served:
-    """What has processes behind it, and what can happen to them."""
+    """A service with its processes, and faults that tests can cause."""
 
     service: Service
 
@@ -171,7 +172,7 @@ class Served:
         self.service.kill()
 
     def pause(self) -> None:
-        """It hangs: connections are made, and nothing is answered."""
+        """Make it hang: it accepts connections and does not respond."""
         self.service.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -179,7 +180,7 @@ class Served:
 
 
 class Postgres(str, Served):
-    """The URI of a PostgreSQL, and the processes behind it."""
+    """The URI of a PostgreSQL, and its processes."""
 
     def start(self) -> None:
         self.service.launch(lambda: _answers(self))
@@ -187,12 +188,12 @@ class Postgres(str, Served):
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[Postgres]:
-    """A PostgreSQL of one's own on loopback, with a password; its log is in the folder."""
+    """Start a PostgreSQL on loopback with a password; its log is in the folder."""
     programs = _programs()
     assert programs is not None, postgres_missing()
     account = _account()
     folder.mkdir(parents=True, exist_ok=True)
-    # The account that root lends it may not enter the folders of tests.
+    # The account that root uses for it may not enter the folders of tests.
     place = Path(tempfile.mkdtemp(prefix="postgres-", dir=None if account else folder)).resolve()
     data, port, password = place / "data", free_port(), secrets.token_hex(8)
     (place / "password").write_text(password)
@@ -206,7 +207,8 @@ def postgres(folder: Path) -> Iterator[Postgres]:
     }  # fmt: skip
     for name, value in settings.items():
         command += ["-c", f"{name}={value}"]
-    # With the driver, as SQLAlchemy 2.1 takes psycopg 3 for a plain postgresql://, and 2.0 psycopg2.
+    # With the driver: for a plain postgresql://, SQLAlchemy 2.1 uses psycopg 3 and 2.0 uses
+    # psycopg2.
     uri = Postgres(f"postgresql+psycopg2://densevit:{password}@127.0.0.1:{port}/postgres")
     uri.service = Service(command, data, folder / "postgres.log", **account)
     try:
@@ -219,7 +221,7 @@ def postgres(folder: Path) -> Iterator[Postgres]:
 
 
 def _account() -> dict[str, str]:
-    """For root, who may not run PostgreSQL: the account that does."""
+    """Return the account that runs PostgreSQL for root, who may not run it."""
     import grp
     import pwd
 
@@ -251,18 +253,18 @@ def _answers(uri: str) -> bool:
 
 
 def plain(uri: str) -> str:
-    """A PostgreSQL URI without SQLAlchemy's driver, as PostgreSQL's own programs know it."""
+    """Return a PostgreSQL URI without SQLAlchemy's driver, as PostgreSQL's own programs expect it."""
     return uri.replace("postgresql+psycopg2:", "postgresql:")
 
 
 class MlflowServer(Served):
-    """A running `mlflow server`; `user` and `password` if it asks for them."""
+    """A running `mlflow server`; `user` and `password` if it requires them."""
 
     def __init__(self, service: Service, uri: str) -> None:
         self.service, self.uri, self.log = service, uri, service.log
 
     def start(self) -> None:
-        """Start it, also again on the same port, and wait until it answers."""
+        """Start it, also again on the same port, and wait until it responds."""
         self.service.launch(lambda: _is_healthy(self.uri))
 
 
@@ -274,14 +276,14 @@ def mlflow_server(
     workers: int = 2,
     auth: tuple[str, str] | None = None,
 ) -> Iterator[MlflowServer]:
-    """A real `mlflow server`, which takes 4 to 6 s to start; `auth` is an admin's name and password.
+    """Start a real `mlflow server`, which takes 4 to 6 s; `auth` is an admin's name and password.
 
-    The log is `mlflow-server.log` beside the artifacts.
+    The log is `mlflow-server.log` next to the artifacts.
     """
     port = port or free_port()
     artifacts.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="mlflow-server-")).resolve()
-    # Nothing of what this process has for its own stores. The URI, which may hold a password, is
+    # Without this process's settings for its own stores. The URI may contain a password, so it is
     # not an argument, which `ps` would show.
     environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name} | {
         "MLFLOW_BACKEND_STORE_URI": store_uri,
@@ -321,7 +323,7 @@ def _authentication(folder: Path, user: str, password: str) -> dict[str, str]:
 
 
 def _is_healthy(uri: str) -> bool:
-    # Not by urllib, which would ask a proxy of the environment.
+    # Not with urllib, which would use a proxy from the environment.
     with (
         suppress(OSError, http.client.HTTPException),
         closing(http.client.HTTPConnection(urlsplit(uri).netloc, timeout=2)) as connection,
@@ -332,14 +334,14 @@ def _is_healthy(uri: str) -> bool:
 
 
 class Proxy:
-    """What stands before a server and makes trouble as tests want it, while it runs.
+    """A proxy before a server that injects faults, which tests can change while it runs.
 
-    All of it concerns only requests whose address holds `only`:
-    `delay` seconds before the answer is passed on, when the server has done the work;
-    `drop`: the share of requests whose answer is lost, though the server has done the work;
+    These concern only requests whose path contains `only`:
+    `delay`: seconds before the response is passed on, after the server has done the work;
+    `drop`: the share of requests whose response is lost after the server has done the work;
     `drop_before`: the share that never reaches the server;
-    `status`: answered to the `status_share` of requests, in the server's place.
-    `refuse` concerns all: nobody listens, and open connections are gone.
+    `status`: the response to the `status_share` of requests, instead of the server's.
+    `refuse` concerns all requests: nobody listens, and open connections are closed.
     """
 
     def __init__(self, target: str, seed: int = 0) -> None:
@@ -349,8 +351,8 @@ class Proxy:
         self.drop, self.drop_before = 0.0, 0.0
         self.status: int | None = None
         self.status_share = 1.0
-        self.seen: Counter[str] = Counter()  # "POST /path" to how often it came
-        self.passed: Counter[str] = Counter()  # the same of what has reached the server
+        self.seen: Counter[str] = Counter()  # "POST /path" to its number of requests
+        self.passed: Counter[str] = Counter()  # the same, of requests that reached the server
         self.over = threading.Event()
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._open: set[socket.socket] = set()
@@ -361,7 +363,7 @@ class Proxy:
         return self.seen.total()
 
     def happens(self, share: float) -> bool:
-        with self._lock:  # the same draws in each run of a test, as long as requests come in order
+        with self._lock:  # the same draws in each run of a test, if requests come in order
             return share > 0 and self._random.random() < share
 
     def count(self, counter: Counter[str], what: str) -> None:
@@ -392,7 +394,7 @@ class Proxy:
 
 @contextmanager
 def proxy(target_uri: str, seed: int = 0) -> Iterator[Proxy]:
-    """A proxy before a server; its behaviour is changed by setting its attributes."""
+    """Start a proxy before a server; set its attributes to change its behavior."""
     made = Proxy(target_uri, seed)
     made.refuse = False
     try:
@@ -407,7 +409,7 @@ class _Listener(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_) -> None:
-        """Clients that went away are nothing to tell."""
+        """Ignore clients that have closed their connection."""
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -489,7 +491,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def query(store: str | Path, sql: str) -> list[tuple]:
-    """What a database answers; the store is a PostgreSQL URI, an SQLite one, or a file."""
+    """Return the result of a database query; the store is a PostgreSQL URI, an SQLite one, or a
+    file."""
     if str(store).startswith("postgresql"):
         import psycopg2
 
@@ -506,10 +509,10 @@ def query(store: str | Path, sql: str) -> list[tuple]:
 
 
 def points(store: str | Path) -> dict[str, int]:
-    """How much a store holds, counted in its database.
+    """Count the content of a store in its database.
 
-    `metrics` are rows, `distinct` the different (run, metric, step) among them, which is less if a
-    point was sent twice; `nan` are rows of these; then the rows of `runs`, `params`, `tags`.
+    `metrics` are rows, `distinct` the different (run, metric, step) among them, fewer if a point
+    was sent twice; `nan` are rows with NaN; then the rows of `runs`, `params`, `tags`.
     """
     counted = {
         "metrics": "SELECT count(*) FROM metrics",

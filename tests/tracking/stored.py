@@ -1,4 +1,4 @@
-"""What a database holds of a sweep, in words that are the same in every store."""
+"""The content of a sweep in a database, in a form that is the same for every store."""
 
 from contextlib import closing
 
@@ -6,7 +6,7 @@ import servers
 
 
 def new_database(uri, name):
-    """The URI of an empty database beside another one."""
+    """Return the URI of an empty database next to another one."""
     import psycopg2
 
     with closing(psycopg2.connect(servers.plain(str(uri)))) as connection:
@@ -16,7 +16,7 @@ def new_database(uri, name):
 
 
 def of_sweep(database, sweep):
-    """MLflow's id to run id (or the sweep's name), of a sweep's runs."""
+    """Map MLflow's id to run id (or the sweep's name), for a sweep's runs."""
     wanted = (
         "SELECT t.run_uuid, t.value FROM tags t JOIN runs r ON r.run_uuid = t.run_uuid "
         "WHERE r.lifecycle_stage = 'active' AND "
@@ -30,7 +30,7 @@ def of_sweep(database, sweep):
 
 
 def dump(database, sweep):
-    """Everything there is of a sweep, but for ids and the moment of its making."""
+    """Return everything that is stored of a sweep, except ids and creation times."""
     names = of_sweep(database, sweep)
     found = {}
     for mlflow_id, name in names.items():
@@ -51,7 +51,7 @@ def dump(database, sweep):
 
 
 def forget(database, sweep):
-    """Take a sweep's runs out of the database, as nothing of MLflow's does while it works."""
+    """Delete a sweep's runs from the database, which MLflow itself never does."""
     import psycopg2
 
     ids = "', '".join(of_sweep(database, sweep))

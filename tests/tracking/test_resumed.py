@@ -1,9 +1,10 @@
-"""What a resumed run has cut from its metrics file and written anew."""
+"""Steps that a resumed run has removed from its metrics file and written again."""
 
 import pytest
 from mlflow import MlflowClient
 from rundirs import (
     START,
+    client_of,
     history,
     looking,
     make_run,
@@ -12,16 +13,17 @@ from rundirs import (
 )
 from servers import points
 
-from densevit.rundir import run_folder
-from densevit.tracking.beside import mirror_once, up_to_date
-from densevit.tracking.complete import asked_living
-from densevit.tracking.mirror import Look
+from densevit.runs.directory import run_folder
+from densevit.tracking.mirror import Messages
+from densevit.tracking.mirror_process import mirror_once, up_to_date
+from densevit.tracking.store_uri import store_uri
+from densevit.tracking.up_to_date import complete_runs
 
 NOTHING: tuple = ([], [])
 
 
 def gauged(lines, *steps):
-    """Lines of which some have a number of the machine's, whenever that was looked at."""
+    """Add a system metric to some lines; such metrics appear at arbitrary steps."""
     return [line | ({"system/cpu": 1.0} if line["step"] in steps else {}) for line in lines]
 
 
@@ -31,7 +33,7 @@ def steps(outputs, run_id, key):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The metrics whose history is asked for."""
+    """Return the metrics whose history is requested."""
     import mlflow
 
     found, ask = [], mlflow.MlflowClient.get_metric_history
@@ -50,18 +52,18 @@ def test_other_steps_than_before_are_sent_once_the_run_is_as_far_again(outputs, 
     folder = run_folder(outputs, run_id)
     mirror = looking(outputs, run_id)
     with folder.lock():
-        assert mirror.look(last=False) == Look()
+        assert mirror.update(last=False) == Messages()
         if not alive:
             mirror = looking(outputs, run_id)
         write_lines(folder, gauged(train_lines(1, 40) + train_lines(41, 55, 9.5), 20, 45))
         for _ in range(3):
-            assert mirror.look(last=False) == Look()
+            assert mirror.update(last=False) == Messages()
         assert asked == []
         write_lines(folder, gauged(train_lines(56, 70, 9.5), 66), "a")
-        assert mirror.look(last=False) == Look()
+        assert mirror.update(last=False) == Messages()
         assert sorted(asked) == ["system/cpu", "train/loss", "train/top1"]
         write_lines(folder, gauged(train_lines(71, 75, 9.5), 72), "a")
-        assert mirror.look(last=False) == Look()
+        assert mirror.update(last=False) == Messages()
         assert len(asked) == 3
     assert steps(outputs, run_id, "system/cpu") == [20, 45, 50, 66, 72]
     assert steps(outputs, run_id, "train/loss") == list(range(1, 76))
@@ -74,7 +76,7 @@ def test_a_run_that_ends_before_it_is_as_far_again_has_all_in_the_store(outputs,
     assert mirror_once(outputs, [run_id]) == NOTHING
     write_lines(folder, gauged(train_lines(1, 40) + train_lines(41, 55, 9.5), 20, 45))
     folder.write_status(state, started=START)
-    with folder.lock():  # as of a driver that leaves while the run goes on elsewhere
+    with folder.lock():  # like a driver that ends while the run continues elsewhere
         assert mirror_once(outputs, [run_id]) == NOTHING
     assert steps(outputs, run_id, "system/cpu") == [20, 45, 50]
     assert up_to_date(outputs, [run_id]) == (state == "finished")
@@ -87,7 +89,7 @@ def test_two_mirrors_of_a_run_that_goes_on_ask_for_no_history(outputs, asked):
     with folder.lock():
         for last in range(6, 26):
             write_lines(folder, train_lines(last, last), "a")
-            assert mirrors[last % 3 == 0].look(last=False) == Look()
+            assert mirrors[last % 3 == 0].update(last=False) == Messages()
     assert asked == []
     assert steps(outputs, run_id, "train/loss") == list(range(1, 26))
 
@@ -104,7 +106,7 @@ def test_what_is_known_is_lost_and_the_store_is_asked(outputs, asked):
 
 
 def test_a_file_without_lines_is_up_to_date(outputs):
-    """Of a run that was started again without a checkpoint, and failed at once."""
+    """A run that was restarted without a checkpoint, and failed at once."""
     run_id = make_run(outputs, train_lines(1, 5), state="cancelled")
     assert mirror_once(outputs, [run_id]) == NOTHING
     run_folder(outputs, run_id).metrics_file.write_text("")
@@ -121,7 +123,7 @@ def test_what_arrived_without_an_answer_is_known_when_the_file_was_cut_before_it
     mirror = looking(outputs, run_id)
     with folder.lock():
         for _ in range(2):  # then it is known to be the only one
-            assert mirror.look(last=False) == Look()
+            assert mirror.update(last=False) == Messages()
         write_lines(folder, train_lines(11, 20), "a")
         with monkeypatch.context() as patched:
             log = MlflowClient.log_batch
@@ -131,9 +133,11 @@ def test_what_arrived_without_an_answer_is_known_when_the_file_was_cut_before_it
                 raise ConnectionError("the answer is lost")
 
             patched.setattr(MlflowClient, "log_batch", lose)
-            assert len(mirror.look(last=False).problems) == 1
+            assert len(mirror.update(last=False).problems) == 1
     write_lines(folder, train_lines(1, 10))
     folder.write_status("failed", started=START)
-    assert mirror.look(last=True) == Look()
+    assert mirror.update(last=True) == Messages()
     assert steps(outputs, run_id, "train/loss") == list(range(1, 21))
-    assert up_to_date(outputs, [run_id], living=asked_living(outputs, [run_id]))
+    assert up_to_date(outputs, [run_id])
+    found = complete_runs(client_of(outputs), [folder], store_uri(outputs), None, False)
+    assert found == ({run_id}, None)

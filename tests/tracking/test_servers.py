@@ -1,4 +1,4 @@
-"""The servers that tests of tracking use do what they say."""
+"""The servers that the tracking tests use work as described."""
 
 import http.client
 import http.server
@@ -17,11 +17,13 @@ from mlflow.exceptions import MlflowException
 @pytest.fixture
 def no_patience(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
 
 
 @pytest.mark.tracking
-def test_a_server_on_postgresql_that_is_killed_paused_and_started_again(tmp_path, no_patience):
+def test_a_server_on_postgresql_that_is_killed_paused_and_started_again(
+    tmp_path, no_patience, monkeypatch
+):
     servers.need(servers.postgres_missing())
     with servers.postgres(tmp_path) as store:
         with servers.mlflow_server(store, tmp_path / "artifacts", workers=1) as server:
@@ -38,7 +40,8 @@ def test_a_server_on_postgresql_that_is_killed_paused_and_started_again(tmp_path
             assert held == {"metrics": 4, "distinct": 3, "nan": 1, "runs": 1, "params": 1}
             assert servers.query(store, "SELECT value FROM params") == [("0.1",)]
 
-            store.pause()  # PostgreSQL hangs, so the server does
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            store.pause()  # PostgreSQL hangs, so the server hangs
             with pytest.raises(MlflowException):
                 client.get_run(run)
             store.resume()
@@ -47,6 +50,7 @@ def test_a_server_on_postgresql_that_is_killed_paused_and_started_again(tmp_path
             with pytest.raises(MlflowException):
                 client.get_run(run)
             server.start()
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
             assert client.get_run(run).data.params == {"lr": "0.1"}
             store.pause()
         assert server.service.pids() == []
@@ -86,7 +90,7 @@ class _Echo(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def behind():
-    """A proxy and the server behind it, which counts what it has `done`."""
+    """Return a proxy and the server behind it, which counts in `done` what it has done."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
         server.done = 0
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -96,8 +100,8 @@ def behind():
 
 
 def post(proxy, path="/x", body=b"hello"):
-    """The status, None if the connection was lost, and the answer."""
-    with closing(http.client.HTTPConnection(urlsplit(proxy.uri).netloc, timeout=5)) as connection:
+    """Return the status (None if the connection was lost) and the response."""
+    with closing(http.client.HTTPConnection(urlsplit(proxy.uri).netloc, timeout=300)) as connection:
         try:
             connection.request("POST", path, body)
             answer = connection.getresponse()
@@ -136,7 +140,7 @@ def test_a_proxy_drops_requests_and_answers(behind):
 
 def test_a_proxy_refuses_and_comes_back(behind):
     proxy, server = behind
-    with closing(http.client.HTTPConnection(urlsplit(proxy.uri).netloc, timeout=5)) as kept:
+    with closing(http.client.HTTPConnection(urlsplit(proxy.uri).netloc, timeout=300)) as kept:
         kept.request("POST", "/x", b"1")
         kept.getresponse().read()
         proxy.refuse = True

@@ -1,4 +1,4 @@
-"""What of a run and a sweep is shown in MLflow, and that it is sent once."""
+"""What MLflow shows of a run and a sweep, and that it is sent once."""
 
 import json
 import shutil
@@ -28,11 +28,12 @@ from rundirs import (
     write_lines,
 )
 
-from densevit.errors import UserError
-from densevit.rundir import run_folder, sweep_folder, write_atomic, write_json
-from densevit.tracking import shown, store
-from densevit.tracking.beside import mirror_once, up_to_date
-from densevit.tracking.shown import metric_key
+from densevit.runs.directory import run_folder, sweep_folder
+from densevit.tracking import mlflow_fields, store
+from densevit.tracking.mirror_process import mirror_once, up_to_date
+from densevit.tracking.mlflow_fields import metric_key
+from densevit.utils.errors import UserError
+from densevit.utils.files import write_atomic, write_json
 
 NOTHING: tuple = ([], [])
 NOTE = "mlflow.note.content"
@@ -50,7 +51,7 @@ def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):
     assert run.data.tags["cl_mode"] == "none"
     assert run.data.tags["drop_path"] == "0.2"
     assert run.data.tags[NOTE] == (
-        "What differs from the baseline of s: cl_mode: none (there dense)."
+        "Difference from the baseline of s: cl_mode: none (there dense)."
     )
     assert run.data.tags["densevit.host"] == "here"
     assert run.data.tags["densevit.restarts"] == "0"
@@ -63,14 +64,14 @@ def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):
 def test_a_run_that_is_started_again_elsewhere_is_the_same_run_with_other_facts(outputs):
     run_id = make_run(outputs, train_lines(1, 2), state="cancelled")
     mirror = looking(outputs, run_id)
-    mirror.look(last=False)
+    mirror.update(last=False)
     folder = run_folder(outputs, run_id)
     begin(folder, host="there", launcher="slurm", job="7_1")
     folder.write_status("running", started=START + 100)
     with folder.lock():
         write_lines(folder, train_lines(3, 4), "a")
-        for look in (mirror, looking(outputs, run_id)):  # one that lived on, and a new one
-            assert look.look(last=False).problems == []
+        for look in (mirror, looking(outputs, run_id)):  # one that survived, and a new one
+            assert look.update(last=False).problems == []
             run = runs_of(outputs)[run_id]
             assert run.info.status == "RUNNING"
             tags = {k: run.data.tags[f"densevit.{k}"] for k in ("host", "launcher", "job")}
@@ -88,14 +89,14 @@ def test_artifacts_come_once_and_again_when_they_have_changed(outputs, monkeypat
     (folder.path / "predictions" / ".half").write_bytes(b"x")
     mirror = looking(outputs, run_id, sweep="s")
     with folder.lock():
-        mirror.look(last=False)
+        mirror.update(last=False)
     mlflow_id = runs_of(outputs)[run_id].info.run_id
     assert artifacts_of(outputs, mlflow_id) == {"config.yaml", "provenance.json"}
     folder.write_status("finished", started=START)
     picture = sweep_folder(outputs, "s") / "report" / f"matches-{run_id}.png"
     write_atomic(picture, b"a picture")
     write_atomic(folder.matches_file("after"), b"pairs")
-    assert mirror.look(last=True).problems == []
+    assert mirror.update(last=True).problems == []
     wanted = {"config.yaml", "provenance.json", "identity.json", "predictions/val.parquet",
               "matches/after.npz", "matches/correspondences-s.png"}  # fmt: skip
     assert artifacts_of(outputs, mlflow_id) == wanted
@@ -106,11 +107,11 @@ def test_artifacts_come_once_and_again_when_they_have_changed(outputs, monkeypat
     monkeypatch.setattr("mlflow.MlflowClient.log_artifact", lambda *given: sent.append(given[2:]))
     write_atomic(picture, b"a picture")  # as each report does
     assert up_to_date(outputs, [run_id], "s")
-    assert looking(outputs, run_id, sweep="s").look(last=True).problems == []
+    assert looking(outputs, run_id, sweep="s").update(last=True).problems == []
     assert sent == []
     write_atomic(folder.results_file, "{}\n")
     assert not up_to_date(outputs, [run_id], "s")
-    looking(outputs, run_id, sweep="s").look(last=True)
+    looking(outputs, run_id, sweep="s").update(last=True)
     assert sent == [(str(folder.results_file), None)]
     assert up_to_date(outputs, [run_id], "s")
 
@@ -122,7 +123,7 @@ def test_what_mlflow_does_not_take_is_told_once_and_stays_whole_in_the_files(out
     problems, notes = mirror_once(outputs, [run_id])
     assert problems == []
     assert len(notes) == 2
-    assert notes[0].startswith(f"{run_id}: model_kwargs: longer than the 6000 characters")
+    assert notes[0].startswith(f"{run_id}: model_kwargs: cut to MLflow's limit of 6000 characters")
     renamed = metric_key("dense-probe/iou_café (old)")
     assert f"dense-probe/iou_café (old) is called {renamed}" in notes[1]
     assert [p[1] for p in history(outputs, run_id, renamed)] == [3.0, 3.0]
@@ -163,7 +164,7 @@ def test_points_are_those_of_the_lines_that_the_store_has_not(lines, there):
     written = [{"step": n // 2, "epoch": 0, "time": START, **x} for n, x in enumerate(lines)]
     asked = []
     last = {key: max(steps) for key, steps in there.items()}
-    found = shown.new_points(written, last, lambda key: asked.append(key) or there[key])
+    found = mlflow_fields.new_points(written, last, lambda key: asked.append(key) or there[key])
     assert len(asked) == len(set(asked))
     got = [(p.key, p.step) for p in found.points]
     wanted = {}
@@ -182,13 +183,13 @@ def test_a_run_that_was_deleted_stays_so_until_it_is_wanted_again(outputs):
     run_id = make_run(outputs, train_lines(1, 3), state="running")
     other = make_run(outputs, train_lines(1, 3), seed=1)
     mirror = looking(outputs, run_id, other)
-    mirror.look(last=False)
+    mirror.update(last=False)
     mlflow_id = runs_of(outputs)[run_id].info.run_id
     client_of(outputs).delete_run(mlflow_id)
     write_lines(run_folder(outputs, run_id), train_lines(4, 6), "a")
     told = f"{run_id}: was deleted in MLflow; densevit sync {run_id} restores it"
     for look in (mirror, looking(outputs, run_id, other)):
-        assert (look.look(last=False).problems, look.look(last=False).notes) == ([], [told])
+        assert (look.update(last=False).problems, look.update(last=False).notes) == ([], [told])
     assert set(runs_of(outputs)) == {other}
     assert mirror_once(outputs, [run_id], restore=True) == NOTHING
     assert runs_of(outputs)[run_id].info.run_id == mlflow_id
@@ -228,12 +229,12 @@ def test_a_store_that_was_emptied_under_a_living_mirror_is_filled_again(outputs)
     mirror = looking(outputs, run_id, sweep="s")
     folder = run_folder(outputs, run_id)
     with folder.lock():
-        mirror.look(last=False)
+        mirror.update(last=False)
         client = client_of(outputs)
         for run in [*runs_of(outputs).values(), *runs_of(outputs, "densevit.sweep").values()]:
             client._tracking_client.store._hard_delete_run(run.info.run_id)
         write_lines(folder, train_lines(4, 5), "a")
-        assert mirror.look(last=False).problems == []
+        assert mirror.update(last=False).problems == []
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == [1, 2, 3, 4, 5]
     parent = runs_of(outputs, "densevit.sweep")["s"].info.run_id
     assert runs_of(outputs)[run_id].data.tags["mlflow.parentRunId"] == parent
@@ -241,47 +242,47 @@ def test_a_store_that_was_emptied_under_a_living_mirror_is_filled_again(outputs)
 
 @pytest.mark.parametrize("cut_to", [3, 6])
 def test_two_mirrors_that_both_live_send_a_step_of_a_resumed_run_once(outputs, cut_to):
-    """One of them must not trust what it knows of the store: the other has written to it since."""
+    """One of them must not trust what it knows of the store: the other one has written to it."""
     run_id = make_run(outputs, train_lines(1, 6), state="running")
     folder = run_folder(outputs, run_id)
     first, second = looking(outputs, run_id), looking(outputs, run_id)
-    first.look(last=False)
-    second.look(last=False)
+    first.update(last=False)
+    second.update(last=False)
     write_lines(folder, train_lines(7, 9), "a")
-    first.look(last=False)
+    first.update(last=False)
     again = train_lines(cut_to + 1, 12, offset=500.0)
     write_lines(folder, train_lines(1, cut_to) + again)
-    second.look(last=False)
-    first.look(last=False)
+    second.update(last=False)
+    first.update(last=False)
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 13))
 
 
 @pytest.mark.parametrize("behind", [0, 60], ids=["one clock", "a clock behind"])
 def test_two_machines_that_make_a_run_at_the_same_time_end_with_one(outputs, monkeypatch, behind):
-    """The second has looked before the first had made it."""
+    """The second one has searched before the first one had created the run."""
     run_id = make_run(outputs, train_lines(1, 3), state="running")
     make_plan(outputs, "s", [run_id], begun=2.5)
     folder = run_folder(outputs, run_id)
     with folder.lock():
         first = looking(outputs, run_id, sweep="s")
-        assert first.look(last=False).problems == []
-        found, asked = store._named, []
+        assert first.update(last=False).problems == []
+        found, asked = store._runs_by_key, []
 
         def not_yet(*given):
             asked.append(given)
             return [] if len(asked) < 3 else found(*given)  # the parent, and the run
 
         with monkeypatch.context() as patch:
-            folder.tracking_file.unlink()  # which another machine's disk does not show
+            folder.tracking_file.unlink()  # another machine's disk does not show it
             (outputs / "sweeps" / "s" / "tracking.json").unlink(missing_ok=True)
-            patch.setattr(store, "_named", not_yet)
+            patch.setattr(store, "_runs_by_key", not_yet)
             clock = time.time_ns()
             patch.setattr(store.time, "time_ns", lambda: clock - behind * 10**9)
             second = looking(outputs, run_id, sweep="s")
-            assert second.look(last=False).problems == []
+            assert second.update(last=False).problems == []
         for last in range(4, 8):
             write_lines(folder, train_lines(last, last), "a")
-            assert (first if last % 2 else second).look(last=False).problems == []
+            assert (first if last % 2 else second).update(last=False).problems == []
     parent = runs_of(outputs, "densevit.sweep")["s"]  # each once
     assert runs_of(outputs)[run_id].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 8))
@@ -293,7 +294,7 @@ def test_a_run_that_another_machine_has_replaced_is_not_taken_for_one_that_a_per
     run_id = make_run(outputs, train_lines(1, 3))
     assert mirror_once(outputs, [run_id]) == NOTHING
     client, ours = client_of(outputs), runs_of(outputs)[run_id]
-    tags = {name: ours.data.tags[name] for name in (shown.RUN, shown.BEGUN)}
+    tags = {name: ours.data.tags[name] for name in (mlflow_fields.RUN, mlflow_fields.BEGUN)}
     theirs = client.create_run(ours.info.experiment_id, tags=tags).info.run_id
     client.delete_run(ours.info.run_id)
     assert mirror_once(outputs, [run_id]) == NOTHING
@@ -320,7 +321,7 @@ def test_a_run_that_is_trained_anew_or_by_somebody_else_is_another_one(outputs):
 def test_a_run_of_another_machine_that_cannot_be_seen_to_have_died_is_running(outputs):
     run_id = make_run(outputs, train_lines(1, 3), state="running")
     folder = run_folder(outputs, run_id)
-    assert folder.seen().state == "failed"  # of this machine, whose locks are seen
+    assert folder.remote_status().state == "failed"  # of this machine, whose locks are visible
     record = json.loads(folder.status_file.read_text())
     assert record["host"] == socket.gethostname()
     write_json(folder.status_file, {**record, "host": "elsewhere"})
@@ -349,20 +350,20 @@ def test_the_sweeps_state_follows_from_its_runs(outputs, states, wanted):
         if state != "pending":
             runs[-1] = make_run(outputs, [], state=state, seed=seed)
     make_plan(outputs, "s", runs)
-    # Of a job, which knows one of its sweep's runs alone.
+    # Of a job, which knows only one of its sweep's runs.
     assert mirror_once(outputs, runs[:1], "s") == NOTHING
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == wanted
 
 
 @pytest.mark.parametrize("what", ["line", "artifact", "model"])
 def test_what_cannot_be_sent_leaves_no_run_running_and_stops_no_other(outputs, monkeypatch, what):
-    """Damage, a place for artifacts that does not work, a network that is not there."""
+    """A damaged line, an artifact store that does not work, a run without a network."""
     bad = make_run(outputs, train_lines(1, 3), state="running", log_model=what == "model")
     good = make_run(outputs, train_lines(1, 3), seed=1)
     mirror = looking(outputs, bad, good, sweep="s")
     folder = run_folder(outputs, bad)
     with folder.lock():
-        mirror.look(last=False)
+        mirror.update(last=False)
     if what == "line":
         folder.metrics_file.write_text('{"step": 1, "ti\n')
     elif what == "artifact":
@@ -375,14 +376,17 @@ def test_what_cannot_be_sent_leaves_no_run_running_and_stops_no_other(outputs, m
 
         monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
     folder.write_status("finished", started=START)
-    for look in (mirror.look(last=True), looking(outputs, bad, good, sweep="s").look(last=True)):
+    for look in (
+        mirror.update(last=True),
+        looking(outputs, bad, good, sweep="s").update(last=True),
+    ):
         if what != "model":
             (problem,) = look.problems
             assert problem.startswith(f"{bad}: ")
         assert {run.info.status for run in runs_of(outputs).values()} == {"FINISHED"}
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == "FINISHED"
     assert len(history(outputs, good, "train/loss")) == 3
-    # There is nothing to be gained by trying a network again.
+    # A second attempt to send a network cannot succeed.
     assert up_to_date(outputs, [bad], "s") == (what == "model")
     assert up_to_date(outputs, [good])
 
@@ -397,13 +401,15 @@ def test_a_network_that_cannot_be_exported_is_told_once_and_tried_again_on_deman
         asked.append(given)
         raise UserError("torch cannot export the network")
 
-    monkeypatch.setattr("densevit.tracking.model.log_model", refuse)
+    monkeypatch.setattr("densevit.tracking.mlflow_model.log_model", refuse)
     told = f"{run_id}: torch cannot export the network; densevit sync NAME tries it again"
     assert mirror_once(outputs, [run_id]) == ([], [told])
     assert mirror_once(outputs, [run_id]) == NOTHING
     assert len(asked) == 1
     assert mirror_once(outputs, [run_id], restore=True) == ([], [told])
-    monkeypatch.setattr("densevit.tracking.model.log_model", lambda *given: asked.append(given))
+    monkeypatch.setattr(
+        "densevit.tracking.mlflow_model.log_model", lambda *given: asked.append(given)
+    )
     assert mirror_once(outputs, [run_id], restore=True) == NOTHING
     assert mirror_once(outputs, [run_id], restore=True) == NOTHING
     assert len(asked) == 3
@@ -420,7 +426,7 @@ def test_one_artifact_that_is_refused_does_not_make_the_others_be_sent_again(out
 
     monkeypatch.setattr("mlflow.MlflowClient.log_artifact", refuse)
     for _ in range(3):
-        assert looking(outputs, run_id).look(last=True).problems
+        assert looking(outputs, run_id).update(last=True).problems
     assert asked == ["config.yaml", "identity.json", *["provenance.json"] * 3]
 
 
@@ -469,7 +475,7 @@ def test_a_lock_that_cannot_be_had_stops_no_other_run(outputs, monkeypatch):
 
 
 def test_the_sweeps_of_others_with_the_same_name_are_theirs(outputs):
-    """At one server: a colleague's, that of a version which noted no beginning, and mine."""
+    """On one server: a colleague's, one of a version that recorded no beginning, and mine."""
     client = client_of(outputs)
     experiment = client.create_experiment("tests")
     run_id = make_run(outputs, train_lines(1, 3))
@@ -511,11 +517,11 @@ def test_a_parent_that_is_deleted_under_a_living_mirror_stays_so(outputs):
     folder = run_folder(outputs, run_id)
     mirror = looking(outputs, run_id, sweep="s")
     with folder.lock():
-        mirror.look(last=False)
-        mirror.look(last=False)
+        mirror.update(last=False)
+        mirror.update(last=False)
         client_of(outputs).delete_run(runs_of(outputs, "densevit.sweep")["s"].info.run_id)
         folder.write_status("finished", started=START)
-    look = mirror.look(last=True)
+    look = mirror.update(last=True)
     assert look.problems == []
     assert look.notes == ["sweep s: was deleted in MLflow; densevit sync s restores it"]
     assert runs_of(outputs)[run_id].info.status == "FINISHED"
@@ -526,27 +532,29 @@ def test_a_store_that_is_put_back_under_a_living_mirror_has_no_hole(outputs):
     folder = run_folder(outputs, run_id)
     mirror = looking(outputs, run_id)
     with folder.lock():
-        mirror.look(last=False)
+        mirror.update(last=False)
         write_lines(folder, train_lines(4, 9), "a")
-        mirror.look(last=False)
+        mirror.update(last=False)
         with closing(sqlite3.connect(outputs / "mlflow.db")) as database, database:
             database.execute("DELETE FROM metrics WHERE step > 3")
             database.execute("UPDATE latest_metrics SET step = 3")
         write_lines(folder, train_lines(10, 12), "a")
-        assert mirror.look(last=False).problems == []
+        assert mirror.update(last=False).problems == []
     assert [p[0] for p in history(outputs, run_id, "train/loss")] == list(range(1, 13))
 
 
 def test_a_plan_is_read_once_and_again_when_it_is_another_one(outputs, monkeypatch):
     run_id = make_run(outputs, train_lines(1, 2))
     make_plan(outputs, "s", [run_id])
-    read, seen = shown.read_shelf, []
-    monkeypatch.setattr(shown, "read_shelf", lambda *given: seen.append(given) or read(*given))
+    read, seen = mlflow_fields.read_sweep_info, []
+    monkeypatch.setattr(
+        mlflow_fields, "read_sweep_info", lambda *given: seen.append(given) or read(*given)
+    )
     mirror = looking(outputs, run_id, sweep="s")
     for _ in range(3):
-        mirror.look(last=False)
+        mirror.update(last=False)
     assert len(seen) == 1
     make_plan(outputs, "s", [run_id, "0123456789ab"])
-    mirror.look(last=True)
+    mirror.update(last=True)
     assert len(seen) == 2
     assert runs_of(outputs, "densevit.sweep")["s"].info.status == "SCHEDULED"

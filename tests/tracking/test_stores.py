@@ -1,29 +1,28 @@
-"""Which stores are taken, what is wrong with one that is not, and how they are written to."""
+"""Which stores are accepted, the errors of those that are not, and how stores are written to."""
 
 import fcntl
 import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from multiprocessing import get_context
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 from rundirs import START, history, make_plan, make_run, train_lines, wait_for, write_lines
 
-from densevit.errors import UserError
-from densevit.passwords import without_password
-from densevit.rundir import run_folder
-from densevit.tracking import beside, bulk, store
-from densevit.tracking.beside import mirror_once, mirroring
-from densevit.tracking.quick import Standing, living_runs
-from densevit.tracking.store import file_system, open_store, require_usable, store_uri
+from densevit.runs.directory import run_folder
+from densevit.tracking import mirror_process, store
+from densevit.tracking.mirror_process import mirror_once, mirroring
+from densevit.tracking.mlflow_run import steps_of
+from densevit.tracking.store import active_runs, open_store
+from densevit.tracking.store_uri import file_system, is_database, require_usable, store_uri
+from densevit.utils.errors import UserError
+from densevit.utils.redact import without_password
 
 MOUNTS = r"""
 proc /proc proc rw 0 0
@@ -68,7 +67,7 @@ def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
     new_outputs, monkeypatch, capfd, kind
 ):
     run_id = make_run(new_outputs, train_lines(1, 2))
-    monkeypatch.setattr("densevit.tracking.store.file_system", lambda path: kind)
+    monkeypatch.setattr("densevit.tracking.store_uri.file_system", lambda path: kind)
     with pytest.raises(UserError, match=rf"not safe on a network file system \({kind}\).*server"):
         require_usable(store_uri(new_outputs))
     with mirroring(new_outputs, [run_id]):
@@ -83,12 +82,12 @@ def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
     ("uri", "told"),
     [
         ("htp://host:5000", "unknown kind 'htp'; did you mean 'http'?"),
-        ("file:///tmp/mlruns", "keeps no runs in folders any more"),
-        ("./mlruns", "keeps no runs in folders any more"),
+        ("file:///tmp/mlruns", "no longer keeps runs in folders"),
+        ("./mlruns", "no longer keeps runs in folders"),
         ("http://", "names no host"),
         ("http://me:secret@[::1:5000", "Invalid IPv6 URL"),
-        ("http://me:sec/secret@host:5000", "its port is none; / in a password is written %2F"),
-        ("http://me:123/secret@host:5000", "its port is none; / in a password is written %2F"),
+        ("http://me:sec/secret@host:5000", "its port is invalid; write / in a password as %2F"),
+        ("http://me:123/secret@host:5000", "its port is invalid; write / in a password as %2F"),
         ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
     ],
@@ -167,7 +166,7 @@ def test_passwords_are_not_shown(given, shown):
 
 
 def test_of_a_database_that_is_not_there_mlflow_is_not_asked(outputs, monkeypatch):
-    """It would try for minutes."""
+    """MLflow would try for minutes."""
     run_id = make_run(outputs, train_lines(1, 2))
     monkeypatch.setattr("mlflow.MlflowClient", lambda *_: pytest.fail("MLflow was asked"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:9/db")
@@ -176,7 +175,7 @@ def test_of_a_database_that_is_not_there_mlflow_is_not_asked(outputs, monkeypatc
 
 
 def test_what_is_wrong_with_the_mirror_stops_no_run(outputs, capfd):
-    """A log that is somebody else's, and another run's damage, while one is trained."""
+    """The log belongs to somebody else and another run is damaged, while one run trains."""
     run_id = make_run(outputs, train_lines(1, 2))
     assert mirror_once(outputs, [run_id], "s") == ([], [])
     other = make_run(outputs, [], seed=1)
@@ -187,7 +186,7 @@ def test_what_is_wrong_with_the_mirror_stops_no_run(outputs, capfd):
     with mirroring(outputs, [run_id], "s"):
         went_on = True
     assert went_on
-    assert "the runs go on without MLflow" in capfd.readouterr().err
+    assert "the runs continue without MLflow" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("forked_mirrors")
@@ -195,8 +194,10 @@ def test_a_mirror_that_was_killed_has_a_successor_at_the_end(outputs, monkeypatc
     run_id = make_run(outputs, train_lines(1, 2), state="running")
     folder = run_folder(outputs, run_id)
     started = []
-    start = beside.start_mirror
-    monkeypatch.setattr(beside, "start_mirror", lambda *g: started.append(start(*g)) or started[-1])
+    start = mirror_process.start_mirror
+    monkeypatch.setattr(
+        mirror_process, "start_mirror", lambda *g: started.append(start(*g)) or started[-1]
+    )
     with folder.lock(), mirroring(outputs, [run_id]):
         wait_for(folder.tracking_file.exists)
         started[0].process.kill()
@@ -232,47 +233,59 @@ def test_a_file_that_is_no_store(outputs, content):
         assert len(problems) == 1
         assert "not a database" in problems[0]
         assert (outputs / "mlflow.db").read_bytes() == content
-    else:  # which SQLite takes for a new one
+    else:  # SQLite takes it for a new one
         assert problems == []
         assert len(history(outputs, run_id, "train/loss")) == 2
 
 
+def finds_another_file(arguments):
+    """Run a mirror that finds another file in place of its store at the second update."""
+    from densevit.tracking import __main__ as tracking
+
+    outputs, run, other = Path(arguments[0]), arguments[1], arguments[2]
+    mirror = tracking.Mirror(outputs, tracking.store_uri(outputs), [run])
+    mirror.update(False)
+    place = tracking._restart_if_replaced(mirror.uri, None)
+    (outputs / "mlflow.db").unlink()
+    shutil.copy(other, outputs / "mlflow.db")
+    sys.argv = [sys.argv[0], str(outputs), run]
+    os.set_inheritable(0, True)  # the new program reads its end there
+    tracking._restart_if_replaced(mirror.uri, place)
+
+
 def test_a_mirror_notices_that_its_file_is_another_one(outputs, empty_store):
-    """SQLite goes on writing to a file that was deleted, and nobody would find it there."""
+    """SQLite continues to write to a deleted file, where nobody would find the data."""
     run_id = make_run(outputs, train_lines(1, 5))
-    code = (
-        "import sys, shutil; from pathlib import Path; import densevit.tracking.__main__ as t;"
-        "outputs, run, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3];"
-        "m = t.Mirroring(outputs, t.store_uri(outputs), [run]); m.look(False);"
-        "place = t._again_if_replaced(m.uri, None); (outputs / 'mlflow.db').unlink();"
-        "shutil.copy(other, outputs / 'mlflow.db');"
-        "sys.argv = [sys.argv[0], str(outputs), run]; t._again_if_replaced(m.uri, place)"
-    )
-    command = [sys.executable, "-c", code, str(outputs), run_id, str(empty_store)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    done = forked.done([outputs, run_id, empty_store], finds_another_file)
+    assert done.returncode == 0, done.stderr
     assert len(history(outputs, run_id, "train/loss")) == 5
 
 
-def test_which_runs_live_is_told_without_mlflow(outputs):
+def test_active_runs_are_those_that_are_there_and_not_deleted(outputs):
     runs = [make_run(outputs, train_lines(1, 2), seed=seed) for seed in range(3)]
-    uri = store_uri(outputs)
-    assert living_runs(uri, []) == {}
     mirror_once(outputs, runs)
-    client = open_store(uri)
+    client = open_store(store_uri(outputs))
     experiment = client.get_experiment_by_name("tests").experiment_id
-    found = {
-        run.info.run_id: Standing("FINISHED", {"train/loss": 2, "train/top1": 2})
-        for run in client.search_runs([experiment])
-    }
-    assert living_runs(uri, []) == found
-    gone, _ = found.popitem()
+    ids = {run.info.run_id for run in client.search_runs([experiment])}
+    found = active_runs(client, [experiment, "12345"], ids)
+    assert set(found) == ids
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert [steps_of(run) for run in found.values()] == [{"train/loss": 2, "train/top1": 2}] * 3
+    gone = ids.pop()
     client.delete_run(gone)
-    assert living_runs(uri, []) == found
-    assert living_runs("sqlite:////nowhere/mlflow.db", []) is None
-    shutil.copy(__file__, outputs / "mlflow.db")
-    assert living_runs(uri, []) is None
-    assert living_runs("http://127.0.0.1:9", ["1"]) is None
-    assert living_runs("postgresql://host/db", ["1"]) is None
+    assert set(active_runs(client, [experiment], [*ids, gone, "0" * 32])) == ids
+    assert active_runs(client, [experiment], []) == {}
+
+
+def test_all_pages_of_a_search(outputs, monkeypatch):
+    monkeypatch.setattr(store, "PAGE", 2)
+    runs = [make_run(outputs, train_lines(1, 2), seed=seed) for seed in range(5)]
+    mirror_once(outputs, runs)
+    client = open_store(store_uri(outputs))
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    found = [run.info.run_id for run in store.all_pages(client.search_runs, [experiment])]
+    assert len(found) == len(set(found)) == 5
+    assert set(active_runs(client, [experiment], found)) == set(found)
 
 
 def test_nothing_is_left_to_mlflows_own_threads(outputs, monkeypatch):
@@ -291,24 +304,16 @@ def test_nothing_is_left_to_mlflows_own_threads(outputs, monkeypatch):
     assert set(calls) == {True}
 
 
-def test_the_helper_of_a_mirror_outlives_what_all_are_told():
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=bulk._follow_parent) as pool:
-        pid = pool.submit(os.getpid).result(30)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            os.kill(pid, number)
-        assert pool.submit(os.getpid).result(30) == pid
-
-
 def test_a_long_wait_for_a_lock_is_told(tmp_path, monkeypatch, capsys):
-    told, tell = threading.Event(), store._tell_of_waiting
-    monkeypatch.setattr(store, "TELL_SECONDS", 0.01)
+    told, tell = threading.Event(), store._warn_of_waiting
+    monkeypatch.setattr(store, "WARN_SECONDS", 0.01)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(store, "_tell_of_waiting", lambda path: (tell(path), told.set()))
+    monkeypatch.setattr(store, "_warn_of_waiting", lambda path: (tell(path), told.set()))
     lock = tmp_path / "mlflow.lock"
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         threading.Thread(target=lambda: told.wait(30) and fcntl.flock(held, fcntl.LOCK_UN)).start()
-        with store.alone(lock) as mine:
+        with store.file_lock(lock) as mine:
             assert mine
     assert capsys.readouterr().err.startswith(f"warning: waiting for {lock}, which another process")
 
@@ -319,4 +324,4 @@ def test_a_long_wait_for_a_lock_is_told(tmp_path, monkeypatch, capsys):
      ("http://host", False), ("sqlite:////tmp/a.db", True), ("postgresql+psycopg2://h/d", True)],
 )  # fmt: skip
 def test_which_stores_each_process_opens_itself(uri, wanted):
-    assert store.is_database(uri) == wanted
+    assert is_database(uri) == wanted

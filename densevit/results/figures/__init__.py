@@ -1,1 +1,1 @@
-"""Figures of a sweep, each drawn from the frames of `collect` and `stats`: one subject a module."""
+"""Figures of a sweep, drawn from the frames of `collect` and `stats`; one subject per module."""

@@ -10,127 +10,111 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from densevit.results.figures.layout import label_groups, panels, row_axes, write_in_row
+from densevit.results.figures.legend import Legend, handle
 from densevit.results.figures.style import (
     COLUMN,
     INK,
     LETTER,
     LINE,
-    LOOKS,
-    MOST_LOOKS,
+    MOST_STYLES,
     ROW,
     SMALL,
-    Legend,
-    Look,
-    bare,
-    handle,
+    STYLES,
+    Style,
     letters,
     lines_in,
     new_figure,
-    said,
     styled,
-    unit,
     wrapped,
 )
-from densevit.results.tables import CellTable, metric_title
+from densevit.results.stats.ranking import image_rows
+from densevit.results.tables.format import metric_title
+from densevit.results.tables.main_table import CellTable
 
 MOST_PANELS = 4  # side by side
-LABEL = 24  # letters of a cell's label on a line
+LABEL = 24  # letters per line of a cell's label
 TALLEST = 9.0  # inches, a page
 TITLE_LETTER = 0.062  # inches
-ROWS = (ROW, 0.14, 0.125, LINE)  # inches, what a row may be high
-LEAST_ROW = 0.096  # likewise, of the smallest letters
+ROWS = (ROW, 0.14, 0.125, LINE)  # inches, possible heights of a row
+LEAST_ROW = 0.096  # inches, for the smallest letters
 
 _Seeds = dict[tuple[str, str], list[float]]
 
 
 def accuracy(table: CellTable, frame: pd.DataFrame) -> Figure:
-    """Each cell on each benchmark: the mean, ± std over seeds, and every seed as a dot below.
+    """Draw each cell's accuracy on each benchmark: mean, ± std over seeds, and every seed as a dot.
 
-    In place of ± std stands the 95 % interval of the mean where the table has it (`intervals`).
-    A few cells are colours in one panel; more are rows, with a panel a benchmark. The axis need
-    not start at zero, since dots show positions and not lengths; in panels side by side a point
-    of accuracy has the same length everywhere. The figure is a column wide, and up to a page high
-    (higher for more than forty cells, or many benchmarks or long labels beside that).
+    A few cells are colors in one panel; more are rows, with one panel per benchmark. The axis need
+    not start at zero: dots show positions, not lengths. In panels side by side, a point of accuracy
+    has the same length. The figure is a column wide and up to a page high (higher with more than
+    forty cells, or with many benchmarks or long labels besides).
     """
     with styled():
-        if len(table.data) <= MOST_LOOKS:
+        if len(table.data) <= MOST_STYLES:
             return _few_cells(table, frame)
         return _many_cells(table, frame)
 
 
 class _Dots(NamedTuple):
-    """One cell on one benchmark: where it is drawn and what."""
+    """One cell on one benchmark: its position and its values."""
 
     y: float
     mean: float
     low: float
     high: float
     seeds: list[float]
-    look: Look
+    style: Style
 
 
 def _few_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
-    """One panel: a group of rows a benchmark, a colour and a marker a cell."""
+    """Draw one panel: a group of rows per benchmark, a color and a marker per cell."""
     cells, groups = len(table.data), len(table.benchmarks)
-    seeds = _seeds(table, frame)
+    seeds = _seeds(frame)
     legend = Legend(list(table.data["label"]))
     figure = new_figure(COLUMN, ROW * (cells + 1) * groups + legend.height + 0.55)
     axes = figure.add_subplot()
     dots = [
-        _dots(table, seeds, cell, name, g * (cells + 1) + cell, cell)
+        _dots(table, seeds, cell, name, g * (cells + 1) + cell, STYLES[cell])
         for g, name in enumerate(table.benchmarks)
         for cell in range(cells)
     ]
-    _draw(axes, dots, *_limits(table.metric, dots, _span(table.metric, dots)))
-    axes.set_yticks(
-        [g * (cells + 1) + (cells - 1) / 2 for g in range(groups)],
-        [wrapped(name, 16) for name in table.benchmarks],
-    )
-    axes.set_ylim(groups * (cells + 1) - 1, -1)
-    for g in range(1, groups):
-        axes.axhline(g * (cells + 1) - 1, color="#dddddd", linewidth=0.5)
-    axes.set_xlabel(_label(table))
-    legend.draw(figure, [handle(look) for look in LOOKS[:cells]])
+    _draw(axes, dots, _span(dots), ticks=5, size=4.4)
+    label_groups(axes, table.benchmarks, cells)
+    axes.set_xlabel(metric_title(table.metric))
+    legend.draw(figure, [handle(style) for style in STYLES[:cells]])
     return figure
 
 
 def _many_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
-    """A panel a benchmark, a row a cell; the labels stand once a line of panels."""
-    cells, panels = len(table.data), len(table.benchmarks)
-    seeds = _seeds(table, frame)
+    """Draw a panel per benchmark and a row per cell; labels appear once per line of panels."""
+    seeds = _seeds(frame)
     labels = [wrapped(label, LABEL) for label in table.data["label"]]
     shape = _shape(table.benchmarks, labels)
-    grown = _grown(labels, shape.row)
+    heights = _heights_in_rows(labels, shape.row)
     figure = new_figure(COLUMN, shape.height)
-    grid = figure.subplots(
-        math.ceil(panels / shape.columns), shape.columns, sharey=True, squeeze=False
-    )
-    ends = list(accumulate(grown))
-    places = [end - own / 2 - 0.5 for end, own in zip(ends, grown, strict=True)]
+    ends = list(accumulate(heights))
+    places = [end - own / 2 - 0.5 for end, own in zip(ends, heights, strict=True)]
     drawn = [
-        [_dots(table, seeds, cell, name, places[cell], 0) for cell in range(cells)]
+        [_dots(table, seeds, cell, name, y, STYLES[0]) for cell, y in enumerate(places)]
         for name in table.benchmarks
     ]
-    span = max(_span(table.metric, dots) for dots in drawn)
-    for number, axes in enumerate(grid.flat):
-        if number >= panels:
-            axes.set_visible(False)
-            continue
-        limits = _limits(table.metric, drawn[number], span)
-        size = 4.4 if shape.columns < 3 else 3.4
-        _draw(axes, drawn[number], *limits, ticks=max(3, 6 - shape.columns), size=size)
-        axes.set_title(shape.titles[number], loc="left", pad=3)
+    span = max(_span(dots) for dots in drawn)
+    size = 4.4 if shape.columns < 3 else 3.4
+    grid = panels(figure, len(drawn), shape.columns, sharey=True)
+    for axes, dots, title in zip(grid, drawn, shape.titles, strict=True):
+        _draw(axes, dots, span, max(3, 6 - shape.columns), size)
+        axes.set_title(title, loc="left", pad=3)
         axes.set_yticks(places, labels, fontsize=SMALL if shape.row < LINE else None)
         axes.set_ylim(ends[-1] - 0.4, -0.6)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.5)
-    figure.supxlabel(_label(table), fontsize=7)
+    figure.supxlabel(metric_title(table.metric), fontsize=7)
     return figure
 
 
 class _Shape(NamedTuple):
-    """How many panels stand side by side, the titles, and inches: of a row, and of the figure."""
+    """The layout: panels side by side, their titles, and the heights of a row and the figure."""
 
     columns: int
     titles: list[str]
@@ -139,14 +123,13 @@ class _Shape(NamedTuple):
 
 
 def _shape(names: Sequence[str], labels: Sequence[str]) -> _Shape:
-    """Two panels side by side, or, where these would make a figure taller than a page, lower rows,
-    and then more panels."""
-    beside = LETTER * max(letters(line) for label in labels for line in label.split("\n"))
+    """Choose two panels side by side; if taller than a page, lower rows, and then more panels."""
+    labels_width = LETTER * max(letters(line) for label in labels for line in label.split("\n"))
     most = min(len(names), MOST_PANELS)
     for columns, row in [*product(range(min(2, most), most + 1), ROWS), (most, LEAST_ROW)]:
-        width = (COLUMN - beside) / columns
+        width = (COLUMN - labels_width) / columns
         titles = [wrapped(name, max(9, int((width - 0.1) / TITLE_LETTER))) for name in names]
-        rows = row * sum(_grown(labels, row))
+        rows = row * sum(_heights_in_rows(labels, row))
         each = rows + 0.28 + LINE * lines_in(titles)
         height = math.ceil(len(names) / columns) * each + 0.25
         if height <= TALLEST:
@@ -154,82 +137,57 @@ def _shape(names: Sequence[str], labels: Sequence[str]) -> _Shape:
     return _Shape(columns, titles, row, height)
 
 
-def _grown(labels: Sequence[str], row: float) -> list[float]:
-    """How high each cell's row is for its label, in rows."""
+def _heights_in_rows(labels: Sequence[str], row: float) -> list[float]:
+    """Return the height that each cell's label needs, in rows."""
     return [max(1.0, LINE * lines_in([label]) / row if "\n" in label else 1.0) for label in labels]
 
 
-def _seeds(table: CellTable, frame: pd.DataFrame) -> _Seeds:
-    """The value of each seed by cell and benchmark."""
-    chosen = (frame["metric"] == table.metric) & frame["cell"].isin(table.data["cell"])
+def _seeds(frame: pd.DataFrame) -> _Seeds:
+    """Return the values of all seeds by cell and benchmark."""
+    rows = image_rows(frame)
     found: _Seeds = {}
-    for row in frame.loc[chosen, ["cell", "benchmark", "value"]].itertuples(index=False):
-        found.setdefault((row.cell, row.benchmark), []).append(row.value)
+    for cell, benchmark, value in zip(rows["cell"], rows["benchmark"], rows["value"], strict=True):
+        found.setdefault((cell, benchmark), []).append(value)
     return found
 
 
 def _dots(
-    table: CellTable, seeds: _Seeds, cell: int, benchmark: str, y: float, color: int
+    table: CellTable, seeds: _Seeds, cell: int, benchmark: str, y: float, style: Style
 ) -> _Dots:
     row = table.data.iloc[cell]
     mean, std = row[f"{benchmark}_mean"], row[f"{benchmark}_std"]
-    low, high = mean - std, mean + std
-    if table.intervals:
-        low, high = row[f"{benchmark}_low"], row[f"{benchmark}_high"]
-    return _Dots(y, mean, low, high, seeds.get((row["cell"], benchmark), []), LOOKS[color])
-
-
-def _label(table: CellTable) -> str:
-    """What the axis shows."""
-    title = metric_title(table.metric)
-    return f"{title}, 95 % interval" if table.intervals else title
+    return _Dots(y, mean, mean - std, mean + std, seeds.get((row["cell"], benchmark), []), style)
 
 
 def _range(dots: list[_Dots]) -> tuple[float, float]:
-    values = [v for d in dots for v in (*d.seeds, d.low, d.high)]
-    values = [v for v in values if math.isfinite(v)]
+    values = [v for d in dots for v in (*d.seeds, d.low, d.high) if math.isfinite(v)]
     return (min(values), max(values)) if values else (0.0, 0.0)
 
 
-def _is_percent(metric: str) -> bool:
-    return unit(metric) == "points"
-
-
-def _span(metric: str, dots: list[_Dots]) -> float:
-    """How much an axis must hold, at least two points: noise must not fill a panel."""
+def _span(dots: list[_Dots]) -> float:
+    """Return the points that an axis needs, at least two: noise must not fill a panel."""
     low, high = _range(dots)
-    return max(1.15 * (high - low), 2.0 if _is_percent(metric) else 0.02)
+    return min(max(1.15 * (high - low), 2.0), 100.0)
 
 
-def _limits(metric: str, dots: list[_Dots], span: float) -> tuple[float, float]:
-    """An axis of that span around what it shows; a percentage has no axis beyond 0 and 100."""
+def _draw(axes: Axes, dots: list[_Dots], span: float, ticks: int, size: float) -> None:
+    """Draw dots on an axis of that span around them, within 0 and 100."""
     low, high = _range(dots)
-    start = (low + high - span) / 2
-    if _is_percent(metric):
-        span = min(span, 100.0)
-        start = min(max(start, 0.0), 100.0 - span)
-    return start, start + span
-
-
-def _draw(
-    axes: Axes, dots: list[_Dots], low: float, high: float, ticks: int = 5, size: float = 4.4
-) -> None:
-    axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10]))
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.5)
-    bare(axes, "left")
-    axes.tick_params(axis="y", length=0)
+    start = min(max((low + high - span) / 2, 0.0), 100.0 - span)
+    axes.set_xlim(start, start + span)
+    row_axes(axes, ticks)
     for d in dots:
+        color = d.style.color
         if not d.seeds or math.isnan(d.mean):
-            said(axes, d.y, "not a number" if d.seeds else "missing", d.look.color)
+            write_in_row(axes, d.y, "not a number" if d.seeds else "missing", color)
             continue
         if len(d.seeds) > 1:
-            axes.plot([d.low, d.high], [d.y, d.y], color=d.look.color, linewidth=1.0)
+            axes.plot([d.low, d.high], [d.y, d.y], color=color, linewidth=1.0)
             axes.plot(
                 d.seeds, [d.y + 0.36] * len(d.seeds), linestyle="", marker=".", markersize=2.6,
                 markerfacecolor=INK, markeredgewidth=0, alpha=0.7, clip_on=False,
             )  # fmt: skip
         axes.plot(
-            [d.mean], [d.y], linestyle="", marker=d.look.marker, markersize=size, clip_on=False,
-            markerfacecolor=d.look.color, markeredgecolor="white", markeredgewidth=0.4, zorder=3,
+            [d.mean], [d.y], linestyle="", marker=d.style.marker, markersize=size, clip_on=False,
+            markerfacecolor=color, markeredgecolor="white", markeredgewidth=0.4, zorder=3,
         )  # fmt: skip

@@ -1,153 +1,136 @@
-"""Differences to the baseline, as a forest plot."""
+"""Differences from the baseline, as a forest plot."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from densevit.results.figures.rows import Row, draw_rows, reach
+from densevit.results.figures.interval_rows import PLAIN, Row, draw_rows, interval_notes, limits
+from densevit.results.figures.layout import label_groups, panels
+from densevit.results.figures.legend import Legend, handle, note, note_height
 from densevit.results.figures.style import (
     COLUMN,
-    INK,
     LINE,
-    LOOKS,
-    MOST_LOOKS,
+    MOST_STYLES,
     ROW,
-    Legend,
-    Look,
-    handle,
+    STYLES,
+    Style,
     labels_of,
     lines_in,
     new_figure,
-    note,
-    note_height,
     styled,
-    unit,
     wrapped,
 )
 
-MOST_ROWS = 12  # cells, when each has a row in a panel a benchmark
-LABEL = 24  # letters of a cell's label on a line
-_ALONE = Look(INK, "o", "-")
+MOST_ROWS = 12  # cells, if each has a row in one panel per benchmark
+LABEL = 24  # letters per line of a cell's label
+_TITLE = "difference from the baseline (points)"
 
 
 def forest(
     differences: pd.DataFrame,
     cells: pd.DataFrame,
     *,
-    wanted: float | None = None,
+    smallest_effect: float | None = None,
     names: Mapping[str, str] | None = None,
-    label: str | None = None,
 ) -> Figure | None:
-    """Each cell's difference to its baseline on each benchmark with its 95 % interval; None if
-    there are no differences.
+    """Draw each cell's difference from its baseline on each benchmark with its 95 % interval.
 
-    `differences` is `stats.differences`, `cells` is `cells_frame`; `names` are words for a cell to
-    show in place of its label; `wanted` shades the differences under it. Filled: verdict different.
-    A few cells are looks in one panel; more are rows, with a panel a benchmark. Of more than
-    `MOST_ROWS` those are shown whose differences are decided, and then the largest; a note says
-    so. All panels have the same axis.
+    Return None without differences. `differences` is `seeds.differences` of an accuracy, `cells` is
+    `cells_frame`; `names` replace labels of cells; `smallest_effect` shades smaller differences.
+    Filled: verdict different. A few cells have a style each in one panel; more are rows, with one
+    panel per benchmark. Of more than `MOST_ROWS`, those with established differences are shown,
+    then those with the largest; a note says so. All panels have the same axis.
     """
     differences = differences[differences["cell"].isin(cells["cell"])]
     if differences.empty:
         return None
-    known = {**labels_of(cells), **(names or {})}
     order = list(cells.loc[cells["cell"].isin(differences["cell"]), "cell"])
-    shown = order if len(order) <= MOST_ROWS else _telling(differences, order)
-    texts = _notes(differences, len(shown), len(order), wanted)
-    title = label or f"difference to the baseline ({unit(differences['metric'].iloc[0])})"
-    kept = differences[differences["cell"].isin(shown)]
-    words = {cell: str(known.get(cell, cell)) for cell in shown}
+    shown = order if len(order) <= MOST_ROWS else _most_informative(differences, order)
+    known = {**labels_of(cells), **(names or {})}
+    labels = {cell: known[cell] for cell in shown}
+    texts = interval_notes(smallest_effect)
+    if (differences["verdict"] == "single").any():
+        texts.append("Without a line: fewer than two common seeds.")
+    if len(shown) < len(order):
+        texts.append(
+            f"{len(shown)} of {len(order)} cells are shown: those with established differences, "
+            "then those with the largest."
+        )
+    rows = differences[differences["cell"].isin(shown)]
     with styled():
-        draw = _few if len(shown) <= MOST_LOOKS else _many
-        return draw(kept, words, wanted, title, texts)
+        draw = _few_cells if len(shown) <= MOST_STYLES else _many_cells
+        return draw(rows, labels, smallest_effect, texts)
 
 
-def _few(
-    rows: pd.DataFrame, words: dict[str, str], wanted: float | None, title: str, texts: list[str]
+def _few_cells(
+    rows: pd.DataFrame, labels: Mapping[str, str], smallest_effect: float | None, texts: list[str]
 ) -> Figure:
-    """One panel: a group of rows a benchmark, a look a cell."""
-    names, cells = list(dict.fromkeys(rows["benchmark"])), list(words)
-    legend, step = Legend(list(words.values())), len(cells) + 1
+    """Draw one panel: a group of rows per benchmark, a style per cell."""
+    names, step = list(dict.fromkeys(rows["benchmark"])), len(labels) + 1
+    legend = Legend(list(labels.values()))
     height = 0.15 * step * len(names) + legend.height + note_height(texts) + 0.45
     figure = new_figure(COLUMN, height)
     axes = figure.add_subplot()
     drawn = [
-        _row(rows, cell, name, g * step + i, LOOKS[i])
+        row
         for g, name in enumerate(names)
-        for i, cell in enumerate(cells)
+        for i, cell in enumerate(labels)
+        for row in _row(rows, cell, name, g * step + i, STYLES[i])
     ]
-    drawn = [row for row in drawn if row]
-    draw_rows(axes, drawn, reach(drawn, wanted), wanted)
-    places = [g * step + (len(cells) - 1) / 2 for g in range(len(names))]
-    axes.set_yticks(places, [wrapped(name, 16) for name in names])
-    axes.set_ylim(len(names) * step - 1, -1)
-    for g in range(1, len(names)):
-        axes.axhline(g * step - 1, color="#dddddd", linewidth=0.5)
-    axes.set_xlabel(title)
+    draw_rows(axes, drawn, limits(drawn, smallest_effect), smallest_effect)
+    label_groups(axes, names, len(labels))
+    axes.set_xlabel(_TITLE)
     note(figure, texts)
-    legend.draw(figure, [handle(look) for look in LOOKS[: len(cells)]])
+    legend.draw(figure, [handle(style) for style in STYLES[: len(labels)]])
     return figure
 
 
-def _many(
-    rows: pd.DataFrame, words: dict[str, str], wanted: float | None, title: str, texts: list[str]
+def _many_cells(
+    rows: pd.DataFrame, labels: Mapping[str, str], smallest_effect: float | None, texts: list[str]
 ) -> Figure:
-    """A panel a benchmark, two side by side, a row a cell."""
-    names, cells = list(dict.fromkeys(rows["benchmark"])), list(words)
-    labels = [wrapped(text, LABEL) for text in words.values()]
+    """Draw a panel per benchmark, two side by side, and a row per cell."""
+    names = list(dict.fromkeys(rows["benchmark"]))
+    ticks = [wrapped(text, LABEL) for text in labels.values()]
     columns = min(2, len(names))
-    lines = math.ceil(len(names) / columns)
-    each = max(ROW * 0.85, LINE * lines_in(labels))
-    height = lines * (each * len(cells) + 0.36) + note_height(texts) + 0.25
-    figure = new_figure(COLUMN, height)
-    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    drawn = [[_row(rows, cell, name, i, _ALONE) for i, cell in enumerate(cells)] for name in names]
-    limits = reach([row for panel in drawn for row in panel if row], wanted)
-    for number, axes in enumerate(grid.flat):
-        if number >= len(names):
-            axes.set_visible(False)
-            continue
-        draw_rows(axes, [row for row in drawn[number] if row], limits, wanted)
+    each = max(ROW * 0.85, LINE * lines_in(ticks)) * len(labels) + 0.36
+    texts = [f"Axis: {_TITLE}.", *texts]
+    figure = new_figure(COLUMN, -(-len(names) // columns) * each + note_height(texts) + 0.25)
+    drawn = [
+        [row for i, cell in enumerate(labels) for row in _row(rows, cell, name, i, PLAIN)]
+        for name in names
+    ]
+    xlim = limits([row for panel in drawn for row in panel], smallest_effect)
+    for number, axes in enumerate(panels(figure, len(names), columns, sharex=True, sharey=True)):
+        draw_rows(axes, drawn[number], xlim, smallest_effect)
         axes.set_title(wrapped(names[number], 20), loc="left", pad=3)
-        axes.set_yticks(range(len(cells)), labels)
-        axes.set_ylim(len(cells) - 0.4, -0.6)
+        axes.set_yticks(range(len(labels)), ticks)
+        axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.5)
         axes.tick_params(axis="x", labelbottom=number + columns >= len(names))
-    note(figure, [f"Axis: {title}.", *texts])
+    note(figure, texts)
     return figure
 
 
-def _row(rows: pd.DataFrame, cell: str, name: str, y: float, look: Look) -> Row | None:
-    found = rows[(rows["cell"] == cell) & (rows["benchmark"] == name)]
-    if found.empty:
-        return None
-    row = found.iloc[0]
-    return Row(y, row["difference"], row["low"], row["high"], look, row["verdict"] == "different")
+def _row(rows: pd.DataFrame, cell: str, benchmark: str, y: float, style: Style) -> list[Row]:
+    """Return the row of a cell on a benchmark; none if there is no such difference."""
+    found = rows[(rows["cell"] == cell) & (rows["benchmark"] == benchmark)]
+    return [
+        Row(y, row.difference, row.low, row.high, style, row.verdict == "different")
+        for row in found.head(1).itertuples(index=False)
+    ]
 
 
-def _telling(differences: pd.DataFrame, order: Sequence[str]) -> list[str]:
-    """The cells with most decided differences, and of equals those with the largest one."""
+def _most_informative(differences: pd.DataFrame, order: Sequence[str]) -> list[str]:
+    """Return the cells with most established differences; among equals, those with the largest."""
     by_cell = differences.assign(
-        decided=differences["verdict"] == "different", size=differences["difference"].abs()
+        established=differences["verdict"] == "different", size=differences["difference"].abs()
     ).groupby("cell")
-    ranks = by_cell.agg({"decided": "sum", "size": "max"}).fillna({"size": 0.0})
-    best = ranks.loc[list(order)].sort_values(["decided", "size"], ascending=False, kind="stable")
-    kept = set(best.index[:MOST_ROWS])
-    return [cell for cell in order if cell in kept]
-
-
-def _notes(differences: pd.DataFrame, shown: int, total: int, wanted: float | None) -> list[str]:
-    texts = ["Lines: 95 % intervals. Filled: decided (Holm, p < 0.05)."]
-    if wanted:
-        texts.append(f"Grey: ±{wanted:g}.")
-    if (differences["verdict"] == "single").any():
-        texts.append("Without a line: fewer than two common seeds.")
-    if shown < total:
-        texts.append(
-            f"{shown} of {total} cells: those with decided differences, then the largest ones."
-        )
-    return texts
+    ranks = by_cell.agg({"established": "sum", "size": "max"}).fillna({"size": 0.0})
+    best = ranks.loc[list(order)].sort_values(
+        ["established", "size"], ascending=False, kind="stable"
+    )
+    chosen = set(best.index[:MOST_ROWS])
+    return [cell for cell in order if cell in chosen]

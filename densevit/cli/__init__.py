@@ -1,0 +1,1 @@
+"""The commands `densevit` and `densevit-sweep`: parse, call, print."""

@@ -1,0 +1,114 @@
+"""A parser with one-line errors, flags that several commands have, and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from densevit.runs.directory import RunFolder, run_folder
+from densevit.utils.errors import EXIT_MISTAKE, UserError, exit_code, nearest
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_subparsers` returns
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line and point to the nearest flag."""
+
+    def __init__(self, program: str | None = None, **options: Any) -> None:
+        options.setdefault("prog", program)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            wrong = message.split(": ", 1)[1].split()[0]
+            hint = nearest(wrong, self._all_flags())
+            if not wrong.startswith("-"):  # argparse takes names in one row only
+                hint = "put all names before the options"
+            message = f"{wrong}: unknown; {hint}"
+        self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
+
+    def _all_flags(self) -> list[str]:
+        """Return its flags and those of the commands below it."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    flags += Parser._all_flags(parser)
+        return list(dict.fromkeys(flags))
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
+    )
+
+
+def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tracking-uri", metavar="URI",
+        help="the MLflow store (default: $MLFLOW_TRACKING_URI, else mlflow.db in the outputs)",
+    )  # fmt: skip
+
+
+def set_tracking_uri(given: str | None) -> None:
+    """Use the store of a flag in this process and in those that it starts."""
+    if given is None:
+        return
+    if not given.strip():
+        raise UserError("--tracking-uri: wanted the URI of an MLflow store, found none")
+    os.environ["MLFLOW_TRACKING_URI"] = given
+
+
+def find_run(given: str, outputs: Path) -> RunFolder | None:
+    """Return the run of an id or a directory, None if there is none."""
+    path = Path(given)
+    if (path / "config.yaml").is_file():
+        return RunFolder(path.absolute())
+    folder = run_folder(outputs, given)
+    return folder if "/" not in given and folder.config_file.is_file() else None
+
+
+def existing_run(given: str, outputs: Path) -> RunFolder:
+    """Return the run of an id or a directory. Errors: `UserError` with the nearest id."""
+    folder = find_run(given, outputs)
+    if folder is None:
+        ids = [p.name for p in (outputs / "runs").glob("*") if p.is_dir()]
+        raise UserError(f"{given}: no such run in {outputs / 'runs'}; {nearest(given, ids)}")
+    return folder
+
+
+def sweep_name(given: str) -> str:
+    """Return the name of a sweep, given its name or its YAML file."""
+    path = Path(given)
+    if "/" not in given and path.suffix not in (".yaml", ".yml"):
+        return given
+    if not path.is_file():
+        raise UserError(f"{given}: no such file (give a sweep's name or its YAML file)")
+    from densevit.sweep.read_spec import read_spec
+
+    return read_spec(path).name
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def points(text: str) -> float:
+    """Parse a difference in percentage points."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 100:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of points above 0, below 100")
+    return value
+
+
+def run_command(program: str, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """Parse, call what the command set as `call`, and turn its errors into one line and a code."""
+    options = parser.parse_args(arguments)
+    return exit_code(program, lambda: options.call(options))

@@ -1,0 +1,236 @@
+"""The command `densevit-sweep`: parse, call, print.
+
+Each command imports the heavy modules that it needs; `--help`, `plan`, `status`, `logs`, `explain`
+and `cancel` need none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from densevit.cli.parser import (
+    Parser,
+    add_tracking_uri,
+    positive,
+    run_command,
+    set_tracking_uri,
+)
+from densevit.cli.sweep_flags import (
+    _add_budget,
+    _add_jobs,
+    _add_launching,
+    _add_report,
+    _add_watch,
+    _add_where,
+    _command,
+)
+from densevit.config.metrics import SMALLEST_EFFECT
+from densevit.launch.launchers import choose_launcher, observe, read_plan
+from densevit.monitor import plan_table, status_record
+from densevit.runs.directory import outputs_root
+from densevit.runs.status import CAUSES
+from densevit.sweep.plan import Plan
+from densevit.utils.errors import UserError
+
+COMMANDS = ("run", "plan", "status", "logs", "retry", "cancel", "explain", "report")
+
+
+def main_sweep(arguments: Sequence[str] | None = None, program: str = "densevit-sweep") -> int:
+    """Run the command `densevit-sweep` and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # `densevit-sweep FILE` is short for `densevit-sweep run FILE`.
+    if given and given[0] not in (*COMMANDS, "-h", "--help"):
+        given.insert(0, "run")
+    parser = Parser(
+        program,
+        usage=f"{program} [COMMAND] FILE [options]",
+        description="Expand a YAML grid into runs, execute the unfinished ones, and report.",
+        epilog=f"{program} FILE is short for {program} run FILE. It is safe to repeat.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=program)
+    _add_commands(commands)
+    return run_command(program, parser, given)
+
+
+def _add_commands(commands: Any) -> None:
+    run = _command(commands, "run", _run, "execute the unfinished runs, then report")
+    _add_launching(run)
+    _add_budget(run)
+    run.add_argument("--dry-run", action="store_true", help="only print what would be started")
+    plan = _command(commands, "plan", _plan, "list the cells and runs of the sweep", nargs="?")
+    plan.add_argument("--diff", nargs=2, metavar=("OLD", "NEW"), help="compare two sweep files")
+    plan.add_argument("--estimate", action="store_true", help="measure speeds and print the cost")
+    plan.add_argument("--again", action="store_true", help="with --estimate: measure all again")
+    _add_budget(plan)
+    _add_jobs(plan)
+    _add_where(plan)
+    status = _command(commands, "status", _status, "show the state and progress of each run")
+    _add_watch(status)
+    add_tracking_uri(status)
+    for parser in (plan, status):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    logs = _command(commands, "logs", _logs, "show the logs of runs", runs="*")
+    logs.add_argument("--failed", action="store_true", help="the logs of all failed runs")
+    logs.add_argument("--follow", action="store_true", help="print new lines until the runs end")
+    logs.add_argument("--lines", type=positive, default=30, metavar="N", help="of each log (30)")
+    retry = _command(commands, "retry", _retry, "start failed runs again", runs="*")
+    retry.add_argument("--failed", action="store_true", help="all failed or lost runs")
+    retry.add_argument(
+        "--class", dest="causes", action="append", choices=CAUSES,
+        help="only runs that failed for this reason",
+    )  # fmt: skip
+    retry.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
+        help="change resources (resources.mem=64G) or execution fields (workers=2)",
+    )  # fmt: skip
+    _add_launching(retry)
+    cancel = _command(commands, "cancel", _cancel, "stop runs that are queued or running", runs="*")
+    cancel.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+    _command(commands, "explain", _explain, "explain the state of a run", runs="RUN")
+    _add_report(_command(commands, "report", _report, "write the report and print its table"))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from densevit.cli.sweep_run import run_sweep
+
+    set_tracking_uri(options.tracking_uri)
+    return run_sweep(_read_plan(options), options)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from densevit.sweep.plan_record import plan_record
+
+    if options.diff:
+        return _diff(options)
+    if options.file is None:
+        raise UserError("plan: give a sweep FILE, or two with --diff")
+    if options.budget and not options.estimate:
+        raise UserError("--budget: needs the cost of the runs; add --estimate")
+    plan = _read_plan(options)
+    if options.estimate:
+        return _estimate(plan, options)
+    if options.json:
+        print(json.dumps(plan_record(plan, plan.statuses())))
+    else:
+        plan_table.print_plan(plan)
+    return 0
+
+
+def _estimate(plan: Plan, options: argparse.Namespace) -> int:
+    from densevit.cost.budget import check_budget, estimate_lines, estimate_record, parse_budget
+    from densevit.cost.sweep_cost import cost
+    from densevit.launch.launcher import LaunchOptions
+
+    budget = parse_budget(options.budget) if options.budget else None
+    launcher = choose_launcher(plan, options.launcher, options.profile)
+    found = cost(plan, launcher, LaunchOptions(options.jobs, options.profile), again=options.again)
+    print(json.dumps(estimate_record(found)) if options.json else "\n".join(estimate_lines(found)))
+    if budget is not None:
+        check_budget(found, budget)
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from densevit.sweep.plan_diff import diff, diff_lines, diff_record
+
+    outputs = outputs_root(options.outputs)
+    found = diff(*(read_plan(Path(file), outputs) for file in options.diff))
+    if options.json:
+        print(json.dumps(diff_record(found)))
+    else:
+        print("\n".join(diff_lines(found)))
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from densevit.monitor import status as show
+    from densevit.tracking.mirror_process import fix_states
+
+    set_tracking_uri(options.tracking_uri)
+    plan = _read_plan(options)
+    if options.watch:
+        fix_states(plan.outputs, [run.id for run in plan.runs], plan.name)
+        show.watch_status(plan, options.every, as_json=options.json)
+        return 0
+    observed = observe(plan)
+    if options.json:
+        print(json.dumps(status_record.status_record(plan, observed)))
+    else:
+        show.print_status(plan, observed)
+    fix_states(plan.outputs, [run.id for run in plan.runs], plan.name)
+    return 0
+
+
+def _logs(options: argparse.Namespace) -> int:
+    from densevit.monitor.logs import print_logs
+
+    if not options.runs and not options.failed:
+        raise UserError("logs: give the ids of runs, or --failed")
+    print_logs(_read_plan(options), options.runs, options.failed, options.follow, options.lines)
+    return 0
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from densevit.cli.sweep_retry import retry_sweep
+
+    set_tracking_uri(options.tracking_uri)
+    if not (options.runs or options.failed or options.causes):
+        raise UserError("retry: give the ids of runs, --failed, or --class")
+    return retry_sweep(_read_plan(options), options)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from densevit.launch.cancel import cancel_sweep
+
+    return cancel_sweep(_read_plan(options), options.runs, options.yes)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from densevit.monitor.explain import explain
+
+    print("\n".join(explain(_read_plan(options), options.run)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from densevit.cli import sweep_report
+
+    _refuse_unused(options)
+    plan = _read_plan(options)
+    references = None if options.references is None else Path(options.references)
+    view = sweep_report.View(options.rows, options.cols, options.metric)
+    difference = SMALLEST_EFFECT if options.difference is None else options.difference
+    if options.freeze is not None:
+        sweep_report.freeze_sweep(plan, options.freeze)
+    own_view = view if view != sweep_report.View() else None
+    if options.format == "html":
+        sweep_report.print_page(plan, references, difference, own_view)
+    elif options.format or options.tracking_uri is not None:
+        sweep_report.print_table(plan, view, options.format, options.tracking_uri)
+    else:
+        sweep_report.report_sweep(plan, references, difference, own_view)
+    return 0
+
+
+def _refuse_unused(options: argparse.Namespace) -> None:
+    """Reject flags that this format ignores."""
+    to = f"--format {options.format}" if options.format else "--tracking-uri"
+    if options.format == "html":
+        unused, why = ["tracking_uri"], "a store lacks some of what the page shows"
+    elif options.format or options.tracking_uri is not None:
+        unused, why = ["references", "difference"], "it prints the table alone"
+    else:
+        return
+    unused += ["freeze"] if options.tracking_uri is not None else []
+    for name in unused:
+        if getattr(options, name) not in (None, ()):
+            raise UserError(f"--{name.replace('_', '-')}: cannot be used with {to}: {why}")
+
+
+def _read_plan(options: argparse.Namespace) -> Plan:
+    return read_plan(Path(options.file), outputs_root(options.outputs))

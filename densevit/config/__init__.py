@@ -1,0 +1,1 @@
+"""A run's configuration: fields, files, flags, identity."""

@@ -1,0 +1,54 @@
+"""Turn pydantic's validation errors into one line for the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from densevit.utils.errors import nearest
+
+
+def explain(problem: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """Format one of pydantic's error records as `key: what is wrong and what is valid`."""
+    error, value, context = problem["type"], problem["input"], problem.get("ctx", {})
+    parts = [str(p) for p in problem["loc"]]
+    key = ".".join(p for p in parts if re.match(r"^\w[\w.-]*$", p) and p not in _BRANCHES)
+    if error == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(parts[-1], fields)}"
+    if error == "missing":
+        return f"{key}: is missing"
+    if error == "literal_error":
+        valid = re.findall(r"'([^']*)'", context["expected"])
+        other = " or a whole number" if key == "query_patches" else ""
+        return f"{key}: {_quoted(value)} is not valid{other}; {nearest(value, valid)}"
+    if error == "string_pattern_mismatch":
+        return f"{key}: {_quoted(value)} must be a name of letters, digits, '.', '_' and '-'"
+    limits = {
+        "greater_than": "must be greater than {gt}",
+        "greater_than_equal": "must be at least {ge}",
+        "less_than": "must be less than {lt}",
+        "less_than_equal": "must be at most {le}",
+    }
+    if error in limits:
+        return f"{key}: {_quoted(value)} is out of range; it {limits[error].format(**context)}"
+    types = {
+        "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
+        "bool_type": "true or false", "string_type": "text", "dict_type": "a mapping",
+        "list_type": "a list", "finite_number": "a finite number",
+    }  # fmt: skip
+    if error in types:
+        other = " or auto" if key == "learning_rate" else ""
+        return f"{key}: {_quoted(value)} must be {types[error]}{other}"
+    return f"{key}: {_quoted(value)}: {problem['msg']}"
+
+
+# Parts of an error's location that name pydantic's branches, not the user's keys.
+_BRANCHES = {
+    "int", "float", "str", "list", "dict", "function-before", "[key]", "BenchmarkFolder",
+}  # fmt: skip
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,68 @@
+"""Check a timm model's name and sizes without importing timm, so that a plan is checked at once.
+
+timm itself checks the model before a launch (`models.vit.check_model`); this check comes earlier.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from densevit.config.run_config import RunConfig
+from densevit.utils.errors import UserError, nearest
+
+
+def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
+    """Reject a model name that timm does not have and an image size that its patch does not divide.
+
+    Errors: `UserError` that begins with `source(key)`, the place that set the key.
+    """
+    names = _registered()
+    name = config.model_name.split(".")[0]
+    if names and name not in names:
+        hint = nearest(name, {n for n in names if "vit" in n})
+        raise UserError(
+            f"{source('model_name')}: model_name: timm has no model {config.model_name!r}; {hint}"
+        )
+    size, patch = image_size(config), patch_size(config)
+    if size and patch and size % patch:
+        raise UserError(
+            f"{source('model_kwargs')}: model_kwargs: img_size {size} is not divisible by the "
+            f"patch size {patch}"
+        )
+
+
+def image_size(config: RunConfig) -> int | None:
+    """Return the side of the model's input in pixels, by `model_kwargs` or the name, else None."""
+    given = config.model_kwargs.get("img_size")
+    if given is None:
+        found = re.search(r"_(\d{2,4})$", config.model_name.split(".")[0])
+        given = int(found[1]) if found else None
+    return given if isinstance(given, int) else None
+
+
+def patch_size(config: RunConfig) -> int | None:
+    """Return the side of a patch in pixels, from `model_kwargs` or the name, else None."""
+    given = config.model_kwargs.get("patch_size")
+    if given is None:
+        found = re.search(r"_patch(\d+)", config.model_name)
+        given = int(found[1]) if found else None
+    return given if isinstance(given, int) and given > 0 else None
+
+
+@cache
+def _registered() -> frozenset[str]:
+    """Return the names that timm registers, read from its sources; empty if timm is not installed.
+
+    Importing timm would import torch: seconds, for a list of names.
+    """
+    spec = importlib.util.find_spec("timm")
+    names: set[str] = set()
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for file in Path(folder, "models").glob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            names.update(re.findall(r"^@register_model\s+def (\w+)\(", text, re.MULTILINE))
+    return frozenset(names)

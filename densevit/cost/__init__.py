@@ -1,0 +1,1 @@
+"""Cost estimates for a sweep before it starts."""

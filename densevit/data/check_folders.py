@@ -1,0 +1,198 @@
+"""Check that a data set's folders have the layout that a run expects and its files are intact.
+
+`listed` reads the folders; `examine` also reads the files (`densevit.data.check_files`). A fault is
+a problem; other observations are notes. A run calls `known_problems` and `quick_problems` before it
+starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from densevit.data import imagenet
+from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
+from densevit.data.check_files import Reading, cached_reading, read_files
+from densevit.data.image import Images, root_of
+from densevit.data.image_folder import SUFFIXES, FolderImages, some
+from densevit.data.imagenet_val import is_flat, open_flat
+from densevit.data.known_benchmarks import LAYOUTS, expected_classes, misnamed
+from densevit.data.open_benchmark import corruption_folders
+from densevit.data.test_set import TestSet
+from densevit.utils.errors import UserError
+
+QUICK = 60_000  # images that a run reads before it starts, at most
+# Images in ImageNet (ILSVRC 2012), by the name of a set that has its 1000 classes.
+_PUBLISHED = {"train": 1_281_167, "val": 50_000}
+
+
+class Listing(NamedTuple):
+    """The images, `empty` class folders, `foreign` (ignored) files and problems of a data set."""
+
+    name: str
+    images: Images
+    empty: Sequence[str] = ()
+    foreign: Sequence[str] = ()
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A checked set; `expected` is the published number of images, or None if unknown."""
+
+    listing: Listing
+    reading: Reading
+    expected: int | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def listed(name: str, path: Path) -> Listing:
+    """List class folders, tar files, a Hugging Face data set, or ImageNet's flat validation folder.
+
+    The class folders of a benchmark in `LAYOUTS` are expected as its archive has them. Errors:
+    `UserError` if nothing exists there, or a file of another kind.
+    """
+    layout = LAYOUTS.get(name)
+    expected = f"{layout.example}, from {layout.source}" if layout else "CLASS/image.jpg"
+    if not path.exists():
+        raise UserError(f"{name}: {path}: no such folder or file (expected {expected})")
+    corrupted = layout is not None and layout.folders == "corruption"
+    if not path.is_dir() and (corrupted or not is_tar(path)):
+        kind = "not a folder" if corrupted else "neither a folder nor a .tar"
+        raise UserError(f"{name}: {path}: is a file, {kind} (expected {expected})")
+    if corrupted:
+        return _corruptions(name, path)
+    try:
+        if is_tar(path):
+            images: Images = open_tar(path, name)
+        elif is_hugging_face(path):
+            images = open_hugging_face(path, "train" if name == "train" else "val", name)
+        elif is_flat(path):
+            images = open_flat(path, name)
+        else:
+            return _walk(name, path, "")
+    except UserError as error:
+        problem = str(error).removeprefix(f"{name}: ")
+        return Listing(name, FolderImages(path, (), (), ()), problems=[problem])
+    labels = set(images.labels)
+    empty = [each for label, each in enumerate(images.classes) if label not in labels]
+    return Listing(name, images, empty, problems=misnamed(name, images.classes))
+
+
+def examine(
+    listing: Listing, hashing: bool = True, jobs: int | None = None, cache: Path | None = None
+) -> Findings:
+    """Read every file of a set that is not in the cache, and report problems and notes.
+
+    For the options see `check_files.read_files`.
+    """
+    images, layout = listing.images, LAYOUTS.get(listing.name)
+    read = read_files(images, hashing, jobs, cache)
+    expected = layout.images if layout else None
+    if not layout and images.classes == imagenet.wnids():
+        expected = _PUBLISHED.get(listing.name)
+    problems = [*listing.problems]
+    if listing.empty:
+        problems.append(f"class folders without an image: {some([*listing.empty])}")
+    if read.unreadable:
+        named = some([f"{each} ({reason})" for each, reason in read.unreadable])
+        problems.append(f"unreadable images: {named}")
+    return Findings(listing, read, expected, tuple(problems), _notes(listing, read, expected))
+
+
+def known_problems(images: Images | TestSet, cache: Path | None = None) -> list[str]:
+    """Return a line per image that a cached check found unreadable, if the files are unchanged.
+
+    Reads no image: one stat per file if there was a check, else nothing.
+    """
+    images = images.images if isinstance(images, TestSet) else images
+    with suppress(RuntimeError):  # no home folder, therefore no cache
+        return _unreadable(images, cached_reading(images, False, cache))
+    return []
+
+
+def quick_problems(
+    images: Images | TestSet, jobs: int | None = None, cache: Path | None = None
+) -> list[str]:
+    """Return `known_problems`; if no check of a set of at most `QUICK` images is cached, check the
+    first and last bytes of its files now and cache the result."""
+    images = images.images if isinstance(images, TestSet) else images
+    if len(images) > QUICK or root_of(images) is None:  # the built-in set has no files
+        return known_problems(images, cache)
+    return _unreadable(images, read_files(images, False, jobs, cache))
+
+
+def _corruptions(name: str, root: Path) -> Listing:
+    """List the folders CORRUPTION/SEVERITY, each like a benchmark."""
+    found = corruption_folders(root)
+    expected = f"(expected {LAYOUTS[name].example}; from {LAYOUTS[name].source})"
+    problems = [] if found else [f"holds no folder of a corruption {expected}"]
+    parts = []
+    for folder in (each / severity for each in found for severity in "12345"):
+        inside = folder.relative_to(root)
+        if folder.is_dir():
+            parts.append(_walk(name, root, f"{inside}/"))
+            problems += [f"{inside}: {problem}" for problem in parts[-1].problems]
+        else:
+            problems.append(f"{inside}: no such folder {expected}")
+    ids = tuple(each for part in parts for each in part.images.ids)
+    labels = tuple(each for part in parts for each in part.images.labels)
+    images = FolderImages(root, expected_classes(LAYOUTS[name]), ids, labels)
+    empty = [each for part in parts for each in part.empty]
+    foreign = [each for part in parts for each in part.foreign]
+    return Listing(name, images, empty, foreign, problems)
+
+
+def _walk(name: str, root: Path, inside: str) -> Listing:
+    """List the class folders of `root/inside`, also empty ones, their images (the same as those of
+    `image_folder.scan`) and the files that a run ignores; all paths are relative to `root`."""
+    with os.scandir(root / inside) as entries:
+        seen = sorted((e.name, e.is_dir()) for e in entries if e.name[0] != ".")
+    classes = tuple(each for each, is_folder in seen if is_folder)
+    foreign = [f"{inside}{each}" for each, is_folder in seen if not is_folder]
+    ids: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for label, each in enumerate(classes):
+        found: list[str] = []
+        for folder, _, names in os.walk(root / inside / each, followlinks=True):
+            relative = os.path.relpath(folder, root)
+            for file in names:
+                if file[0] != ".":
+                    is_image = os.path.splitext(file)[1].lower() in SUFFIXES  # noqa: PTH122
+                    (found if is_image else foreign).append(f"{relative}/{file}")
+        ids += sorted(found)
+        labels += [label] * len(found)
+        empty += [] if found else [f"{inside}{each}"]
+    images = FolderImages(root, classes, tuple(ids), tuple(labels))
+    problems = misnamed(name, classes) or ([] if classes else ["holds no class folders"])
+    return Listing(name, images, empty, foreign, problems)
+
+
+def _notes(listing: Listing, read: Reading, expected: int | None) -> tuple[str, ...]:
+    count, notes = len(listing.images), []
+    if expected is not None and count != expected:
+        state = "incomplete: " if count < expected else ""
+        notes.append(f"{state}{count:,} of {expected:,} published images")
+    if listing.foreign:
+        notes.append(f"ignored files: {some([*listing.foreign])}")
+    for kind, several, first in read.kinds:
+        notes.append(f"{several:,} images {kind}: {first}" + ", ..." * (several > 1))
+    if read.odd:
+        notes.append(f"intact, with further bytes at their end: {some([*read.odd])}")
+    first_of: dict[bytes, str] = {}
+    twins = []
+    for digest, name in read.contents(listing.images.ids):
+        if digest in first_of:
+            twins.append(f"{first_of[digest]} = {name}")
+        first_of.setdefault(digest, name)
+    return (*notes, *([f"the same content: {some(twins)}"] if twins else []))
+
+
+def _unreadable(images: Images, read: Reading | None) -> list[str]:
+    return [f"{root_of(images)}: {name}: {why}" for name, why in read.unreadable] if read else []

@@ -1,0 +1,190 @@
+"""Find, check and fingerprint the images of a run: train, val and the benchmarks.
+
+Imports no torch, so that a sweep can check its data before a launch.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from densevit.config.probes import probes_by_name
+from densevit.config.run_config import RunConfig
+from densevit.data.archives import is_hugging_face, open_hugging_face
+from densevit.data.image import Images, Labels, LazyImage
+from densevit.data.open_benchmark import check_classes, open_benchmark, open_images, resolved
+from densevit.data.shapes import dataset
+from densevit.data.test_set import TestSet, plain_set
+from densevit.utils.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run; `benchmarks` are further test sets by name."""
+
+    train: Images
+    val: TestSet
+    benchmarks: dict[str, TestSet]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return class counts, image counts and a hash of the names for each set."""
+        tests = {name: images.fingerprint() for name, images in self.benchmarks.items()}
+        record = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
+        return {**record, "benchmarks": tests}
+
+
+def open_data(config: RunConfig, size: int) -> Data:
+    """Find the images of a run whose model takes `size` pixels; decodes and draws nothing.
+
+    Errors: `UserError` for a missing or empty folder, classes that differ between folders, and
+    fewer training images than a batch.
+    """
+    drawn = config.dataset in dataset.SETS
+    data = _open_drawn(config, size) if drawn else _open_folders(config)
+    for name, given in config.benchmarks.items():
+        if name in ("train", "val", *probes_by_name()) or name in data.benchmarks:
+            raise UserError(
+                f"benchmarks: {name}: is the name of a split, of a probe or of another benchmark"
+            )
+        record = given if isinstance(given, str | None) else given.model_dump()
+        outputs = tuple(data.train.classes)
+        data.benchmarks[name] = open_benchmark(name, record, outputs, f"benchmarks: {name}")
+    _check_evaluations(config, data)
+    if len(data.train) < config.batch_size:
+        raise UserError(
+            f"batch_size: {config.batch_size} is more than the {len(data.train)} training "
+            f"images of {config.dataset}"
+        )
+    return data
+
+
+def _check_evaluations(config: RunConfig, data: Data) -> None:
+    probes = probes_by_name()
+    watchable = [*(name for name, probe in probes.items() if probe.watchable), *data.benchmarks]
+    for name in config.watched:
+        if name not in watchable:
+            hint = nearest(name, watchable)
+            raise UserError(f"watched: {name}: is none of the run's test sets; {hint}")
+    for name in config.probes:
+        if probes[name].masks and config.dataset not in dataset.SETS and not config.masks:
+            raise UserError(
+                f"probes: {name}: needs images with masks; give masks: a folder with images/ and "
+                f"masks/ in train/ and val/, one in Pascal VOC's layout, or shapes"
+            )
+
+
+def check_fingerprint(recorded: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+    """Reject images that differ from those that the run has seen.
+
+    Errors: `UserError` showing both fingerprints of the first difference.
+    """
+    then = {**recorded, **recorded.get("benchmarks", {})}
+    now = {**found, **found.get("benchmarks", {})}
+    for name in then.keys() & now.keys() - {"benchmarks"}:
+        if then[name] != now[name]:
+            what = name if name == "init_checkpoint" else f"the {name} images"
+            raise UserError(
+                f"{where}: {what} have changed since this run saw them: "
+                f"then {then[name]}, now {now[name]}"
+            )
+
+
+def data_folder(config: RunConfig) -> Path:
+    """Return the folder of a data set: `data_dir`, else $DENSEVIT_DATA/DATASET.
+
+    The built-in set falls back to the user's cache. Errors: `UserError` if neither is set.
+    """
+    if config.data_dir:
+        return resolved(config.data_dir, "data_dir")
+    root = os.environ.get("DENSEVIT_DATA")
+    if root:
+        return Path(root).expanduser().absolute() / config.dataset
+    if config.dataset in dataset.SETS:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(cache).expanduser() / "densevit" / config.dataset
+    raise UserError(
+        f"data_dir: {config.dataset} has no folder; give data_dir (a folder with train/ and val/), "
+        f"or set $DENSEVIT_DATA to a folder that holds {config.dataset}/"
+    )
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """A split of a built-in set; it is drawn (once, to disk) when its first image is needed."""
+
+    name: str  # of the data set
+    split: str
+    size: int
+    folder: Path
+    classes: tuple[str, ...] = dataset.CLASSES
+
+    @cached_property
+    def drawn(self) -> dataset.Split:
+        try:
+            return dataset.load(self.split, self.size, self.folder, name=self.name)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.name}: {error}") from None
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(f"{self.split}-{index}" for index in range(len(self)))
+
+    @cached_property
+    def labels(self) -> Labels:
+        labels = np.array(self.drawn.labels)  # writable, as torch wants it
+        return labels if dataset.SETS[self.name].multilabel else labels.tolist()
+
+    def __len__(self) -> int:
+        return dataset.SETS[self.name].counts[self.split]
+
+    def image(self, index: int) -> LazyImage:
+        return LazyImage(
+            self.ids[index], Image.fromarray(self.drawn.images[index]), (self.size,) * 2
+        )
+
+    def fingerprint(self) -> dict[str, object]:
+        """Return the drawing version and sizes, which determine every pixel."""
+        version = dataset.SETS[self.name].version
+        return {self.name: version, "size": self.size, "images": len(self)}
+
+
+def _open_drawn(config: RunConfig, size: int) -> Data:
+    drawn = dataset.SETS[config.dataset]
+    if size < drawn.smallest:
+        raise UserError(
+            f"model_kwargs: img_size {size}: the data set {drawn.name} is drawn from "
+            f"{drawn.smallest} up"
+        )
+    folder = data_folder(config)
+    train, *tests = (DrawnImages(drawn.name, split, size, folder) for split in drawn.counts)
+    val, *shifted = (plain_set(images.split, images) for images in tests)
+    return Data(train, val, {test_set.name: test_set for test_set in shifted})
+
+
+def _open_folders(config: RunConfig) -> Data:
+    train, val = open_splits(data_folder(config), f"{config.dataset}: data_dir")
+    return Data(train, val, {})
+
+
+def open_splits(folder: Path, source: str) -> tuple[Images, TestSet]:
+    """Open train and val of a folder; error messages begin with `source`."""
+    if not folder.is_dir():
+        fault = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{source}: {folder}: {fault}; give one with train/ and val/")
+    train, val = (_open(folder, split, source) for split in ("train", "val"))
+    check_classes(val, train.classes, source)
+    return train, plain_set("val", val)
+
+
+def _open(folder: Path, split: str, source: str) -> Images:
+    """Open a split: SPLIT/ with class folders or tar files, SPLIT.tar, or Hugging Face's."""
+    if is_hugging_face(folder):
+        return open_hugging_face(folder, split, source)
+    archive = folder / f"{split}.tar"
+    return open_images(archive if archive.exists() else folder / split, source)

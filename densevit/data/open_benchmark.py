@@ -1,0 +1,228 @@
+"""Open test sets and map their classes to a network's outputs.
+
+ImageNet-A has 200 class folders, and ImageNet-V2 names them 0 to 999: their positions in a sorted
+listing are not the network's outputs. Each known benchmark therefore defines its folder names;
+other names are rejected, never guessed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from densevit.data import imagenet
+from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
+from densevit.data.image import Images, Labels, root_of
+from densevit.data.image_folder import FolderImages, scan, some
+from densevit.data.imagenet_val import is_flat, open_flat
+from densevit.data.known_benchmarks import LAYOUTS, difference, expected_classes, misnamed
+from densevit.data.test_set import Groups, TestSet, plain_set
+from densevit.utils.errors import UserError
+
+
+def open_benchmark(
+    name: str, given: str | Mapping[str, Any] | None, outputs: tuple[str, ...], source: str
+) -> TestSet:
+    """Open a benchmark of a run's configuration, for a network with these `outputs` (class names).
+
+    `given` is its path, or a mapping of `path` and `classes`: `folder` (the class folders are the
+    outputs), `imagenet` (WordNet ids of all or some classes), or a file (see `_class_file`).
+    Without a path it is $DENSEVIT_DATA/NAME. Errors: `UserError` beginning with `source`.
+    """
+    record = {"path": given} if isinstance(given, str) or given is None else dict(given)
+    path = _place(name, record.get("path"), source)
+    scheme = record.get("classes")
+    if scheme is None and name == "imagenet-real":
+        raise UserError(
+            f"{source}: not a benchmark of its own; the results of imagenet include real_top1"
+        )
+    if scheme is None and name in LAYOUTS:
+        return _known(name, path, outputs, source)
+    if scheme in (None, "folder"):
+        images = open_images(path, source)
+        check_classes(images, outputs, source)
+        if tuple(images.classes) == outputs:
+            return plain_set(name, images)
+        # The same classes in another order, such as the outputs of a network trained on `shapes`.
+        place = {output: index for index, output in enumerate(outputs)}
+        labels = [place[images.classes[label]] for label in images.labels]
+        return TestSet(name, images, outputs, labels)
+    images = open_images(path, source)
+    if scheme == "imagenet":
+        _check_known(images.classes, imagenet.wnids(), "WordNet ids of ImageNet", path, source)
+        return _test_set(name, images, images.classes, outputs, source, path)
+    meaning = _class_file(Path(scheme), source)
+    missing = sorted(set(images.classes) - meaning.keys())
+    if missing:
+        raise UserError(f"{source}: classes: {scheme}: has no line for {some(missing)} of {path}")
+    class_of = [meaning[folder] for folder in images.classes]
+    classes = tuple(sorted(set(class_of)))
+    place = {each: index for index, each in enumerate(classes)}
+    labels = [place[class_of[label]] for label in images.labels]
+    return _test_set(name, images, classes, outputs, source, path, labels)
+
+
+def open_images(path: Path, source: str) -> Images:
+    """Open class folders, tars, a Hugging Face data set, or ImageNet's flat validation folder."""
+    if is_tar(path):
+        return open_tar(path, source)
+    if is_hugging_face(path):
+        return open_hugging_face(path, "val", source)
+    if is_flat(path):
+        return open_flat(path, source)
+    if path.is_file():
+        raise UserError(f"{source}: {path}: is a file, neither a folder nor a .tar")
+    return scan(path, source)
+
+
+def check_classes(images: Images, expected: Sequence[str], source: str) -> None:
+    """Reject a folder whose class names are not those of the training images."""
+    fault = difference(images.classes, expected)
+    if fault:
+        where = root_of(images) or ""
+        raise UserError(f"{source}: {where}: its classes are not those of train/: {fault}")
+
+
+def _known(name: str, path: Path, outputs: tuple[str, ...], source: str) -> TestSet:
+    layout = LAYOUTS[name]
+    classes = expected_classes(layout)
+    if layout.folders == "corruption":
+        images: Images = _scan_corruptions(path, classes, source)
+    else:
+        images = open_images(path, source)
+    for fault in misnamed(name, images.classes):
+        raise UserError(f"{source}: {path}: {fault}")
+    labels = images.labels
+    if images.classes != classes:  # numbers, sorted as text
+        numbers = [int(folder) for folder in images.classes]
+        labels = [numbers[label] for label in images.labels]
+    if name == "imagenet" and outputs == classes:
+        return plain_set(name, images)
+    if layout.folders == "category":
+        wrong = [sample for sample in images.ids if imagenet.texture(sample) not in classes]
+        if wrong:
+            raise UserError(
+                f"{source}: {path}: an image's name must contain its texture, as in "
+                f"{layout.example}: found {some(wrong)}"
+            )
+    if layout.folders == "category" and set(outputs) != set(classes):
+        members = imagenet.category_members()
+        groups = _groups([members[c] for c in classes], outputs, name, source)
+        return TestSet(name, images, classes, labels, groups, layout=name)
+    return _test_set(name, images, classes, outputs, source, path, labels, name)
+
+
+def _test_set(
+    name: str, images: Images, classes: tuple[str, ...], outputs: tuple[str, ...], source: str,
+    path: Path, labels: Labels | None = None, layout: str = "",
+) -> TestSet:  # fmt: skip
+    """Return a test set each of whose classes is one of the network's outputs."""
+    groups = None
+    if classes != outputs:
+        groups = _groups([(each,) for each in classes], outputs, f"{name} ({path})", source)
+    return TestSet(name, images, tuple(classes), labels, groups, layout=layout)
+
+
+def _groups(
+    members: Sequence[Sequence[str]], outputs: tuple[str, ...], name: str, source: str
+) -> Groups:
+    place = {output: index for index, output in enumerate(outputs)}
+    needed = [each for group in members for each in group]
+    missing = [each for each in needed if each not in place]
+    if missing:
+        raise UserError(
+            f"{source}: {name} has {len(needed)} classes; the network, with {len(outputs)}, does "
+            f"not know {some(missing)}"
+        )
+    return tuple(tuple(place[each] for each in group) for group in members)
+
+
+def corruption_folders(root: Path) -> list[Path]:
+    """Return the folders of ImageNet-C's corruptions, in its order; they may also lie one folder
+    deeper, in the unpacked archives `noise`, `blur`, `weather`, `digital` and `extra`."""
+    found: dict[str, Path] = {}
+    for folder in sorted([*root.glob("*"), *root.glob("*/*")]):
+        if folder.is_dir():
+            found.setdefault(folder.name, folder)
+    return [found[name] for name in imagenet.CORRUPTIONS if name in found]
+
+
+def _scan_corruptions(root: Path, classes: tuple[str, ...], source: str) -> FolderImages:
+    """List CORRUPTION/SEVERITY/WNID/image of some or all corruptions."""
+    if not root.is_dir():
+        fault = "is a file, not a folder" if root.exists() else "no such folder"
+        raise UserError(f"{source}: {root}: {fault}")
+    found = corruption_folders(root)
+    if not found:
+        raise UserError(
+            f"{source}: {root}: holds no folder of a corruption (expected "
+            f"CORRUPTION/SEVERITY/WNID/image, as {LAYOUTS['imagenet-c'].example})"
+        )
+    ids: list[str] = []
+    labels: list[int] = []
+    for corruption in found:
+        for severity in "12345":
+            folder = corruption / severity
+            images = scan(folder, source)
+            fault = difference(images.classes, classes)
+            if fault:
+                raise UserError(f"{source}: {folder}: {fault}")
+            inside = folder.relative_to(root)
+            ids += [f"{inside}/{each}" for each in images.ids]
+            labels += images.labels
+    return FolderImages(root, classes, tuple(ids), tuple(labels))
+
+
+def _check_known(
+    found: Sequence[str], known: Sequence[str], what: str, path: Path, source: str
+) -> None:
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise UserError(f"{source}: {path}: its class folders must be {what}: {some(unknown)}")
+
+
+def _class_file(path: Path, source: str) -> dict[str, str]:
+    """Read lines `FOLDER CLASS` that map class folders to the network's classes. Several folders
+    may map to one class; `#` begins a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{source}: classes: {path}: {reason}; must be folder, imagenet, or a file of lines "
+            f"FOLDER CLASS"
+        ) from None
+    meaning: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2 or words[0] in meaning:
+            wrong = f"{words[0]} twice" if len(words) == 2 else f"{line.strip()!r}"
+            raise UserError(
+                f"{source}: classes: {path}:{number}: {wrong}; a line must be FOLDER CLASS"
+            )
+        meaning[words[0]] = words[1]
+    return meaning
+
+
+def _place(name: str, given: str | None, source: str) -> Path:
+    if given:
+        return resolved(given, source)
+    root = os.environ.get("DENSEVIT_DATA")
+    if not root:
+        raise UserError(
+            f"{source}: has no path; give its path, or set $DENSEVIT_DATA to a folder that holds "
+            f"{name}/"
+        )
+    return Path(root).expanduser().absolute() / name
+
+
+def resolved(path: str, source: str) -> Path:
+    """Return an absolute path, `~` and variables expanded. Errors: `UserError` if one is unset."""
+    expanded = Path(os.path.expandvars(path)).expanduser()
+    if "$" in str(expanded):
+        raise UserError(f"{source}: {path}: the variable is not set")
+    return expanded.absolute()

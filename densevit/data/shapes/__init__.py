@@ -1,0 +1,1 @@
+"""The built-in data sets `shapes` and `shapes-many`, drawn without a download."""

@@ -1,0 +1,1 @@
+"""Probes of frozen features: nearest neighbors, linear classifier, linear segmentation."""

@@ -1,0 +1,65 @@
+"""The state of a plan's runs that have Slurm jobs, from their directories and from Slurm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from densevit.launch.run_state import Observed, Recorded, RunState, read_recorded, unless_damaged
+from densevit.launch.slurm import commands, submissions
+from densevit.launch.slurm.state import Queue, ask, classify_job
+from densevit.sweep.grid import Run
+from densevit.sweep.plan import Plan
+from densevit.utils.errors import UserError
+
+
+def observe(plan: Plan, recorded: Mapping[str, Recorded]) -> Observed:
+    """Return the state of the runs that have a job and lack results, with at most one call each of
+    squeue and sacct; Slurm is not called if there is no such run."""
+    newest = submissions.newest_jobs(submissions.read_all(plan.outputs))
+    # A run with the status `failed` or `cancelled` may be back in the queue.
+    runs = [run for run in plan.runs if run.id in newest and not recorded[run.id].complete]
+    queue = ask(newest[run.id] for run in runs) if runs else Queue({}, {})
+
+    def state(run: Run) -> RunState:
+        submission, job = newest[run.id]
+        # A job that has just ended may have written its status meanwhile.
+        now = recorded[run.id] if job in queue.jobs else read_recorded(plan, run)
+        folder = plan.run_folder(run)
+        return unless_damaged(lambda: classify_job(folder, now, submission, job, queue))
+
+    silent = f"Slurm does not answer: {queue.silent}" if queue.silent else ""
+    return Observed({run.id: state(run) for run in runs}, silent)
+
+
+def queued_jobs(plan: Plan) -> dict[str, str]:
+    """Map run ids to jobs, for the sweep's runs that Slurm has in its queue.
+
+    Errors: `UserError` if Slurm does not answer.
+    """
+    ids = {run.id for run in plan.runs}
+    newest = {
+        run: (submission, job)
+        for run, (submission, job) in submissions.newest_jobs(
+            submissions.read_all(plan.outputs)
+        ).items()
+        if submission.sweep == plan.name or run in ids
+    }
+    if not newest:
+        return {}
+    try:
+        queue = commands.queue({submission.user for submission, _ in newest.values()})
+    except commands.NoAnswer as silent:
+        raise UserError(f"cancel: Slurm does not answer: {silent}; nothing was cancelled") from None
+    return {
+        run: job
+        for run, (submission, job) in newest.items()
+        if job in queue and queue[job].active and submission.owns(job, queue[job].name)
+    }
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs. Errors: `UserError` if Slurm refuses."""
+    try:
+        commands.cancel(jobs)
+    except commands.Refused as refused:
+        raise UserError(f"cancel: {refused}") from None

@@ -1,0 +1,1 @@
+"""Vision Transformers from timm with projection heads."""

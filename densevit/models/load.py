@@ -1,0 +1,148 @@
+"""Load a network by the name a user gives: a run, a checkpoint, a weights file or a timm model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densevit.data.imagenet import wnids
+from densevit.models.vit import (
+    DenseViT,
+    TimmModel,
+    create_timm,
+    data_config,
+    preprocessing_of,
+)
+from densevit.runs import checkpoint
+from densevit.runs.directory import RunFolder
+from densevit.utils.errors import UserError, nearest, reason_of
+from densevit.utils.torchvision_compat import ensure_torchvision
+
+ensure_torchvision()
+
+import timm  # noqa: E402
+from timm.models import load_state_dict  # noqa: E402
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A loaded network with its class names and its preprocessing.
+
+    `classes` names the outputs. `image_size` is the side of the input in pixels. `preprocessing` is
+    that of `models.vit.preprocessing_of`. `source` identifies the weights.
+    """
+
+    name: str
+    source: str
+    model: DenseViT | TimmModel
+    classes: tuple[str, ...]
+    image_size: int
+    preprocessing: dict[str, Any]
+
+
+def load_model(target: str, run: RunFolder | None, model_name: str | None) -> LoadedModel:
+    """Load the network that `target` names; `run` is the run of that name, if there is one.
+
+    `model_name` is the timm model of a weights file that does not name it. Errors: `UserError`.
+    """
+    if run is not None:
+        return _of_run(run, None)
+    path = Path(target)
+    if path.is_file() and checkpoint.is_checkpoint(path):
+        return _of_run(RunFolder(path.absolute().parent.parent), path)
+    if path.is_file():
+        return _of_file(path, model_name)
+    if path.exists() or "/" in target:
+        raise UserError(f"{target}: no such run, checkpoint or file of weights")
+    if not timm.is_model(target.split(".")[0]):
+        hint = nearest(target, timm.list_models())
+        raise UserError(f"{target}: no run, file or timm model has this name; {hint}")
+    try:
+        model = create_timm(target, pretrained=True)
+    except Exception as error:  # layers and downloads of timm may raise anything
+        reason = reason_of(error)
+        raise UserError(
+            f"{target}: timm cannot load its weights: {reason}; without internet, download them "
+            f"elsewhere and give the file, with --model-name {target}"
+        ) from None
+    return _of_timm(target, target, model, None)
+
+
+def _of_run(folder: RunFolder, file: Path | None) -> LoadedModel:
+    if not folder.config_file.is_file():
+        raise UserError(f"{file}: it is not in a run directory: {folder.config_file}: no such file")
+    config = folder.config()
+    if file is None:
+        state = checkpoint.load(folder.checkpoint_folder, folder.ids()[0])
+    else:
+        try:
+            state = checkpoint.read(file)
+        except checkpoint.Unusable as error:
+            raise UserError(f"{file}: {error}") from None
+    if state is None:
+        raise UserError(f"{folder.path}: holds no checkpoint yet")
+    model = DenseViT(config, len(state["classes"]), pretrained=False)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError:
+        raise UserError(f"{file or folder.path}: is the checkpoint of another network") from None
+    classes, name = tuple(state["classes"]), folder.path.name
+    source = f"{name}, step {state['step']}"
+    return LoadedModel(name, source, model, classes, model.image_size, model.preprocessing())
+
+
+def _of_file(path: Path, model_name: str | None) -> LoadedModel:
+    """Load a file of timm weights; files of `densevit export` name their model and classes."""
+    about = _metadata(path)
+    name = model_name or about.get("architecture")
+    if name is None:
+        raise UserError(f"{path}: it does not name its model; give --model-name NAME")
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"{path}: {name}: timm has no such model; {nearest(name, timm.list_models())}"
+        )
+    try:
+        classes = tuple(json.loads(about["classes"])) if "classes" in about else None
+        kwargs = json.loads(about.get("model_kwargs", "{}"))
+        if classes is not None:
+            kwargs["num_classes"] = len(classes)
+        model = create_timm(name, pretrained=False, **kwargs)
+        model.load_state_dict(load_state_dict(str(path), use_ema=False, weights_only=True))
+    except Exception as error:  # timm may raise anything on a foreign file
+        reason = reason_of(error)
+        raise UserError(f"{path}: cannot be read as weights of {name}: {reason}") from None
+    with path.open("rb") as file:
+        source = f"{name}, {checkpoint.digest(file)}"
+    return _of_timm(path.stem, source, model, classes)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
+
+
+def _of_timm(
+    name: str, source: str, model: TimmModel, classes: tuple[str, ...] | None
+) -> LoadedModel:
+    if classes is None:
+        if model.num_classes != len(wnids()):
+            raise UserError(
+                f"{name}: it has {model.num_classes} outputs but no class names; supported: models "
+                f"with ImageNet's {len(wnids())} classes and files of `densevit export`"
+            )
+        classes = wnids()
+    # A ViT may have been built for another image size than its pretrained weights: use that size.
+    # A model that takes any size is tested at timm's test size, as in its published tables.
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    config = data_config(model, use_test_size=not built)
+    size = built[0] if built else config["input_size"][1]
+    return LoadedModel(name, source, model, classes, size, preprocessing_of(config))

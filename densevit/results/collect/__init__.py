@@ -1,0 +1,1 @@
+"""Run directories as tables of metrics, curves and costs."""

@@ -1,0 +1,1 @@
+"""Compare cells or runs in detail."""

@@ -1,0 +1,109 @@
+"""A table as a neutral record of texts, and its writers for Markdown, CSV and the terminal.
+
+`latex` has the writer for papers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+MISSING = "missing"  # planned, but without results
+NOT_APPLICABLE = "–"  # no run of the sweep can have a result here
+DAGGER = "†"
+
+# `best`: distinguished from every other cell; `tied`: the best mean, or not distinguished from it
+Mark = Literal["best", "tied"]
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of texts.
+
+    Columns from `numeric_from` on hold numbers; those before it hold labels. `note` is text below
+    the table. `marks` is (row, column) to mark, counted from 0 without the header. `data` holds the
+    numbers behind the texts at full precision; `to_csv` prefers them.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    numeric_from: int = 1
+    marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
+    data: pd.DataFrame | None = field(default=None, compare=False, repr=False)
+
+
+def to_markdown(table: TextTable) -> str:
+    """Return a table with aligned columns, and the note below if there is one; end in a newline.
+
+    The title is left to the page, which knows the level of its headings.
+    """
+    marked = [
+        [_emphasized(_escaped(text), table.marks.get((i, j))) for j, text in enumerate(row)]
+        for i, row in enumerate(table.rows)
+    ]
+    cells = [[_escaped(text) for text in table.head], *marked]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.head))]
+    rules = [
+        "-" * width if i < table.numeric_from else "-" * (width - 1) + ":"
+        for i, width in enumerate(widths)
+    ]
+    lines = [
+        "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |"
+        for row in [cells[0], rules, *cells[1:]]
+    ]
+    below = f"\n{table.note}\n" if table.note else ""
+    return "\n".join(lines) + "\n" + below
+
+
+def to_csv(table: TextTable) -> str:
+    """Return the numbers at full precision if the table has them, else its texts; no title or note.
+
+    A missing number is an empty field.
+    """
+    if table.data is not None:
+        text: str = table.data.to_csv(index=False, lineterminator="\n")
+        return text
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([table.head, *table.rows])
+    return buffer.getvalue()
+
+
+def to_rich(table: TextTable) -> Group:
+    """Return the title, the table and the note for a terminal."""
+    # Text, not str: names come from the user and may look like rich markup.
+    grid = Table()
+    for i, name in enumerate(table.head):
+        side: Literal["left", "right"] = "left" if i < table.numeric_from else "right"
+        # Fold, do not cut, in a narrow terminal: a cut header does not identify its column.
+        grid.add_column(Text(name, overflow="fold"), justify=side, overflow="fold")
+    for i, row in enumerate(table.rows):
+        grid.add_row(*(_styled(text, table.marks.get((i, j))) for j, text in enumerate(row)))
+    note = [Text(table.note, style="dim")] if table.note else []
+    return Group(Text(table.title, style="italic"), grid, *note)
+
+
+def _styled(text: str, mark: Mark | None) -> Text:
+    if mark == "tied":
+        return Text(f"{text} {DAGGER}")
+    return Text(text, style="bold" if mark == "best" else "dim" if text == MISSING else "")
+
+
+def _emphasized(text: str, mark: Mark | None) -> str:
+    if mark == "tied":
+        return f"{text} {DAGGER}"
+    return f"**{text}**" if mark == "best" else text
+
+
+def _escaped(text: str) -> str:
+    """Return text that stays in one cell of a Markdown table."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())

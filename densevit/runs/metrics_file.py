@@ -1,0 +1,104 @@
+"""Write metrics.jsonl: whole lines, in order, none lost when the disk is full."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from densevit.utils.errors import UserError
+
+log = logging.getLogger("densevit")
+
+# JSON has no values that are not finite. They are written as these strings, which `float` reads.
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_json = json.JSONEncoder(allow_nan=False).encode
+
+
+def number(value: Any) -> float | None:
+    """Return a logged value as a float, or None if it is not numeric (booleans are not)."""
+    if isinstance(value, str):
+        return NOT_FINITE.get(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def finite(value: Any) -> float | None:
+    """Return a logged value as a float, or None if it is not a finite number."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
+
+
+class MetricsFile:
+    """The metrics file of a resumed run: its first `kept` bytes stay, the rest is cut off.
+
+    Lines that cannot be written are buffered until the next write. Only one process may write.
+    Errors: `UserError` if the file has fewer bytes than `kept`.
+    """
+
+    def __init__(self, path: Path, kept: int) -> None:
+        self.path, self.length = path, kept
+        self._waiting: list[bytes] = []
+        with path.open("ab") as file:
+            if file.tell() < kept:
+                raise UserError(
+                    f"{path}: is shorter than when its checkpoint was written; "
+                    f"remove {path.parent} to train the run again"
+                )
+            file.truncate(kept)
+
+    def write(self, line: dict[str, float]) -> None:
+        """Append a line; numbers that are not finite become the strings of `NOT_FINITE`."""
+        self._waiting.append(_encoded(line) + b"\n")
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write the buffered lines; return False if the disk does not accept them."""
+        data = b"".join(self._waiting)
+        try:
+            with self.path.open("ab") as file:
+                file.truncate(self.length)  # a full disk may have left half a line
+                file.write(data)
+        except OSError as error:
+            log.warning(
+                "%s: %s; %d lines wait to be written",
+                self.path, error.strerror or error, len(self._waiting),
+            )  # fmt: skip
+            return False
+        self.length += len(data)
+        self._waiting.clear()
+        return True
+
+    def sync(self) -> None:
+        """Sync the file to disk before writing a file that must not survive without it."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _encoded(line: dict[str, float]) -> bytes:
+    try:
+        return _json(line).encode()
+    except ValueError:  # a value is not finite, which is rare
+        return _json({name: _json_value(value) for name, value in line.items()}).encode()
+
+
+def _json_value(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def read_metrics(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the complete lines of a metrics file from a byte offset, and the offset after them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)

@@ -1,0 +1,38 @@
+"""Values and labels of grid cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from densevit.config.loss_modes import inapplicable
+from densevit.config.run_config import RunConfig
+
+NULL = "null"  # as in YAML
+
+
+def cell_values(config: RunConfig, axes: tuple[str, ...]) -> dict[str, Any]:
+    """Return a cell's value on each axis: None where the axis does not apply, and `NULL` for a
+    value that is itself None (`init_checkpoint: [null, w.pt]`)."""
+    found: dict[str, Any] = {}
+    unused = inapplicable(config)
+    for name in axes:
+        value = getattr(config, name)
+        found[name] = None if name in unused else NULL if value is None else value
+    return found
+
+
+def cell_label(config: RunConfig, axes: tuple[str, ...]) -> str:
+    """Return a label for a cell: its values on the axes that apply to it."""
+    values = [v for v in cell_values(config, axes).values() if v is not None]
+    return " · ".join(value_text(value) for value in values) or config.cl_mode
+
+
+def value_text(value: Any) -> str:
+    """Format a field's value as in YAML; None (does not apply) becomes an en dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return " ".join(f"{k}={v}" for k, v in value.items()) or "{}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

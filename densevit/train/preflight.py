@@ -1,0 +1,79 @@
+"""Checks of device, data and benchmarks before a run trains."""
+
+from __future__ import annotations
+
+import torch
+
+from densevit.config.evaluation_names import DRAWN_TESTS
+from densevit.config.probes import probes_by_name
+from densevit.config.run_config import RunConfig
+from densevit.data.check_folders import known_problems, quick_problems
+from densevit.data.datasets import Data, check_fingerprint
+from densevit.data.image import Images
+from densevit.data.test_set import TestSet
+from densevit.evaluate.probes.masks import MaskedImages, check_masks, masked_sets
+from densevit.models.vit import check_model
+from densevit.runs.directory import RunFolder
+from densevit.train.initial_weights import weights_fingerprint
+from densevit.utils.errors import UserError
+from densevit.utils.files import read_json, write_json
+
+
+def check_device(config: RunConfig) -> None:
+    """Raise `UserError` if the config requires a GPU and there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda: torch sees no GPU here")
+
+
+def check_batch_split(config: RunConfig, ranks: int) -> None:
+    """Raise `UserError` if a batch does not divide evenly into processes and parts."""
+    if config.batch_size % (ranks * config.grad_accumulation):
+        raise UserError(
+            f"batch_size: {config.batch_size} cannot be shared evenly by {ranks} processes "
+            f"with grad_accumulation {config.grad_accumulation}"
+        )
+
+
+def check_images(data: Data) -> None:
+    """Reject damaged images; test sets are checked as by `densevit data check`, and cached.
+
+    Training images are too many to check here; only cached results count.
+    """
+    every: dict[str, Images | TestSet] = {"train": data.train, "val": data.val, **data.benchmarks}
+    for name, images in every.items():
+        problems = known_problems(images) if name == "train" else quick_problems(images)
+        if problems:
+            more = f" (and {len(problems) - 1} more: densevit data check)" if problems[1:] else ""
+            raise UserError(f"{name}: {problems[0]}{more}")
+
+
+def check_all_masks(config: RunConfig) -> None:
+    """Check all masks of the probes before training, not after it."""
+    if _has_masks(config):
+        for masked in _masked(config):
+            check_masks(masked)
+
+
+def _has_masks(config: RunConfig) -> bool:
+    """Return True if the run reads masks from files; drawn masks need no check."""
+    needed = any(probes_by_name()[name].masks for name in config.probes)
+    return needed and (config.masks or config.dataset) not in DRAWN_TESTS
+
+
+def _masked(config: RunConfig) -> tuple[MaskedImages, MaskedImages]:
+    return masked_sets(config, check_model(config))
+
+
+def write_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:
+    """Write what identifies the run's images; reject others than those it began with."""
+    found = data.fingerprint()
+    stored = read_json(folder.fingerprint_file)
+    if config.init_checkpoint:
+        found["init_checkpoint"] = weights_fingerprint(folder, config.init_checkpoint)
+    if _has_masks(config):
+        for split, masked in zip(("train", "val"), _masked(config), strict=True):
+            found["benchmarks"][f"masked {split}"] = masked.fingerprint()
+    if stored is not None:
+        check_fingerprint(stored, found, folder.path)
+        found["benchmarks"] = {**stored["benchmarks"], **found["benchmarks"]}
+    write_json(folder.fingerprint_file, found)

@@ -1,0 +1,85 @@
+"""Exceptions that end a command early: each is one line for the user and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+from densevit.utils.redact import without_password
+
+EXIT_FAILED = 1
+EXIT_MISTAKE = 2
+EXIT_CARRY_ON = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
+
+
+class UserError(Exception):
+    """A mistake that the user can fix; commands print it as one line and exit with 2."""
+
+
+class RunError(Exception):
+    """A run that cannot continue, with the reason in one line; exit code 1."""
+
+
+class Diverged(RunError):
+    """A run whose loss or gradient is no longer finite."""
+
+
+class Unreachable(Exception):
+    """A required service that does not respond; the same command resumes later. Exit code 75."""
+
+
+class Stopped(Exception):
+    """A run that stopped on request and can be resumed. Exit code 75."""
+
+
+class StoppedNow(Stopped):
+    """A run that a second request stopped within a step: nothing can be saved."""
+
+
+def reason_of(error: Exception, most: int = 200) -> str:
+    """Return an error's message as one line of at most `most` characters, or else its type.
+
+    Passwords in URLs are removed, before the line is cut.
+    """
+    return without_password(" ".join(str(error).split()))[:most] or type(error).__name__
+
+
+def own_message(text: str) -> str:
+    """Return the message of a `UserError`, without the traceback that a DataLoader worker adds."""
+    return text.strip().rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2]
+
+
+def nearest(name: object, valid: Iterable[str]) -> str:
+    """Return a hint for a wrong name: the closest valid name, or else the valid names."""
+    names = sorted({str(v) for v in valid})
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"valid: {shown}" if names else "none is valid"
+
+
+def exit_code(program: str, work: Callable[[], int]) -> int:
+    """Return the exit code of some work; print its errors as one line each."""
+    try:
+        return work()
+    except UserError as error:
+        print(f"{program}: {own_message(str(error))}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except RunError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except Unreachable as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return EXIT_CARRY_ON
+    except (Stopped, KeyboardInterrupt):
+        print(f"{program}: stopped; run the same command to resume", file=sys.stderr)
+        return EXIT_CARRY_ON
+    except BrokenPipeError:  # the reader of a pipe, e.g. head, has closed it
+        sys.stderr.close()
+        return 0
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_MISTAKE

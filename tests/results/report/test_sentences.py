@@ -1,0 +1,264 @@
+import math
+
+import pandas as pd
+import pytest
+
+from densevit.results.collect.cells import cells_frame
+from densevit.results.report import comparison_sentence, phrases, sentences
+from densevit.results.tables import contrast_names
+from densevit.sweep.baseline import baselines
+
+NAN = math.nan
+COLUMNS = ["cell", "baseline", "benchmark", "metric", "n", "difference", "std", "low", "high",
+           "effect", "p", "p_holm", "verdict", "seeds_needed"]  # fmt: skip
+
+
+def row(verdict="open", difference=0.5, low=-0.4, high=1.4, **given):
+    """Return a row of `seeds.differences`."""
+    values = {
+        "cell": "c", "baseline": "b", "benchmark": "shapes-sketch", "metric": "top1", "n": 5,
+        "difference": difference, "std": 0.7, "low": low, "high": high, "effect": 0.7, "p": 0.2,
+        "p_holm": 0.4, "verdict": verdict, "seeds_needed": 9,
+    }  # fmt: skip
+    return {**values, **given}
+
+
+def frame(*rows):
+    return pd.DataFrame(list(rows), columns=COLUMNS)
+
+
+def texts(*rows, names=None, smallest_effect=1.0, over_images=None):
+    names = {"c": "dense − none"} if names is None else names
+    return comparison_sentence.sentences(frame(*rows), names, smallest_effect, over_images)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            row("different", 1.8, 0.9, 2.7, p_holm=0.004),
+            "dense − none on shapes-sketch: +1.8 points, 95 % CI [0.9, 2.7], 5 seeds, paired: "
+            "a difference is established (Holm-corrected p = 0.004).",
+        ),
+        (
+            row("open", 0.5, -0.4, 1.4),
+            "dense − none on shapes-sketch: +0.5 points, 95 % CI [−0.4, 1.4], 5 seeds, paired: "
+            "no difference is established; detecting 1.0 points with 80 % power takes 4 more seeds.",
+        ),
+        (
+            row("alike", 0.1, -0.1, 0.27),
+            "dense − none on shapes-sketch: +0.1 points, 95 % CI [−0.1, 0.3], 5 seeds, paired: "
+            "no difference is established; with 95 % confidence it is under 0.3 points.",
+        ),
+        (
+            row("single", 0.8, NAN, NAN, n=1, std=NAN, p_holm=NAN, seeds_needed=NAN),
+            "dense − none on shapes-sketch: +0.8 points; one seed supports no conclusion across "
+            "seeds.",
+        ),
+        (
+            row("single", NAN, NAN, NAN, n=0, std=NAN),
+            "dense − none on shapes-sketch: no seed has finished in both cells yet.",
+        ),
+    ],
+)
+def test_a_row_in_words(given, text):
+    assert texts(given) == [text]
+
+
+def test_one_seed_has_pictures_to_speak_of():
+    over_images = {("c", "shapes-sketch"): (0.8, -0.6, 2.2)}
+    alone = row("single", 0.8, NAN, NAN, n=1, std=NAN)
+    assert texts(alone, over_images=over_images)[0].endswith("over images alone [−0.6, 2.2].")
+
+
+@pytest.mark.parametrize("high", [0.301, 0.349, 0.2999])
+def test_a_bound_is_never_smaller_than_the_interval(high):
+    text = texts(row("alike", 0.1, -0.1, high))[0]
+    bound = float(text.rpartition("under ")[2].removesuffix(" points."))
+    assert high <= bound < high + 0.1 + 1e-9
+
+
+def test_a_bound_counts_both_ends_of_the_interval():
+    assert texts(row("alike", -0.1, -0.72, 0.2))[0].endswith("under 0.8 points.")
+
+
+def test_many_comparisons_are_not_forgotten():
+    """The row's own interval excludes zero, and still nothing is decided."""
+    for verdict in ("open", "alike"):
+        text = texts(row(verdict, 0.5, 0.1, 0.9))[0]
+        assert "a difference is established" not in text
+        assert (
+            "no difference is established, although the interval excludes zero (Holm-corr" in text
+        )
+        assert "ruled out" not in text
+        assert "more seed" not in text
+
+
+def test_seeds_enough_and_still_open():
+    text = texts(row("open", 0.8, -0.1, 1.7, seeds_needed=4))[0]
+    assert "more seed" not in text
+    assert "neither zero nor a difference of 1.0 points is ruled out" in text
+    assert "takes 1 more seed." in texts(row("open", seeds_needed=6))[0]
+    assert texts(row("open", seeds_needed=NAN))[0].endswith("paired: no difference is established.")
+    assert "vary too much" in texts(row("open", seeds_needed=10_000))[0]
+
+
+def test_numbers_that_are_none_and_numbers_that_are_equal():
+    assert "not a number in at least one of 5" in texts(row("undefined", NAN, NAN, NAN))[0]
+    assert "1 with a value that is not a number" in sentences.headline(
+        frame(row("undefined", NAN, NAN, NAN)), 1.0, "none"
+    )
+    equal = row("alike", 0.0, 0.0, 0.0, std=0.0, p_holm=1.0)
+    assert texts(equal)[0].endswith("equal in every seed.")
+
+
+def test_small_ends_are_not_rounded_to_zero():
+    """An established difference whose interval reads [0.0, ...] would look like none."""
+    text = texts(row("different", 0.4, 0.03, 0.77, p_holm=0.03))[0]
+    assert "+0.40 points, 95 % CI [0.03, 0.77]" in text
+
+
+def test_the_order_is_what_is_worth_telling():
+    rows = [
+        row("open", 5.0, benchmark="a"), row("different", -0.9, -1, -0.8, benchmark="b"),
+        row("single", NAN, NAN, NAN, n=0, benchmark="c"), row("alike", 0.0, benchmark="d"),
+        row("different", 2.0, 1, 3, benchmark="e"),
+    ]  # fmt: skip
+    order = [text.partition(":")[0] for text in texts(*rows, names={"c": "x"})]
+    assert order == [f"x on {benchmark}" for benchmark in "ebdac"]
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "p < 0.001"), (0.0009, "p < 0.001"), (0.0042, "p = 0.004"), (0.0504, "p = 0.050"),
+     (0.25, "p = 0.25"), (1.0, "p = 1.00"), (NAN, "p unknown")],
+)  # fmt: skip
+def test_p_in_words(p, text):
+    assert phrases.p_phrase(p) == text
+
+
+def test_names_of_comparisons(sweep):
+    plan = sweep(
+        "grid: {cl_mode: [none, dense], temperature: [0.1, 0.2], epochs: [10, 20]}",
+        "baseline: {cl_mode: none}",
+    )
+    names = contrast_names.contrasts(cells_frame(plan), baselines(plan), plan.axes)
+    assert sorted(names.values()) == sorted(
+        f"dense − none (temperature {t}, epochs {e})" for t in (0.1, 0.2) for e in (10, 20)
+    )
+
+
+def test_the_head_counts_every_verdict():
+    rows = [row("different"), row("open"), row("open"), row("alike"), row("single")]
+    text = sentences.headline(frame(*rows), 1.0, "none")
+    assert text.startswith(
+        "5 comparisons with the baseline none (5 seeds): 1 with an established difference; "
+        "1 within ±1.0 points; 2 without an established difference; 1 with one seed, "
+    )
+    assert "No comparison" in sentences.headline(frame(), 1.0, "none")
+
+
+def test_one_verdict_alone_is_a_sentence_of_its_own():
+    rows = [row("open"), row("open", n=4)]
+    assert sentences.headline(frame(*rows), 1.0, "cl_mode: none") == (
+        "No difference from the baseline cl_mode: none is established (4 to 5 seeds, 2 comparisons)."
+    )
+    assert sentences.headline(frame(row("single", n=1)), 1.0, "none") == (
+        "1 comparison with the baseline none, one seed each: no conclusion across seeds."
+    )
+
+
+def test_what_is_established_and_what_is_not():
+    names = {"c": "dense − none", "d": "global − none"}
+    rows = frame(
+        row("different", 1.8, 0.9, 2.7), row("different", -0.8, -1.2, -0.4, cell="d"),
+        row("open", 0.5, benchmark="val"), row("open", 0.2, benchmark="val", cell="d",
+                                                seeds_needed=30),
+    )  # fmt: skip
+    higher, lower = sentences.established(rows, names)
+    assert higher == "Higher than the baseline: dense − none on shapes-sketch (+1.8 [0.9, 2.7])."
+    assert lower == "Lower than the baseline: global − none on shapes-sketch (−0.8 [−1.2, −0.4])."
+    text = sentences.not_established(rows, names, 1.0)
+    assert text.endswith("they need 4 to 25 more seeds each.")
+    assert sentences.not_established(rows.iloc[:2], names, 1.0) == ""
+
+
+def test_effects_of_axes_averaged_over_the_others():
+    rows = [("cl_mode", "dense", "none", "a", 2.0, 1.0, 3.0, 0.01),
+            ("cl_mode", "dense", "none", "b", -3.0, -4.0, -2.0, 0.01),
+            ("cl_mode", "global", "none", "a", 0.5, -1.0, 2.0, 0.6),
+            ("temperature", 0.2, 0.1, "a", 0.1, -1.0, 1.2, 1.0)]  # fmt: skip
+    columns = ["axis", "level", "reference", "benchmark", "difference", "low", "high", "p_holm"]
+    assert sentences.averaged(pd.DataFrame(rows, columns=columns)) == [
+        "Effect of cl_mode, averaged over the other axes: dense − none on b (−3.0 [−4.0, −2.0]), a (+2.0 [1.0, 3.0]).",
+        "Effect of temperature, averaged over the other axes: no effect is established.",
+    ]
+    assert sentences.averaged(pd.DataFrame()) == []
+
+
+def test_many_test_sets_of_a_cell_are_counted():
+    rows = frame(*(row("different", 2.0, 1.0, 3.0, benchmark=name) for name in "abcde"))
+    (line,) = sentences.established(rows, {"c": "dense − none"})
+    assert line.endswith("c (+2.0 [1.0, 3.0]) and 2 other sets.")
+
+
+def test_what_is_missing():
+    coverage = pd.DataFrame(
+        [("1", "x", "dense", 0, "finished", True, ""), ("2", "x", "dense", 1, "failed", False, ""),
+         ("3", "y", "none", 0, "pending", False, "")],
+        columns=["run", "cell", "label", "seed", "state", "measured", "message"],
+    )  # fmt: skip
+    assert sentences.missing(coverage) == [
+        "1 of 3 planned runs have results; 1 failed, 1 pending.",
+        "Cells without any result: none.",
+        "Cells with fewer seeds than planned: dense (1 of 2).",
+    ]
+    assert sentences.missing(coverage.iloc[:1]) == [
+        "All planned runs (1) are finished and have results."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("beyond", "text"),
+    [
+        (row("different", 1.2, 0.6, 1.8), "Established beyond clean accuracy"),
+        (row("open", 0.3, -0.5, 1.1), "Not established beyond clean accuracy"),
+        (row("different", -1.0, -1.5, -0.5), "Smaller than clean accuracy predicts"),
+    ],
+)
+def test_whether_a_gain_is_only_clean_accuracy(beyond, text):
+    gain = row("different", 1.8, 0.9, 2.7)
+    (line,) = sentences.beyond_clean(frame(gain), frame(beyond), {"c": "dense − none"}, True)
+    assert line.startswith(text)
+    assert "dense − none on shapes-sketch (+1.8 [0.9, 2.7], of which " in line
+    assert "beyond what clean accuracy predicts" in line
+
+
+def test_nothing_is_said_beyond_clean_of_one_seed():
+    gain = row("different", 1.8, 0.9, 2.7)
+    one = row("single", 1.0, NAN, NAN, n=1)
+    assert sentences.beyond_clean(frame(gain), frame(one), {}, False) == []
+
+
+def test_collapse_is_told_by_cell():
+    last = pd.DataFrame({"cell": ["c", "c", "d"], "seed": [0, 3, 0], "value": [0.0, 1.0, 0.0]})
+    (line,) = sentences.collapsed(last, {"c": "dense · 0.1"})
+    assert line.startswith(
+        "The contrastive features of dense · 0.1 collapsed in 1 of 2 seeds (seed 3)."
+    )
+
+
+def test_long_lists_are_counted():
+    assert phrases.listed(["a", "b", "c"], most=2) == "a; b; and 1 more"
+    assert phrases.listed(["a", "b"], most=2) == "a; b"
+
+
+def test_uneven_clipping_is_told_and_even_clipping_is_not():
+    def logged(**shares):
+        rows = [(cell, share) for cell, values in shares.items() for share in values]
+        return pd.DataFrame(rows, columns=["cell", "value"])
+
+    (said,) = sentences.clipped(logged(a=[0.7, 0.3], b=[0.2], c=[0.4]), {"a": "none", "b": "dense"})
+    assert said.startswith("Gradients were clipped in 50% of the steps of none and in 20% of those")
+    assert sentences.clipped(logged(a=[0.5], b=[0.35]), {}) == []
+    assert sentences.clipped(logged(a=[0.5]), {}) == []
