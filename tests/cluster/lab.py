@@ -127,6 +127,9 @@ class Sweep:
             return states if not {"running", "queued", "unknown"} & set(states) else None
 
         states = wait_for(over, "the end of the sweep", seconds)
+        for folder in (f for f, s in zip(self.folders(), states, strict=True) if s == "failed"):
+            # pytest shows it if the test fails.
+            print(folder.status(), *folder.log_file.read_text().splitlines()[-30:], sep="\n")
         # A run has its results before its job has recorded the end.
         finished = [f for f, s in zip(self.folders(), states, strict=True) if s == "finished"]
         wait_for(lambda: all(self.ends(folder)[-1:] != [""] for folder in finished))

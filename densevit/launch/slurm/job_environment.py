@@ -61,6 +61,8 @@ def run_environment(place: Place, number: int, runs: int) -> dict[str, str]:
     if place.ranks > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
+        # submitit would draw from 20000 to 60000, where any program's connection may have the port.
+        os.environ["MASTER_PORT"] = str(_FIRST_PORT + int(place.slurm_id) % _PORTS)
         # Keep Slurm's GPU mask: it may differ from task to task.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         environment |= {k: os.environ[k] for k in _RENDEZVOUS}
@@ -74,4 +76,6 @@ def run_environment(place: Place, number: int, runs: int) -> dict[str, str]:
     return environment
 
 
+# Linux gives no connection a port below 32768, and Ray's workers have those up to 19999.
+_FIRST_PORT, _PORTS = 20000, 12000
 _RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
