@@ -15,7 +15,7 @@ from densevit.launch.launchers import observe
 from densevit.launch.slurm import attempts
 from densevit.runs.metrics_file import read_metrics
 from densevit.sweep.plan import make_plan
-from densevit.utils.files import read_json
+from densevit.utils.files import last_lines, read_json
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = ROOT / "slurm" / "local-cluster.sh"
@@ -129,7 +129,7 @@ class Sweep:
         states = wait_for(over, "the end of the sweep", seconds)
         for folder in (f for f, s in zip(self.folders(), states, strict=True) if s == "failed"):
             # pytest shows it if the test fails.
-            print(folder.status(), *folder.log_file.read_text().splitlines()[-30:], sep="\n")
+            print(folder.status(), *last_lines(folder.log_file, 30), sep="\n")
         # A run has its results before its job has recorded the end.
         finished = [f for f, s in zip(self.folders(), states, strict=True) if s == "finished"]
         wait_for(lambda: all(self.ends(folder)[-1:] != [""] for folder in finished))
