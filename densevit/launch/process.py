@@ -36,6 +36,8 @@ def start_training(
 
 def settle(folder: RunFolder, code: int) -> None:
     """Record a run as failed, with the cause, if it died before it could record this itself."""
+    if folder.locked() or not folder.path.exists():
+        return  # its directory was removed meanwhile, and may be another process's
     recorded = (read_json(folder.status_file) or {}).get("state", "pending")
     if code != 0 and recorded in ("pending", "running"):
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

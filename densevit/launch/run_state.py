@@ -20,7 +20,7 @@ StateName = Literal[
 ]  # fmt: skip
 STATE_NAMES: tuple[StateName, ...] = get_args(StateName)
 STARTABLE = ("pending", "failed", "cancelled", "lost", "stopped")
-MISSING = "a benchmark is still to be evaluated"
+MISSING = "a benchmark is still to be evaluated, or one of its files is gone"
 PENDING = Status("pending")
 
 

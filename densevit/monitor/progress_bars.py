@@ -75,6 +75,10 @@ class _Lines:
 
     def _print_end(self, run: Run) -> None:
         folder = self.plan.run_folder(run)
+        if not folder.path.exists():
+            gone = f"{run.id}  failed    {self.title(run)}: {folder.path} was removed meanwhile"
+            self.console.print(gone, style="red", markup=False, highlight=False)
+            return
         status = folder.status()
         line = f"{run.id}  {status.state:<9} {self.title(run)}"
         if status.state != "failed":

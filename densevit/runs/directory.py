@@ -22,9 +22,9 @@ from densevit.config.evaluation_names import benchmark_names
 from densevit.config.identity import SCHEMA_VERSION, Identity, identity
 from densevit.config.resolve import Layer, build
 from densevit.config.run_config import RunConfig
-from densevit.runs.lock import OPEN_FILES, try_lock
+from densevit.runs.lock import OPEN_FILES, replaced, try_lock
 from densevit.runs.status import DIED, LASTING, SILENT_SECONDS, State, Status
-from densevit.utils.errors import UserError
+from densevit.utils.errors import LostFolder, UserError
 from densevit.utils.files import read_json, write_atomic, write_json
 
 
@@ -193,6 +193,16 @@ class RunFolder:
             finally:
                 OPEN_FILES.discard(file)
 
+    def check_owned(self) -> None:
+        """Raise `LostFolder` if somebody has removed the folder that this process has locked.
+
+        Another process may train the same run in a new one. Called before every write.
+        """
+        if replaced(self.lock_file):
+            raise LostFolder(
+                f"{self.path}: was removed or replaced while the run was trained; start it again"
+            )
+
     def locked(self) -> bool:
         """Return True if a process holds the run's lock."""
         try:
@@ -236,13 +246,17 @@ class RunFolder:
         return {name: record[name] for name in LASTING if name in record}
 
     def write_status(self, state: State, **facts: Any) -> None:
-        """Replace the status file; see `Status` for the facts."""
+        """Replace the status file; see `Status` for the facts. Errors: `LostFolder`."""
+        self.check_owned()
         host, now = socket.gethostname(), time.time()
         record = {"state": state, **facts, "updated": now, "host": host, "pid": os.getpid()}
         write_json(self.status_file, record)
 
 
 def has_results(folder: RunFolder, config: RunConfig) -> bool:
-    """Return True if the run has results for everything that `config` evaluates."""
+    """Return True if the run has its records, and results for all that `config` evaluates."""
     results = read_json(folder.results_file)
-    return results is not None and set(benchmark_names(config)) <= results["benchmarks"].keys()
+    if results is None or not set(benchmark_names(config)) <= results["benchmarks"].keys():
+        return False
+    records = folder.config_file, folder.identity_file, folder.metrics_file
+    return all(file.exists() for file in records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from pathlib import Path
 from typing import IO
 
 OPEN_FILES: set[IO[str]] = set()
@@ -19,6 +20,15 @@ def close_after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=close_after_fork)
+
+
+def replaced(path: Path) -> bool:
+    """Return True if this process holds a lock file that is no longer the one at `path`."""
+    held = [file for file in OPEN_FILES if Path(file.name) == path]
+    try:
+        return any(not os.path.samestat(os.fstat(file.fileno()), path.stat()) for file in held)
+    except FileNotFoundError:
+        return True
 
 
 def try_lock(file: IO[str], patience: float = 1.0) -> bool:

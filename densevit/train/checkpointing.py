@@ -28,7 +28,10 @@ def save(trainer: Trainer) -> None:
     sums = trainer.sums.values
     values = all_gather(torch.stack(list(sums.values())).cpu() if sums else None, trainer.world)
     trainer.saved = trainer.step, time.monotonic()
-    if trainer.metrics is None or not trainer.metrics.flush():
+    if trainer.metrics is None:
+        return
+    trainer.folder.check_owned()
+    if not trainer.metrics.flush():
         return
     state = {
         "run": identity(trainer.config).run,

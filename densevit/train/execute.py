@@ -25,6 +25,7 @@ from densevit.utils.errors import (
     EXIT_FAILED,
     EXIT_MISTAKE,
     Diverged,
+    LostFolder,
     RunError,
     Stopped,
     UserError,
@@ -131,6 +132,8 @@ def _end(folder: RunFolder, state: State, message: str, cause: Cause) -> None:
         progress = folder.progress()
         progress["spent"] = progress.get("spent", 0.0) + time.time() - folder.status().updated
         folder.write_status(state, **progress, message=message, cause=cause)
+    except LostFolder:
+        return  # the status there is another process's
     except OSError as error:
         log.error("%s: %s", folder.status_file, error.strerror or error)
     outcome = "stopped; run the same command to resume" if state == "cancelled" else state

@@ -97,5 +97,6 @@ def write_line(trainer: Trainer, metrics: dict[str, float]) -> None:
     """Append a line to metrics.jsonl, only in the process that writes."""
     if trainer.metrics is None:
         return
+    trainer.folder.check_owned()
     epoch = round(trainer.step / trainer.steps_per_epoch, 4)
     trainer.metrics.write({"step": trainer.step, "epoch": epoch, "time": time.time(), **metrics})

@@ -21,6 +21,10 @@ class RunError(Exception):
     """A run that cannot continue, with the reason in one line; exit code 1."""
 
 
+class LostFolder(RunError):
+    """A run whose directory has been removed or replaced: it must write nothing more."""
+
+
 class Diverged(RunError):
     """A run whose loss or gradient is no longer finite."""
 

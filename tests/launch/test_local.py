@@ -7,6 +7,7 @@ longer than everything else in these tests.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pictures import write_images
 
 from densevit.cli.main import main, main_sweep
 from densevit.config import yaml_file
+from densevit.launch.launchers import observe
 from densevit.runs.metrics_file import read_metrics
 from densevit.sweep.plan import make_plan
 from densevit.utils.errors import EXIT_CARRY_ON
@@ -227,6 +229,35 @@ def test_a_killed_run_is_failed_and_a_repeat_carries_on(plan, here, tmp_path):
     assert [s.state for s in plan.statuses().values()] == ["failed", "finished"]
     assert again(here, plan) == 0
     check_whole(plan)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_run_whose_folder_is_removed_fails_and_writes_nothing_more(plan, here, tmp_path, twice):
+    sweep = start(plan, tmp_path / "said")
+    wait_held(plan)
+    old = plan.run_folder(plan.runs[0])
+    shutil.rmtree(old.path)
+    if twice:  # the same command trains it anew, before the first has noticed
+        second = start(plan, tmp_path / "second")
+        wait_held(plan)
+    let_go(plan.outputs)
+    if twice:
+        sweep.wait()
+        assert second.wait() == 0
+        assert len(json.loads(old.provenance_file.read_text())["starts"]) == 1
+    else:
+        assert sweep.wait() == 1
+        assert f"{old.path} was removed meanwhile" in sweep.output()
+        assert not old.path.exists()
+        assert again(here, plan) == 0
+    check_whole(plan)
+
+
+def test_a_run_that_lacks_a_file_is_not_finished(plan, here):
+    let_go(plan.outputs)
+    assert again(here, plan) == 0
+    plan.run_folder(plan.runs[0]).metrics_file.unlink()
+    assert [state.state for state in observe(plan).runs.values()] == ["pending", "finished"]
 
 
 def check_whole(plan):
