@@ -199,6 +199,9 @@ class RunConfig(BaseModel):
     """log the final network as an MLflow model, besides the metrics"""
     device: Literal["auto", "cpu", "cuda"] = _execution("auto")
     """cpu, cuda, or auto: a GPU if there is one"""
+    threads: Int = _execution(1, ge=1)
+    """threads of the training process on CPUs, at most its processors; the last digits of a run
+    depend on their number"""
     workers: Int = _execution(4, ge=0)
     """processes that load images; 0 loads them in the training process"""
     log_every: Int = _execution(50, ge=1)

@@ -15,7 +15,9 @@ from densevit.launch.process import settle, start_training
 from densevit.runs.provenance import JOB, LAUNCHER
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.utils.distributed import without_rendezvous
 from densevit.utils.errors import EXIT_CARRY_ON
+from densevit.utils.threads import limit_processors, processors
 
 POLL_SECONDS = 0.3
 GRACE_SECONDS = 60.0  # a run ends at the next step after a stop request
@@ -84,12 +86,9 @@ def _collect(plan: Plan, progress: Progress) -> list[Run]:
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    """Return this process's environment with the run's share of the CPUs and GPUs.
-
-    A thread count set by the user is kept.
-    """
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, LAUNCHER: "local", JOB: ""}
+    """Return this process's environment with the run's share of the CPUs and GPUs."""
+    environment = {**without_rendezvous(os.environ), LAUNCHER: "local", JOB: ""}
+    limit_processors(environment, processors() // jobs)
     gpus = _gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]

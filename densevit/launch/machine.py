@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from densevit.utils.console import count
+from densevit.utils.threads import limit_processors, processors
+
 MEASURE = "densevit.cost.measure"  # the module, which stands above this one, of a probe's process
 
 
@@ -27,9 +30,9 @@ class Place:
 def this_machine(jobs: int = 1) -> Place:
     """Return a place that runs probes here, with the CPU cores of one of `jobs` concurrent local
     runs. Contention for memory, disk or a GPU is not measured."""
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    parts = [*_gpu_names(), processor_name(), f"{environment['OMP_NUM_THREADS']} threads"]
+    environment = dict(os.environ)
+    limit_processors(environment, share := max(1, processors() // jobs))
+    parts = [*_gpu_names(), processor_name(), count(share, "processor")]
 
     def run(source: Path, target: Path) -> int:
         command = [sys.executable, "-m", MEASURE, str(source), str(target)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from densevit.runs.directory import RunFolder
 from densevit.utils.files import read_json, write_json
 from densevit.utils.redact import without_password
+from densevit.utils.threads import processors, threads
 
 # Set by the sweep's launcher and by the job that contains the run.
 LAUNCHER, JOB = "DENSEVIT_LAUNCHER", "DENSEVIT_JOB"
@@ -32,7 +33,8 @@ def record_start(folder: RunFolder) -> None:
         "time": time.time(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": processors(),
+        "threads": threads(folder.config().threads),
         "command": without_password(shlex.join(sys.argv)),
         "launcher": os.environ.get(LAUNCHER, ""),
         "job": os.environ.get(JOB, ""),

@@ -18,6 +18,7 @@ from densevit.train.step import build_engine
 from densevit.train.timing import PhaseTimer
 from densevit.train.trainer import StopSignal, Trainer
 from densevit.utils.distributed import World
+from densevit.utils.threads import threads
 from densevit.utils.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()
@@ -30,6 +31,7 @@ def build_trainer(
 ) -> Trainer:
     """Build a run's trainer from its newest checkpoint, else in its initial state."""
     device = _device(config, world)
+    torch.set_num_threads(threads(config.threads))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     state = checkpoint.load(folder.checkpoint_folder, identity(config).run)
     torch.manual_seed(config.seed)

@@ -6,6 +6,7 @@ Heavy imports wait until the run has work to do.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 import traceback
@@ -32,6 +33,7 @@ from densevit.utils.errors import (
     own_message,
 )
 from densevit.utils.files import read_json
+from densevit.utils.threads import limit_processors, processors
 
 if TYPE_CHECKING:
     from densevit.train.trainer import StopSignal
@@ -50,11 +52,12 @@ def execute(
     0: finished now or before. 1: failed. 2: an error in the configuration or the data.
     75: stopped on request, or another process holds the run; the same command resumes it.
     """
+    limit_processors(os.environ, processors())  # before torch is imported
     if not world().writes:
         return _train_only(folder, config or folder.config(), stop_signal)
     with folder.lock() as mine:
         if not mine:
-            log.warning("%s: another process is working on this run", folder.path)
+            log.warning("%s: another process is working on this run%s", folder.path, _tasks_hint())
             return EXIT_CARRY_ON
         if has_results(folder, folder.config()):
             log.info("%s: the run is already finished", folder.path)
@@ -63,6 +66,17 @@ def execute(
                 folder.write_status("finished", **folder.progress())
             return 0
         return _execute_locked(folder, stop_signal)
+
+
+def _tasks_hint() -> str:
+    """Return what to do if srun has started the same command several times; empty otherwise."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if not tasks.isdecimal() or int(tasks) < 2:
+        return ""
+    return (
+        f"; srun has started {tasks} tasks, and each trains a run of its own: use srun -n 1, or for "
+        f"several processes of one run a sweep with resources: {{gpus: ...}}, or torchrun"
+    )
 
 
 def _execute_locked(folder: RunFolder, given: StopSignal | None) -> int:

@@ -9,6 +9,8 @@ from densevit.config.loss_kinds import loss_kind
 from densevit.config.loss_modes import loss_weights
 from densevit.config.run_config import RunConfig
 from densevit.models.vit import DenseViT, has_class_token
+from densevit.utils.console import count
+from densevit.utils.threads import threads
 
 log = logging.getLogger("densevit")
 
@@ -46,6 +48,10 @@ def consequences(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
 def warnings(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
     """Return why a run of so many steps will learn little or by chance; `model` is untrained."""
     found = []
+    given = threads(config.threads)
+    if given < config.threads:
+        found.append(f"threads: the run was given {count(given, 'processor')}, and computes with "
+                     f"that many threads instead of {config.threads}")  # fmt: skip
     from_scratch = not (config.pretrained or config.init_checkpoint)
     if from_scratch and _narrow(model):
         found.append(

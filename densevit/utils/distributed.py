@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from densevit.utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +34,39 @@ class World(NamedTuple):
         return self.rank == 0
 
 
+# How processes of a run find each other, as torchrun, Ray Train and our Slurm jobs set it.
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def without_rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a run of its own: left over from a shell inside another job, these
+    variables would make it wait for processes that nobody starts."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in (*RENDEZVOUS, "SUBMITIT_EXECUTOR") and not name.startswith("TORCHELASTIC_")
+    }
+
+
 def world() -> World:
-    """Return this process's ranks as the environment gives them, without importing torch."""
+    """Return this process's ranks as the environment gives them, without importing torch.
+
+    Errors: `UserError` if the environment holds a part of them.
+    """
     env = os.environ
     if "WORLD_SIZE" in env:  # torchrun, Ray
-        return World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
+        try:
+            found = World(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
+        except (KeyError, ValueError):
+            found = World(rank=-1)
+        alone = found.ranks == 1 or {"MASTER_ADDR", "MASTER_PORT"} <= env.keys()
+        if not (alone and 0 <= found.rank < found.ranks):
+            raise UserError(
+                f"WORLD_SIZE={env['WORLD_SIZE']} is set in the environment, but RANK, MASTER_ADDR "
+                f"and MASTER_PORT do not fit it; start the processes of a run with torchrun, or "
+                f"unset WORLD_SIZE"
+            )
+        return found
     if "SUBMITIT_EXECUTOR" in env:
         from submitit import JobEnvironment
 

@@ -159,7 +159,7 @@ EXECUTION = {
     "data_dir": ("a", "b"), "benchmarks": ({}, {"x": "y"}), "watched": ([], ["x"]),
     "watch_every": (5, 2), "watch_samples": (9, 8), "probes": ([], ["knn"]), "masks": ("a", "b"),
     "experiment_name": ("a", "b"), "log_model": (False, True), "device": ("auto", "cpu"),
-    "workers": (4, 0), "log_every": (50, 7), "health_every": (1000, 9),
+    "threads": (1, 2), "workers": (4, 0), "log_every": (50, 7), "health_every": (1000, 9),
     "on_collapse": ("warn", "stop"), "checkpoint_minutes": (10.0, 2.5),
     "grad_accumulation": (1, 2), "gradient_checkpointing": (False, True), "compile": (False, True),
 }  # fmt: skip

@@ -179,8 +179,8 @@ def test_what_is_measured_is_kept_when_the_rest_is_not(tmp_path, monkeypatch, ca
 def test_the_name_of_this_machine_says_what_its_speed_depends_on(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
-    assert ", 8 threads, torch " in this_machine().name
-    assert ", 2 threads, torch " in this_machine(jobs=3).name
-    assert ", 1 threads, torch " in this_machine(jobs=20).name
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert ", 5 threads, torch " in this_machine(jobs=3).name
+    assert ", 8 processors, torch " in this_machine().name
+    assert ", 2 processors, torch " in this_machine(jobs=3).name
+    assert ", 1 processor, torch " in this_machine(jobs=20).name
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert ", 3 processors, torch " in this_machine(jobs=2).name

@@ -476,8 +476,9 @@ def start(folder, **options):
     )
 
 
-def forked(folder, *more):
-    return Forked(["train", "--run-dir", str(folder.path)], folder.path.with_name("said"), *more)
+def forked(folder, *more, **environment):
+    arguments = ["train", "--run-dir", str(folder.path)]
+    return Forked(arguments, folder.path.with_name("said"), *more, **environment)
 
 
 def wait_for(condition, seconds=600):
@@ -600,9 +601,9 @@ def test_a_run_that_another_process_holds_is_left_alone(tmp_path, tiny):
     folder = folder_of(tmp_path, tiny)
     with folder.lock() as mine:
         assert mine
-        busy = forked(folder)
+        busy = forked(folder, SLURM_STEP_NUM_TASKS="2")  # as `srun -n 2 densevit train` does
         assert busy.wait(240) == EXIT_CARRY_ON
-        assert "another process is working on this run" in busy.output()
+        assert "another process is working on this run; srun has started 2 tasks" in busy.output()
     assert not folder.status_file.exists()
 
 

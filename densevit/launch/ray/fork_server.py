@@ -27,6 +27,7 @@ from typing import IO, NoReturn
 import densevit
 from densevit.runs.directory import RunFolder
 from densevit.runs.provenance import JOB, LAUNCHER
+from densevit.utils.distributed import without_rendezvous
 from densevit.utils.errors import exit_code
 
 # Modules that a run imports, the last of them for its evaluation.
@@ -56,7 +57,8 @@ class ForkServer:
         command = [sys.executable, "-m", "densevit.launch.ray.fork_server"]
         self._server = subprocess.Popen(  # noqa: S603  (a list, no shell)
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": code_path(), "PYTHONUNBUFFERED": "1", **OF_RAY},
+            env={**without_rendezvous(os.environ), "PYTHONPATH": code_path(),
+                 "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive", **OF_RAY},
         )  # fmt: skip
         self._requests, self._answers = _pipe(self._server.stdin), _pipe(self._server.stdout)
         self._pid = 0

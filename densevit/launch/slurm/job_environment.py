@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from densevit.launch.slurm import commands, submissions
 from densevit.runs.provenance import JOB, LAUNCHER
+from densevit.utils.distributed import RENDEZVOUS, without_rendezvous
+from densevit.utils.threads import limit_processors, processors
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,8 @@ def current_place() -> Place:
 
 def run_environment(place: Place, number: int, runs: int) -> dict[str, str]:
     """Return this process's environment with a run's share of the job's CPUs and GPUs."""
-    cpus = len(os.sched_getaffinity(0))
-    with suppress(ValueError):
-        cpus = min(cpus, int(os.environ.get("SLURM_CPUS_PER_TASK", cpus)))
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, cpus // runs)),
-        **os.environ,
-        LAUNCHER: "slurm",
-        JOB: place.job,
-    }
+    environment = {**without_rendezvous(os.environ), LAUNCHER: "slurm", JOB: place.job}
+    limit_processors(environment, _processors() // runs)
     if place.ranks > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -65,17 +59,26 @@ def run_environment(place: Place, number: int, runs: int) -> dict[str, str]:
         os.environ["MASTER_PORT"] = str(_FIRST_PORT + int(place.slurm_id) % _PORTS)
         # Keep Slurm's GPU mask: it may differ from task to task.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        environment |= {k: os.environ[k] for k in _RENDEZVOUS}
+        environment |= {name: os.environ[name] for name in RENDEZVOUS}
         environment["MASTER_ADDR"] = commands.address(environment["MASTER_ADDR"])
-    else:
-        for name in ("SUBMITIT_EXECUTOR", *_RENDEZVOUS):  # set in a shell within another job
-            environment.pop(name, None)
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     if runs > 1 and gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     return environment
 
 
+def _processors() -> int:
+    """Return the processors that Slurm gave to this task. A node that confines no job shows it all
+    of its processors, and SLURM_CPUS_PER_TASK is set only if the job asked for a number."""
+    tasks = _number("SLURM_NTASKS_PER_NODE") or 1
+    given = _number("SLURM_CPUS_PER_TASK") or (_number("SLURM_CPUS_ON_NODE") or 0) // tasks
+    return min(given or processors(), processors())
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else None
+
+
 # Linux gives no connection a port below 32768, and Ray's workers have those up to 19999.
 _FIRST_PORT, _PORTS = 20000, 12000
-_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

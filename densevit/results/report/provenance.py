@@ -61,46 +61,57 @@ class Origin:
     """The provenance that `runs` runs share.
 
     `code` is the commit; `changed` is true if the code differed from it. `data` is a short hash of
-    the data's fingerprint.
+    the data's fingerprint. `threads` is 0 if it was not recorded.
     """
 
     runs: int
     code: str
     changed: bool
     versions: str
+    threads: int
     hosts: tuple[str, ...]
     data: str
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Origins of the sampled runs, most frequent first; `data`: images per set by short hash."""
+    """Origins of the sampled runs, most frequent first.
+
+    `data`: images per set by short hash. `mixed`: the labels of cells whose runs computed with
+    different numbers of threads.
+    """
 
     began: int
     origins: Sequence[Origin]
     data: dict[str, str]
+    mixed: Sequence[str] = ()
 
 
 def provenance(plan: Plan, runs: Sequence[str]) -> Provenance:
     """Return code, versions, machine and data of the last start of each run."""
     chosen = runs[:: -(-len(runs) // MOST_READ)] if runs else []
-    kinds: Counter[tuple[str, bool, str, str]] = Counter()
-    hosts: dict[tuple[str, bool, str, str], set[str]] = {}
+    kinds: Counter[tuple[str, bool, str, int, str]] = Counter()
+    hosts: dict[tuple[str, bool, str, int, str], set[str]] = {}
     data: dict[str, str] = {}
+    labels = {run.id: plan.label(run) for run in plan.runs}
+    threads: dict[str, set[int]] = {}
     for run in chosen:
         start, fingerprint = _read(plan, run)
         if start is None:
             continue
         short_hash, sizes = _data(fingerprint)
         data[short_hash] = sizes
-        kind = (_code(start), bool(start.get("git_diff")), _versions(start), short_hash)
+        used = int(start.get("threads", 0))
+        kind = (_code(start), bool(start.get("git_diff")), _versions(start), used, short_hash)
         kinds[kind] += 1
         hosts.setdefault(kind, set()).add(str(start.get("host", "?")))
+        threads.setdefault(labels[run], set()).add(used)
     origins = [
-        Origin(number, kind[0], kind[1], kind[2], tuple(sorted(hosts[kind])), kind[3])
+        Origin(number, *kind[:4], tuple(sorted(hosts[kind])), kind[4])
         for kind, number in kinds.most_common()
     ]
-    return Provenance(sum(kinds.values()), origins, data)
+    mixed = [label for label, found in threads.items() if len(found - {0}) > 1]
+    return Provenance(sum(kinds.values()), origins, data, mixed)
 
 
 def _read(plan: Plan, run: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

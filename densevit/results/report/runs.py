@@ -141,7 +141,7 @@ def reproduction(found: Findings) -> list[Block]:
 
 
 def provenance_warnings(record: Provenance) -> list[str]:
-    """Return warnings if the runs differ in code, versions or data."""
+    """Return warnings if the runs differ in code, versions, data or number of threads."""
     versions = {(o.code, o.changed, o.versions) for o in record.origins}
     warnings = []
     if len(versions) > 1:
@@ -151,6 +151,14 @@ def provenance_warnings(record: Provenance) -> list[str]:
         )
     if len(record.data) > 1:
         warnings.append(f"Warning: the runs used {len(record.data)} different states of the data.")
+    threads = sorted({o.threads for o in record.origins} - {0})
+    if len(threads) > 1:
+        within = f", also within {phrases.listed(record.mixed, 3)}" if record.mixed else ""
+        warnings.append(
+            f"Warning: the runs computed with different numbers of threads "
+            f"({phrases.listed([str(n) for n in threads], 4)}){within}; on CPUs the last digits of "
+            f"a run depend on it."
+        )
     return warnings
 
 
@@ -161,12 +169,12 @@ def provenance(record: Provenance) -> list[Block]:
     body = [
         [
             str(o.runs), o.code + (" + changes" if o.changed else ""), o.versions,
-            phrases.listed(o.hosts, 3).replace(";", ","), o.data,
+            str(o.threads or "?"), phrases.listed(o.hosts, 3).replace(";", ","), o.data,
         ]
         for o in record.origins
     ]  # fmt: skip
     first = f"Code, machines and data of the last start of {count(record.began, 'run')}."
-    head = ["runs", "code", "versions", "hosts", "data"]
+    head = ["runs", "code", "versions", "threads", "hosts", "data"]
     table = TextTable("Code, machines and data", head, body, numeric_from=len(head))
     images = [f"data {name}: images: {text}" for name, text in record.data.items() if text]
     blocks: list[Block] = [Paragraph(" ".join([first, *provenance_warnings(record)])), table]

@@ -9,6 +9,7 @@ from densevit.launch.slurm import attempts, commands, job, job_environment
 from densevit.launch.slurm.attempts import Limits
 from densevit.launch.slurm.submissions import Chunk, Submission
 from densevit.runs.directory import RunFolder
+from densevit.utils import threads
 from densevit.utils.errors import EXIT_CARRY_ON, EXIT_FAILED, EXIT_MISTAKE
 
 
@@ -61,7 +62,7 @@ def test_runs_of_one_job_share_its_processors_and_gpus(place, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(job_environment.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)))
     given = [job_environment.run_environment(place, number, 4) for number in range(4)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in given] == ["2", "5", "2", "5"]
     assert {one["OMP_NUM_THREADS"] for one in given} == {"2"}
@@ -69,6 +70,19 @@ def test_runs_of_one_job_share_its_processors_and_gpus(place, monkeypatch):
     assert (alone["CUDA_VISIBLE_DEVICES"], alone["OMP_NUM_THREADS"]) == ("2,5", "8")
     # The run is one process: it must not use submitit's environment.
     assert "SUBMITIT_EXECUTOR" not in alone
+
+
+def test_a_job_without_cpus_takes_what_slurm_gave_and_not_all_that_it_sees(place, monkeypatch):
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(64)))
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_NTASKS_PER_NODE", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    given = job_environment.run_environment(place, 0, 1)
+    assert (given["OMP_NUM_THREADS"], given["OMP_WAIT_POLICY"]) == ("4", "passive")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    assert job_environment.run_environment(place, 0, 1)["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a user may want fewer
+    assert job_environment.run_environment(place, 0, 1)["OMP_NUM_THREADS"] == "1"
 
 
 def test_only_the_first_job_of_a_submission_is_the_canary(place):

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from densevit.launch.launchers import observe
-from densevit.launch.run_state import STARTABLE, STATE_NAMES
+from densevit.launch.run_state import MISSING, STARTABLE, STATE_NAMES
 from densevit.launch.slurm import attempts, commands, submissions
 from densevit.launch.slurm.attempts import Attempt, Limits
 from densevit.launch.slurm.commands import Job, NoAnswer
@@ -267,7 +267,7 @@ def test_a_run_that_lacks_a_benchmark_is_pending(world):
     world.tell("finished", "ended")
     write_json(world.folder.results_file, {"benchmarks": {"val": {}}})
     found = world.stands("finished", "no job")
-    assert (found.state, found.why) == ("pending", "a benchmark is still to be evaluated")
+    assert (found.state, found.why) == ("pending", MISSING)
     assert world.stands("finished", "pending").state == "queued"
 
 

@@ -8,6 +8,7 @@ from densevit.cli import main, train
 from densevit.config.identity import identity
 from densevit.config.resolve import Layer, build
 from densevit.results.report import provenance
+from densevit.results.report.runs import provenance_warnings
 from densevit.utils.errors import UserError
 from densevit.utils.files import write_json
 
@@ -62,9 +63,9 @@ def test_every_cell_of_a_sweep_has_a_command(sweep, parsed, tmp_path):
     assert "--temperature" not in provenance.train_command(plan.runs[0].config)
 
 
-def start(sha="abc", diff="", torch="2.8", host="node1"):
+def start(sha="abc", diff="", torch="2.8", host="node1", **more):
     versions = {"python": "3.11", "densevit": "0.1.0", "torch": torch}
-    return {"host": host, "versions": versions, "git_sha": sha, "git_diff": diff}
+    return {"host": host, "versions": versions, "git_sha": sha, "git_diff": diff, **more}
 
 
 def test_where_numbers_come_from(sweep):
@@ -83,6 +84,18 @@ def test_where_numbers_come_from(sweep):
     assert "old" not in {o.code for o in record.origins}
     assert record.began == 4
     assert list(record.data.values()) == ["train 10, val 3"]
+
+
+def test_cells_whose_runs_differ_in_their_number_of_threads_are_named(sweep):
+    plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 2")
+    for run in plan.runs:
+        folder = plan.run_folder(run)
+        folder.create(run.config)
+        threads = 2 if (run.config.cl_mode, run.seed) == ("dense", 1) else 1
+        write_json(folder.provenance_file, {"starts": [start(threads=threads)]})
+    record = provenance.provenance(plan, [run.id for run in plan.runs])
+    (warning,) = provenance_warnings(record)
+    assert "different numbers of threads (1; 2), also within dense; " in warning
 
 
 def test_a_damaged_file_says_nothing(sweep):
