@@ -76,6 +76,7 @@ def _add_launching(parser: Any) -> None:
     for flag, text in (
         ("--live-code", "slurm: jobs run the code as it is when they start, not a copy made now"),
         ("--no-canary", "slurm: start all jobs without waiting for the first steps of the first"),
+        ("--replace", "slurm: submit waiting jobs anew if their resources have changed"),
     ):
         parser.add_argument(flag, action="store_true", help=text)
     _add_watch(parser)

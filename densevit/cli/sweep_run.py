@@ -58,7 +58,7 @@ def launch_options(options: argparse.Namespace) -> LaunchOptions:
     """Return the flags that are meant for a launcher."""
     return LaunchOptions(
         options.jobs, options.profile, options.live_code, not options.no_canary,
-        not options.no_tracking,
+        not options.no_tracking, options.replace,
     )  # fmt: skip
 
 

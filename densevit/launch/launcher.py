@@ -25,6 +25,7 @@ class LaunchOptions:
     live_code: bool = False
     canary: bool = True
     tracking: bool = True
+    replace: bool = False
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def _tasks_hint() -> str:
     if not tasks.isdecimal() or int(tasks) < 2:
         return ""
     return (
-        f"; srun has started {tasks} tasks, and each trains a run of its own: use srun -n 1, or for "
-        f"several processes of one run a sweep with resources: {{gpus: ...}}, or torchrun"
+        f"; srun has started {tasks} tasks, and each trains a run of its own: use srun -n 1; for "
+        f"several processes of one run use torchrun, or resources: {{gpus: ...}} in a sweep"
     )
 
 

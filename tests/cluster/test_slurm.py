@@ -1,9 +1,12 @@
 """Sweeps on a real Slurm, as a user runs them."""
 
 import json
+import os
+import sys
 
 import pytest
-from lab import assert_whole, finished_here, results, slurm, wait_for
+from holding import ENVIRONMENT
+from lab import LONG, TWO, assert_whole, finished_here, results, slurm, wait_for
 from spans import most_at_once
 
 from densevit.launch.slurm import attempts
@@ -98,6 +101,71 @@ def test_what_slurm_refuses_is_told_in_its_words_and_nothing_is_submitted(
     ]
     assert set(bad.states()) == {"pending"}
     assert not list(bad.outputs.glob("sweeps/*/submissions/*"))
+
+
+def test_a_job_that_is_too_long_or_whose_setup_fails_says_so(sweep):
+    long = sweep("long", profile={"partition": "urgent"}, grid={"cl_mode": ["none"]})
+    slurm("scontrol", "update", "partitionname=urgent", "maxtime=30")
+    try:
+        told = long.submit(code=2)
+    finally:
+        slurm("scontrol", "update", "partitionname=urgent", "maxtime=unlimited")
+    assert "resources.hours: 1 is more than the 0.5 hours that partition urgent allows" in told
+    assert not list(long.outputs.glob("sweeps/*"))
+
+    setup = ["for n in 1 2; do", "  [ $n = 3 ] && echo three", "done", "no-such-module load cuda"]
+    broken = sweep("broken", profile={"setup": setup}, grid={"cl_mode": ["none"]})
+    broken.submit()
+    assert broken.wait() == ["failed"]
+    why = broken.status()["runs"][0]["why"]
+    assert "setup failed with exit code 127: no-such-module load cuda" in why
+
+
+def test_resources_that_change_while_jobs_wait(sweep):
+    waiting = sweep("waiting", profile={"options": {"begin": "now+2hours"}}, **FOUR)
+    waiting.submit("--no-canary")
+    waiting.write(resources={"cpus": 1, "mem": "900M", "hours": 2})
+    told = waiting.submit("--no-canary")
+    assert "4 waiting jobs of this sweep: resources have changed" in told
+    assert "(hours 1.0 -> 2.0)" in told
+    told = waiting.submit("--no-canary", "--replace")
+    assert "cancelled 4 waiting jobs with the former resources" in told
+    assert "submitted 4 runs" in told
+    left = slurm("squeue", "-h", "-r", "-t", "pending", "-o", "%j %l").splitlines()
+    assert [line.split()[1] for line in left if line.startswith("waiting-")] == ["2:00:00"] * 4
+    waiting.call("cancel", "--yes")
+
+
+# It runs a command as Apptainer does, with Slurm's commands out of its sight.
+CONTAINER = """#!/bin/sh
+echo "$@" >> {log}
+shift 5
+exec unshare --mount sh -c '
+  for name in scontrol squeue sacct scancel; do mount --bind /dev/null "$(command -v $name)"; done
+  exec "$@"' - "$@"
+"""
+
+
+def test_runs_in_a_container_reach_slurm_through_their_script(sweep, tmp_path, monkeypatch):
+    image, program = tmp_path / "image.sif", tmp_path / "apptainer"
+    image.touch()
+    program.write_text(CONTAINER.format(log=tmp_path / "calls"))
+    program.chmod(0o755)
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    profile = {"container": {"image": str(image), "mounts": ["/srv"]}, "python": sys.executable}
+    inside = sweep("inside", profile=profile, base=LONG, **TWO)
+    inside.hold(30)
+    inside.submit(env=environment)
+    first = inside.wait_training(steps=21)[0]
+    # The canary has released the other, without scontrol.
+    inside.wait_training(2, steps=1)
+    slurm("scancel", "--signal=USR2", inside.job(first))  # a preemption: its job is requeued
+    wait_for(lambda: "preempted" in inside.ends(first))
+    inside.let_go()
+    assert inside.wait() == ["finished"] * 2
+    assert len(inside.ends(first)) == 2
+    call = (tmp_path / "calls").read_text().splitlines()[0]
+    assert call.startswith(f"exec --nv --bind {inside.outputs},/srv {image} {sys.executable} ")
 
 
 def test_without_slurm_there_is_one_line(sweep, tmp_path):

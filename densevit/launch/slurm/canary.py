@@ -21,7 +21,7 @@ def advance(submission: Submission, jobs: Mapping[str, commands.Job] | None = No
     Without a canary, or when it has passed, all are released; else the canary alone. When it has
     failed, the others are cancelled. `jobs` is the queue; without it, all jobs count as held.
     """
-    released = submission.folder / "released"
+    begun, released = submission.folder / "canary-released", submission.folder / "released"
     if released.exists():  # somebody else holds the jobs that are held since then
         return False
     elements = list(submission.elements())
@@ -35,7 +35,10 @@ def advance(submission: Submission, jobs: Mapping[str, commands.Job] | None = No
     elif result is not None:
         commands.cancel(_shortest(submission, on_hold))
     elif elements[0] in on_hold:
+        if begun.exists():  # somebody else holds the canary, and so all others
+            return False
         commands.release(elements[:1])
+        write_atomic(begun, "")
     elif jobs is not None and not (elements[0] in jobs and jobs[elements[0]].active):
         # It was cancelled or died silently: the next submission has its own canary.
         commands.cancel(_shortest(submission, on_hold))

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from densevit.launch.slurm import relay
 from densevit.utils.errors import Unreachable, UserError
 
 PATIENCE = 30.0  # seconds
@@ -89,10 +90,13 @@ def call(command: Sequence[str], patience: float = PATIENCE, given: str = "") ->
     Errors: `NoAnswer` or `Refused` with Slurm's message.
     """
     try:
-        done = subprocess.run(  # noqa: S603  (a list, no shell)
-            command, input=given, capture_output=True, text=True, errors="replace",
-            timeout=patience, env=clean(), check=False,
-        )  # fmt: skip
+        if relay.available() and shutil.which(command[0]) is None:
+            done = relay.run(command, patience)
+        else:
+            done = subprocess.run(  # noqa: S603  (a list, no shell)
+                command, input=given, capture_output=True, text=True, errors="replace",
+                timeout=patience, env=clean(), check=False,
+            )  # fmt: skip
     except FileNotFoundError:
         raise NoAnswer(f"{command[0]} is not on the PATH") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from densevit.launch.process import start_training
 from densevit.launch.slurm import attempts, canary, commands, oom
 from densevit.launch.slurm.attempts import End
 from densevit.launch.slurm.job_environment import Place, current_place, run_environment
+from densevit.launch.slurm.submissions import DEFAULT_HOURS
 from densevit.runs.directory import RunFolder
 from densevit.utils.errors import EXIT_CARRY_ON, EXIT_FAILED, UserError
 
@@ -244,7 +245,7 @@ def _note_end(child: Child, place: Place, received: ReceivedSignal) -> None:
 def _reason_of_signal(place: Place, received: ReceivedSignal) -> End:
     """Return the reason for a signal: timeout, preemption or cancellation."""
     if received.number == signal.SIGUSR2:
-        limit = 3600 * place.submission.resources.get("hours", 24)
+        limit = 3600 * place.submission.resources.get("hours", DEFAULT_HOURS)
         early = place.submission.signal_seconds + TICK_SECONDS
         return "timeout" if received.at - received.started >= limit - early else "preempted"
     with suppress(commands.NoAnswer):

@@ -10,10 +10,10 @@ from densevit.launch import code_snapshot
 from densevit.launch.foreground import Watch
 from densevit.launch.launcher import JobQueue, Launcher, LaunchOptions
 from densevit.launch.run_state import Observed
-from densevit.launch.slurm import commands, groups, submissions, submit
-from densevit.launch.slurm.observe import cancel, observe, queued_jobs
+from densevit.launch.slurm import commands, groups, limits, submissions, submit
+from densevit.launch.slurm.observe import cancel, changed_jobs, observe, queued_jobs
 from densevit.launch.slurm.probe_job import cost_setting
-from densevit.launch.slurm.profile import usable_profile
+from densevit.launch.slurm.profile import Profile, usable_profile
 from densevit.launch.slurm.state import WAITS_IN_VAIN
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
@@ -29,11 +29,26 @@ def _check(plan: Plan, runs: Sequence[Run], options: LaunchOptions) -> list[str]
         found = groups.groups(runs, profile)
     except UserError as error:
         raise UserError(f"{plan.spec.file}: {error}") from None
+    _check_hours(found, profile, plan.spec.file)
     return [
         f"{count(sum(map(len, group.tasks)), 'run')} in {count(len(group.tasks), 'job')} "
         f"({resources_text(group.resources)})"
         for group in found
     ]
+
+
+def _check_hours(found: Sequence[groups.Group], profile: Profile, file: Path) -> None:
+    """Refuse a job that is longer than its partition allows: Slurm would queue it for ever."""
+    longest = limits.longest_hours(profile.partition) if found else None
+    for group in found:
+        hours = group.resources.get("hours", submissions.DEFAULT_HOURS)
+        if longest is not None and hours > longest:
+            name = profile.partition
+            where = f"partition {name}" if name else "the default partition"
+            raise UserError(
+                f"{file}: resources.hours: {hours:g} is more than the {longest:g} hours that "
+                f"{where} allows; a run that needs longer resumes in a new job"
+            )
 
 
 def _launch(plan: Plan, runs: tuple[Run, ...], options: LaunchOptions, watch: Watch) -> list[str]:
@@ -53,10 +68,11 @@ def _launch(plan: Plan, runs: tuple[Run, ...], options: LaunchOptions, watch: Wa
 
 @contextmanager
 def _submitting(plan: Plan, options: LaunchOptions) -> Iterator[None]:
-    usable_profile(plan, options)  # before the lock creates the outputs folder
+    profile = usable_profile(plan, options)  # before the lock creates the outputs folder
     try:
         with submissions.submitting(plan.outputs):
             _take_over(plan.outputs)
+            _replace_changed(plan, profile, options)
             yield
     except commands.NoAnswer as silent:
         raise Unreachable(
@@ -69,6 +85,22 @@ def _take_over(outputs: Path) -> None:
     mine = [made for made in submissions.read_all(outputs) if made.user == commands.user()]
     if mine and submit.settle(mine, commands.queue([commands.user()])):
         say("took over the jobs of an interrupted command")
+
+
+def _replace_changed(plan: Plan, profile: Profile, options: LaunchOptions) -> None:
+    """Name the waiting jobs whose resources have changed in the file; with `replace`, cancel them:
+    their runs are then submitted anew."""
+    changed = changed_jobs(plan, profile)
+    if not changed:
+        return
+    jobs, changes = list(changed), "; ".join(sorted(set(changed.values())))
+    if options.replace:
+        _check(plan, plan.runs, options)
+        cancel(jobs)
+        say(f"cancelled {count(len(jobs), 'waiting job')} with the former resources ({changes})")
+    else:
+        say(f"{count(len(jobs), 'waiting job')} of this sweep: resources have changed in the file "
+            f"({changes}) and not in the queue; --replace submits them anew")  # fmt: skip
 
 
 def _attend(plan: Plan, observed: Observed) -> None:

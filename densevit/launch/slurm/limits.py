@@ -1,4 +1,4 @@
-"""The limits of the cluster: size of an array, submitted jobs of a user."""
+"""The limits of the cluster: size of an array, submitted jobs of a user, time of a job."""
 
 from __future__ import annotations
 
@@ -29,3 +29,26 @@ def submit_limit(qos: str | None) -> int | None:
         return None
     numbers = [int(text) for text in limits if text.strip().isdecimal()]
     return min(numbers) if numbers else None
+
+
+def longest_hours(partitions: str | None) -> float | None:
+    """Return the hours that a job may ask for in the longest of its partitions (`a,b`; without a
+    name: in the default one), None if there is no limit or it is not known."""
+    try:
+        text = call(["scontrol", "show", "partition", "--all", "--oneliner"])
+    except NoAnswer:
+        return None
+    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines()]
+    key, values = ("PartitionName", partitions.split(",")) if partitions else ("Default", ["YES"])
+    found = [_hours(row.get("MaxTime", "")) for row in rows if row.get(key) in values]
+    limits = [hours for hours in found if hours is not None]
+    return max(limits) if limits and len(limits) == len(found) else None
+
+
+def _hours(text: str) -> float | None:
+    """Return the hours of Slurm's `days-hours:minutes:seconds`; None for UNLIMITED."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 24 * days + hours + minutes / 60 + seconds / 3600

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from densevit.launch.run_state import Observed, Recorded, RunState, read_recorded, unless_damaged
 from densevit.launch.slurm import commands, submissions
-from densevit.launch.slurm.state import Queue, ask, classify_job
+from densevit.launch.slurm.groups import groups
+from densevit.launch.slurm.profile import Profile
+from densevit.launch.slurm.state import AT_WORK, Queue, ask, classify_job
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
@@ -55,6 +58,36 @@ def queued_jobs(plan: Plan) -> dict[str, str]:
         for run, (submission, job) in newest.items()
         if job in queue and queue[job].active and submission.owns(job, queue[job].name)
     }
+
+
+def changed_jobs(plan: Plan, profile: Profile) -> dict[str, str]:
+    """Map the plan's jobs that wait with other resources than the plan has now to what changed:
+    `hours 24 -> 48`. Errors: `NoAnswer` if Slurm does not answer."""
+    wanted = {
+        run.id: group.resources
+        for group in groups(plan.runs, profile)
+        for task in group.tasks
+        for run in task
+    }
+    newest = submissions.newest_jobs(submissions.read_all(plan.outputs))
+    found = {}
+    for run, (submission, job) in newest.items():
+        if run in wanted and submission.user == commands.user():
+            change = _change(submission.resources, wanted[run])
+            found |= {job: (submission, change)} if change else {}
+    queue = commands.queue([commands.user()]) if found else {}
+    return {
+        job: change
+        for job, (submission, change) in found.items()
+        if job in queue and queue[job].active and queue[job].state not in AT_WORK
+        and submission.owns(job, queue[job].name)
+    }  # fmt: skip
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    names = [n for n in {**before, **after} if before.get(n) != after.get(n)]
+    shown = [f"{n} {before.get(n, 'default')} -> {after.get(n, 'default')}" for n in names]
+    return ", ".join(shown)
 
 
 def cancel(jobs: Sequence[str]) -> None:

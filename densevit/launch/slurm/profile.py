@@ -63,6 +63,20 @@ class Requeue(_Record):
     node_failures: Int = Field(5, ge=1, description="failures of nodes")
 
 
+# No comma or colon, which separate mounts, and nothing that a batch script could misread.
+Place = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f,:]*$", max_length=1000)]
+
+
+class Container(_Record):
+    """The image in which runs execute; it needs Python and the packages of DenseViT."""
+
+    image: Annotated[str, Field(pattern=r"^[^\x00-\x20\x7f]+$", max_length=1000)] = Field(
+        description="a file, or an address such as docker://host/name:tag"
+    )
+    runtime: Literal["apptainer", "singularity", "pyxis"] = "apptainer"
+    mounts: list[Place] = Field([], description="folders it needs besides the outputs: the data")
+
+
 class Profile(_Record):
     """A cluster. `resources` are the defaults of its runs; a sweep may override them."""
 
@@ -77,6 +91,7 @@ class Profile(_Record):
     resources: Resources = Resources()
     setup: list[ShellLine] = []
     python: ShellLine | None = None
+    container: Container | None = None
     throttle: Int = Field(256, ge=1)
     max_submitted: Int | None = Field(None, ge=1)
     signal_seconds: Int = Field(120, ge=1, le=3600)
@@ -141,6 +156,7 @@ def read_profile(path: Path) -> Profile:
     except ValidationError as error:
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         raise UserError(f"{path}: {_explain(problems[0])}") from None
+    profile = _with_image(profile, path)
     for name in profile.options:
         if not re.fullmatch(r"[a-z][a-z-]*", name):
             raise UserError(f"{path}: options: {name!r} is not a long option of sbatch")
@@ -158,6 +174,19 @@ def read_profile(path: Path) -> Profile:
     return profile
 
 
+def _with_image(profile: Profile, path: Path) -> Profile:
+    """Make the path of an image absolute; pyxis has names of its own. Errors: `UserError`."""
+    container = profile.container
+    if container is None or container.runtime == "pyxis" or "://" in container.image:
+        return profile
+    image = (path.parent / Path(container.image).expanduser()).resolve()
+    if not image.exists():
+        raise UserError(f"{path}: container.image: {image}: no such file")
+    return profile.model_copy(
+        update={"container": container.model_copy(update={"image": str(image)})}
+    )
+
+
 def _keys() -> list[str]:
     return [name for name in Profile.model_fields if name != "file"]
 
@@ -169,9 +198,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
         kind = {
             "setup": "a line of shell", "python": "a line of shell",
             "resources": "a number with K, M, G or T behind it",
+            "container": "an image, or absolute paths without commas and colons",
         }.get(where[0], "a name as Slurm has them")  # fmt: skip
         return f"{key}: {problem['input']!r} must be {kind}"
-    valid = {"resources": list(Resources.model_fields), "requeue": list(Requeue.model_fields)}
+    parts = {"resources": Resources, "requeue": Requeue, "container": Container}
+    valid = {name: list(part.model_fields) for name, part in parts.items()}
     message = explain(problem, valid.get(where[0], _keys()) if len(where) > 1 else _keys())
     message = message.replace("Value error, ", "")
     return message if message.isprintable() else repr(message)[1:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from densevit.launch.slurm import attempts, commands
 from densevit.launch.slurm.submissions import Submission
 from densevit.runs.directory import RunFolder
 from densevit.runs.status import Cause, Status
+from densevit.utils.files import last_lines
 
 WAITS_IN_VAIN = "the sweep's command decides"
 
@@ -26,6 +28,11 @@ _CAUSES: dict[str, Cause] = {
     "TIMEOUT": "timeout", "DEADLINE": "timeout", "OUT_OF_MEMORY": "oom", "NODE_FAIL": "node",
     "BOOT_FAIL": "node", "FAILED": "killed",
 }  # fmt: skip
+# Reasons that no waiting removes: Slurm keeps such a job in the queue for ever.
+_PERMANENT = re.compile(
+    r"Partition(Time|Node)Limit|BadConstraints|Invalid(Account|QOS)|(Assoc|QOS)Max\w+PerJob"
+)
+_NEVER = "it can never start; correct its resources, and start the sweep again with --replace"
 _FAILED_ENDS = ("failed", "killed", "timeout")  # of an attempt
 
 
@@ -119,7 +126,8 @@ def _living(run: _JobRun, living: commands.Job, queue: Queue) -> RunState:
             waits = f"waits for the first steps of {submission.tasks[0][0]}"
             vain = submission.canary_result() is not None or first not in queue.jobs
             return run.state("queued", f"{WAITS_IN_VAIN}: {waits}" if vain else waits)
-        return run.state("queued", living.reason.strip("()"))
+        reason = living.reason.strip("()")
+        return run.state("queued", f"{reason}: {_NEVER}" if _PERMANENT.match(reason) else reason)
     # In a job of several runs one may have ended while the others go on.
     if run.failed_under_job():
         return run.recorded_failure()
@@ -163,7 +171,8 @@ def _gone_unstarted(run: _JobRun, ended: commands.Job | None) -> RunState:
         why = f"held back: the first steps of {canary['run']} failed: {canary['message']}"
         return run.state("pending", why)
     if ended is not None and ended.state == "FAILED":
-        why = f"its job failed before the run could start: {_reported(ended)}"
+        said = last_lines(submission.log(run.job), 1) or [_reported(ended)]
+        why = f"its job failed before the run could start: {said[0]}"
         return run.state("failed", why, "code")
     state: StateName = "cancelled" if ended and ended.state == "CANCELLED" else "lost"
     return run.state(

@@ -21,6 +21,7 @@ from densevit.utils.errors import UserError
 from densevit.utils.files import read_json, write_json
 
 PATIENCE = 120.0  # seconds
+DEFAULT_HOURS = 24  # of a job whose resources name none
 
 
 @dataclass(frozen=True)

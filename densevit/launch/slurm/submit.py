@@ -207,7 +207,7 @@ def _complete(submission: Submission, chunk: Chunk) -> None:
     """Write the task of each element, as submitit would have done after sbatch."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
-    minutes = math.ceil(60 * submission.resources.get("hours", 24))
+    minutes = math.ceil(60 * submission.resources.get("hours", records.DEFAULT_HOURS))
     for number, task in enumerate(count_tasks(submission, chunk), chunk.first):
         paths = JobPaths(submission.jobs_folder, chunk.element(number))
         if not paths.submitted_pickle.exists():

@@ -25,8 +25,10 @@
 #SBATCH --time=91
 
 # setup
+trap 'echo "setup failed with exit code $?: $BASH_COMMAND" >&2; exit 1' ERR
 module load cuda/12.4
 export DATA="$HOME/my data"
+trap - ERR
 export PYTHONSAFEPATH=1
 export PYTHONPATH='/TMP/my outputs/code/0123'${PYTHONPATH:+:$PYTHONPATH}
 

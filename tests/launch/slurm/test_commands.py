@@ -316,6 +316,20 @@ def test_without_accounts_there_is_no_limit(fake):
     assert limits.submit_limit("normal") is None
 
 
+PARTITIONS = """PartitionName=short AllowGroups=ALL Default=NO MaxTime=04:00:00 State=UP
+PartitionName=gpu Default=YES MaxTime=2-12:30:00 State=UP
+PartitionName=long Default=NO MaxTime=UNLIMITED State=UP"""
+
+
+@pytest.mark.parametrize(
+    ("partitions", "hours"),
+    [("short", 4), ("gpu", 60.5), (None, 60.5), ("short,gpu", 60.5), ("short,long", None), ("gone", None)],
+)  # fmt: skip
+def test_the_longest_job_is_that_of_the_longest_partition(fake, partitions, hours):
+    fake("scontrol", prints(*PARTITIONS.splitlines()))
+    assert limits.longest_hours(partitions) == hours
+
+
 @pytest.mark.parametrize(
     ("config", "size"),
     [

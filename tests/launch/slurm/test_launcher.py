@@ -4,7 +4,7 @@ import pytest
 
 from densevit.cli.main import main_sweep
 from densevit.config import yaml_file
-from densevit.launch.slurm import commands, submit
+from densevit.launch.slurm import commands, limits, submit
 from densevit.sweep.plan import make_plan
 
 
@@ -28,6 +28,7 @@ def world(tmp_path, tiny, monkeypatch, capsys):
 
     monkeypatch.setattr(commands, "require", lambda: None)
     monkeypatch.setattr(submit, "submit", take)
+    monkeypatch.setattr(limits, "longest_hours", lambda partitions: 2)
     plan = make_plan(file, tmp_path / "out")
 
     def call(*words):

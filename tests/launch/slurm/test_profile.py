@@ -40,6 +40,7 @@ def test_every_key_takes_what_clusters_have(tmp_path):
         "constraint": "(a100|h100)&nvlink", "exclude": "node[01-03,7],login2", "gpu_type": "a100_80.gb",
         "resources": {"gpus": 2, "cpus": 8.0, "hours": 1.5, "mem": "1.5G", "nodes": 2, "pack": 1},
         "setup": ["module load cuda\t# 12", 'export X="$(hostname); é"'], "python": "srun-env python -s",
+        "container": {"image": "docker://host/name:1.2", "runtime": "pyxis", "mounts": ["/my data"]},
         "throttle": 8, "max_submitted": 100, "signal_seconds": 300,
         "requeue": {"timeouts": 1, "node_failures": 2},
         "options": {"exclusive": True, "nice": -5, "mail-type": "END,FAIL", "comment": "two words; é"},
@@ -48,6 +49,17 @@ def test_every_key_takes_what_clusters_have(tmp_path):
     assert data.keys() == Profile.model_fields.keys() - {"file"}, "a new key needs a test"
     assert profile.model_dump() == data
     assert profile.file == str(tmp_path / "alpha.yaml")
+
+
+def test_an_image_file_is_looked_for_beside_the_profile(tmp_path):
+    (tmp_path / "vit.sif").touch()
+    profile = read(tmp_path, "container: {image: vit.sif}")
+    assert profile.container.image == str(tmp_path / "vit.sif")
+    assert "container.image: " in said(tmp_path, "container: {image: gone.sif}")
+    assert said(tmp_path, "container: {image: 'a b'}").startswith(
+        "container.image: 'a b' must be an image"
+    )
+    assert "'mounts'" in said(tmp_path, "container: {image: vit.sif, mount: [/a]}")
 
 
 def test_defaults_suffice(tmp_path):

@@ -96,6 +96,7 @@ def world(tmp_path, monkeypatch):
     (run,) = plan.runs
     folder = plan.run_folder(run)
     folder.create(run.config)
+    folder.metrics_file.touch()
     submission = Submission(
         folder=plan.folder / "submissions" / "a", sweep="little", user="me", resources={},
         tasks=[["first"], [run.id]], chunks=(Chunk(NAME, 0, 2, "7"),), canary=False, code="",

@@ -231,6 +231,14 @@ def test_without_a_look_at_the_queue_all_is_taken_to_be_held(tmp_path, asked, wo
     assert not canary.advance(submission(tmp_path, Chunk("c", 0, 2, void=True)))
 
 
+def test_a_canary_that_its_user_holds_stays_on_hold(tmp_path, asked):
+    made = submission(tmp_path, THREE)
+    assert canary.advance(made)
+    assert asked.pop() == ("release", ["7_0"])
+    assert not canary.advance(made, jobs_of(made, "012")), "scontrol hold 7_0"
+    assert asked == []
+
+
 def test_the_ids_are_as_few_as_can_be(tmp_path):
     made = submission(tmp_path, THREE, TWO, ONE)
     every = list(made.elements())
