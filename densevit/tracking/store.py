@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from densevit.tracking.mlflow_fields import BEGUN
+from densevit.tracking.moved_outputs import artifact_location, repoint
 from densevit.tracking.store_uri import database_file, is_database
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def opened(uri: str, outputs: Path) -> Iterator[MlflowClient]:
         yield open_store(uri)
     elif database is not None:
         with file_lock(database.with_suffix(".lock")):
-            yield open_store(uri)
+            client = open_store(uri)
+            repoint(database, outputs)
+            yield client
     else:
         with file_lock(outputs / "mlflow.lock"):
             client = open_store(uri)
@@ -132,7 +135,7 @@ def find_or_create_experiment(
     found = client.get_experiment_by_name(name)
     if found is None:
         # A server has its own artifact location; a database has none.
-        location = (outputs.absolute() / "mlartifacts").as_uri() if is_database(uri) else None
+        location = artifact_location(outputs) if is_database(uri) else None
         try:
             return client.create_experiment(name, artifact_location=location)
         except Exception:  # another machine may have created it first

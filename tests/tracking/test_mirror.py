@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from forkedmirror import ForkedMirror
+from mlflow.tracking._tracking_service import utils as mlflow_utils
 from rundirs import (
     CONFIG,
     START,
@@ -38,6 +39,28 @@ from densevit.tracking.mirror_process import (
 from densevit.utils.files import read_json, write_atomic
 
 NOTHING: tuple = ([], [])
+
+
+def test_moved_outputs_keep_their_artifacts_with_them(outputs, tmp_path):
+    run = make_run(outputs, train_lines(1, 3))
+    assert mirror_once(outputs, [run], "my-sweep") == NOTHING
+    moved = outputs.rename(tmp_path / "moved")
+    (outputs / "mlartifacts").mkdir(parents=True)  # as an older version would have made it again
+    write_atomic(run_folder(moved, run).results_file, json.dumps({"benchmarks": {}}))
+    mlflow_utils._artifact_repos_cache.clear()  # it is that of another process
+    assert mirror_once(moved, [run], "my-sweep") == NOTHING
+    assert not list((outputs / "mlartifacts").iterdir())
+    client, child = client_of(moved), runs_of(moved)[run]
+    names = {artifact.path for artifact in client.list_artifacts(child.info.run_id)}
+    assert {"config.yaml", "results.json"} <= names
+    assert child.info.artifact_uri.startswith((moved / "mlartifacts").as_uri() + "/")
+
+    # Another outputs folder that uses this database keeps its own.
+    (outputs / "runs").mkdir()
+    location = (outputs / "mlartifacts").as_uri()
+    client.create_experiment("other", artifact_location=location)
+    mirror_once(moved, [run])
+    assert client.get_experiment_by_name("other").artifact_location == location
 
 
 def test_the_store_equals_the_files(outputs):

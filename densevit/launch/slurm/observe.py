@@ -70,7 +70,7 @@ def changed_jobs(plan: Plan, profile: Profile) -> dict[str, str]:
         for run in task
     }
     newest = submissions.newest_jobs(submissions.read_all(plan.outputs))
-    found = {}
+    found: dict[str, tuple[submissions.Submission, str]] = {}
     for run, (submission, job) in newest.items():
         if run in wanted and submission.user == commands.user():
             change = _change(submission.resources, wanted[run])
