@@ -31,7 +31,8 @@ from harness import markdown, seconds_of, write_record
 from PIL import Image
 
 from densevit.data.crops import RECIPES
-from densevit.data.image_folder import SUFFIXES, FolderImages
+from densevit.data.image_files import has_image_suffix
+from densevit.data.image_folder import FolderImages
 from densevit.data.loaders import TwoViews
 from densevit.utils.errors import EXIT_MISTAKE
 from densevit.utils.torchvision_compat import ensure_torchvision
@@ -75,7 +76,7 @@ def write_files(folder: Path, options: argparse.Namespace, size: tuple[int, int]
     (folder / "x").mkdir()
     found = []
     if options.pictures:
-        found = sorted(p for p in options.pictures.rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = sorted(p for p in options.pictures.rglob("*") if has_image_suffix(p.name))
         found = found[:: max(1, len(found) // options.count)]
     ids = [f"x/{number}.jpg" for number in range(options.count)]
     for number, name in enumerate(ids):

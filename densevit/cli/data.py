@@ -48,6 +48,7 @@ def _add_check(parts: Any) -> None:
     add(
         "--no-hash", action="store_true", help="read only both ends of files; finds no equal images"
     )
+    add("--label-column", metavar="NAME", help="the labels of Hugging Face data sets with several")
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -87,7 +88,7 @@ def _check(options: argparse.Namespace) -> int:
     places = _places(options.sets)
     cache = Path(options.cache).expanduser() if options.cache else None
     several = []
-    for listing in [listed(name, path) for name, path in places.items()]:
+    for listing in [listed(name, path, options.label_column) for name, path in places.items()]:
         several.append(examine(listing, not options.no_hash, options.jobs, cache))
         if not options.json:
             _say(*_lines(several[-1]))
@@ -170,7 +171,7 @@ def _say(*lines: str) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from densevit.data.image_folder import some
+    from densevit.data.image_files import some
     from densevit.data.prepare import prepare
 
     to = Path(options.to).expanduser().absolute()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +93,16 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _refuse_damaged(test_sets: Sequence[TestSet]) -> None:
-    from densevit.data.check_folders import quick_problems
+    from densevit.data.check_folders import quick_reading, unreadable
+    from densevit.data.image_files import skipped_lines
 
     for test_set in test_sets:
-        problems = quick_problems(test_set)
+        problems = unreadable(test_set.images, quick_reading(test_set.images))
         if problems:
             raise UserError(f"{test_set.name}: {problems[0]}")
+        lines = [*skipped_lines(getattr(test_set.images, "skipped", ())), *test_set.notes()]
+        for line in lines:
+            print(f"{test_set.name}: {line}", file=sys.stderr)
 
 
 def _target(

@@ -42,7 +42,9 @@ def _absolute_set(given: Any, folder: Path) -> Any:
     if isinstance(given, dict):
         return {
             key: _absolute(value, folder)
-            if isinstance(value, str) and value not in ("folder", "imagenet")
+            if key != "label_column"
+            and isinstance(value, str)
+            and value not in ("folder", "imagenet")
             else value
             for key, value in given.items()
         }

@@ -56,7 +56,13 @@ def canonical(value: Any) -> Any:
     return value
 
 
+def _several(value: Any) -> Any:
+    """Convert a single value to a list of it."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 Int = Annotated[int, BeforeValidator(_whole)]
+_Byte = Annotated[Int, Field(ge=0, le=255)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
 
 
@@ -78,6 +84,8 @@ class BenchmarkFolder(BaseModel):
     classes: str | None = None
     """folder: as in train/ (default for names that are not known); imagenet: WordNet ids; or a
     file of lines FOLDER CLASS"""
+    label_column: str | None = None
+    """the column of the labels, of a Hugging Face data set with several"""
 
 
 class RunConfig(BaseModel):
@@ -101,6 +109,8 @@ class RunConfig(BaseModel):
     """arguments of timm.create_model (img_size, patch_size, depth, ...)"""
     dataset: Name = "imagenet"
     """shapes or shapes-many (drawn, no download), or the name of an image folder"""
+    label_column: str | None = Field(None, min_length=1)
+    """the column of the labels, of a Hugging Face data set with several (CIFAR-100: fine_label)"""
     # Initial weights and precision
     pretrained: bool = False
     """start from timm's pretrained weights, downloaded if needed"""
@@ -193,6 +203,9 @@ class RunConfig(BaseModel):
     masks: str | None = _execution(None)
     """images with masks for the dense-probe: a folder, or Pascal VOC (the drawn
     sets have their own)"""
+    void: Annotated[list[_Byte], BeforeValidator(_several)] = _execution([255])
+    """values of masks that are no class, and are neither trained on nor scored: 255, or several,
+    such as [0, 255]"""
     experiment_name: Name = _execution("densevit")
     """MLflow experiment of the run"""
     log_model: bool = _execution(False)

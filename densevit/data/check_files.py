@@ -20,15 +20,24 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from densevit.data.image import DEEP, Images, check_depth, root_of
+from densevit.data.image import (
+    DEEP,
+    ORIENTATION,
+    Images,
+    fault_of,
+    open_header,
+    open_image,
+    root_of,
+    upright_rgb,
+)
 from densevit.data.image_folder import FolderImages
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json, write_json
 
 DIGEST_BYTES = 12  # of the hash of an image's content
-_VERSION = 2  # of the cache format
+_VERSION = 3  # of the cache format
 _CHUNK = 500  # images per task of a worker; up to two chunks are read in this process
 _JPEG = (b"\xff\xda", b"\xff\xd9")  # the markers where pixels begin and end
 _MARKS = {"JPEG": _JPEG, "MPO": _JPEG, "PNG": (b"IDAT", b"IEND\xaeB`\x82")}
@@ -59,7 +68,8 @@ class Reading(NamedTuple):
 def read_files(images: Images, hashing: bool, jobs: int | None, cache: Path | None) -> Reading:
     """Return the cached reading of a set, or read its files and cache the result.
 
-    `hashing` hashes whole files; without it only the beginning and the end of a file are read.
+    `hashing` hashes whole files and decodes them as a run does; without it only the beginning and
+    the end of a JPEG or PNG file are read.
     `jobs` processes (default: the cores) read a folder; an archive is read in this process. `cache`
     is a folder (default: `cache_folder()`).
     """
@@ -165,10 +175,8 @@ def _part(images: Any, names: Sequence[Any], hashing: bool) -> list[_Check]:
                         checks.append(_check_file(file, hashing))
                 else:
                     checks.append(_check_file(io.BytesIO(images.read(name)), hashing))
-            except UnidentifiedImageError:
-                checks.append(_Check("is no image"))
             except Exception as error:  # a damaged file may raise anything
-                checks.append(_Check(getattr(error, "strerror", None) or str(error) or repr(error)))
+                checks.append(_Check(fault_of(error)))
     return checks
 
 
@@ -183,25 +191,24 @@ def _check_file(file: BinaryIO, hashing: bool) -> _Check:
     file.seek(max(0, length - _TAIL))
     end = file.read().rstrip(b"\0")
     file.seek(0)
-    image = Image.open(file)
-    if "exif" in image.info:
-        image.getexif()  # as a run does, for the orientation
-    kind = _kind(image)
-    if image.mode in DEEP:
-        image.load()
-        check_depth(image)
-    if image.format not in _MARKS:  # only decoding shows whether it is intact
-        image.load()
-        return _Check("", False, kind, image.size, digest)
-    start_mark, end_mark = _MARKS[image.format]
-    odd = not end.endswith(end_mark)
-    if odd:  # bytes after the end are harmless, but the end must exist: zeros decode as gray
-        file.seek(0)
-        content = file.read()
-        if content.rfind(end_mark) < content.rfind(start_mark):
-            return _Check("is truncated: its end is missing")
-        image.load()
-    return _Check("", odd, kind, image.size, digest)
+    image = open_header(file)
+    kind, size, odd = _kind(image), image.size, False
+    if image.format in _MARKS:
+        start_mark, end_mark = _MARKS[image.format]
+        odd = not end.endswith(end_mark)
+        if odd:  # bytes after the end are harmless, but the end must exist: zeros decode as gray
+            file.seek(0)
+            content = file.read()
+            if content.rfind(end_mark) < content.rfind(start_mark):
+                return _Check("is truncated: its end is missing")
+        elif not hashing and image.mode not in DEEP:
+            if "exif" in image.info:
+                image.getexif().get(ORIENTATION)  # as a run does
+            return _Check("", odd, kind, size, digest)
+    file.seek(0)  # only decoding shows whether it is intact
+    found = open_image("", file)
+    upright_rgb(found.encoded, found.orientation, reduction=8 if min(size) >= 8 else 1)
+    return _Check("", odd, kind, size, digest)
 
 
 def _kind(image: Image.Image) -> str:

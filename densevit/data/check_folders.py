@@ -1,13 +1,12 @@
 """Check that a data set's folders have the layout that a run expects and its files are intact.
 
 `listed` reads the folders; `examine` also reads the files (`densevit.data.check_files`). A fault is
-a problem; other observations are notes. A run calls `known_problems` and `quick_problems` before it
+a problem; other observations are notes. A run calls `known_reading` and `quick_reading` before it
 starts.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +14,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from densevit.data import imagenet
-from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
+from densevit.data.archives import open_tar
 from densevit.data.check_files import Reading, cached_reading, read_files
+from densevit.data.class_names import one_class_hint
+from densevit.data.hugging_face import Split, is_hugging_face, open_hugging_face
 from densevit.data.image import Images, root_of
-from densevit.data.image_folder import SUFFIXES, FolderImages, some
+from densevit.data.image_files import (
+    Skipped,
+    check_names,
+    list_class_folders,
+    skipped_lines,
+    some,
+)
+from densevit.data.image_folder import FolderImages
 from densevit.data.imagenet_val import is_flat, open_flat
 from densevit.data.known_benchmarks import LAYOUTS, expected_classes, misnamed
-from densevit.data.open_benchmark import corruption_folders
-from densevit.data.test_set import TestSet
+from densevit.data.open_benchmark import StoredImages, corruption_folders
+from densevit.data.tar_files import is_tar
 from densevit.utils.errors import UserError
 
 QUICK = 60_000  # images that a run reads before it starts, at most
@@ -31,12 +39,12 @@ _PUBLISHED = {"train": 1_281_167, "val": 50_000}
 
 
 class Listing(NamedTuple):
-    """The images, `empty` class folders, `foreign` (ignored) files and problems of a data set."""
+    """The images, `empty` class folders, skipped files and problems of a data set."""
 
     name: str
     images: Images
     empty: Sequence[str] = ()
-    foreign: Sequence[str] = ()
+    skipped: Sequence[Skipped] = ()
     problems: Sequence[str] = ()
 
 
@@ -51,7 +59,7 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def listed(name: str, path: Path) -> Listing:
+def listed(name: str, path: Path, label_column: str | None = None) -> Listing:
     """List class folders, tar files, a Hugging Face data set, or ImageNet's flat validation folder.
 
     The class folders of a benchmark in `LAYOUTS` are expected as its archive has them. Errors:
@@ -69,9 +77,10 @@ def listed(name: str, path: Path) -> Listing:
         return _corruptions(name, path)
     try:
         if is_tar(path):
-            images: Images = open_tar(path, name)
+            images: StoredImages = open_tar(path, name)
         elif is_hugging_face(path):
-            images = open_hugging_face(path, "train" if name == "train" else "val", name)
+            split: Split = "train" if name == "train" else "val" if name == "val" else "test"
+            images = open_hugging_face(path, split, name, label_column)
         elif is_flat(path):
             images = open_flat(path, name)
         else:
@@ -81,7 +90,8 @@ def listed(name: str, path: Path) -> Listing:
         return Listing(name, FolderImages(path, (), (), ()), problems=[problem])
     labels = set(images.labels)
     empty = [each for label, each in enumerate(images.classes) if label not in labels]
-    return Listing(name, images, empty, problems=misnamed(name, images.classes))
+    problems = misnamed(name, images.classes) or _too_few_classes(images)
+    return Listing(name, images, empty, images.skipped, problems)
 
 
 def examine(
@@ -105,26 +115,29 @@ def examine(
     return Findings(listing, read, expected, tuple(problems), _notes(listing, read, expected))
 
 
-def known_problems(images: Images | TestSet, cache: Path | None = None) -> list[str]:
-    """Return a line per image that a cached check found unreadable, if the files are unchanged.
+def known_reading(images: Images, cache: Path | None = None) -> Reading | None:
+    """Return the cached check of a set's files if they are unchanged, else None.
 
     Reads no image: one stat per file if there was a check, else nothing.
     """
-    images = images.images if isinstance(images, TestSet) else images
     with suppress(RuntimeError):  # no home folder, therefore no cache
-        return _unreadable(images, cached_reading(images, False, cache))
-    return []
+        return cached_reading(images, False, cache)
+    return None
 
 
-def quick_problems(
-    images: Images | TestSet, jobs: int | None = None, cache: Path | None = None
-) -> list[str]:
-    """Return `known_problems`; if no check of a set of at most `QUICK` images is cached, check the
+def quick_reading(
+    images: Images, jobs: int | None = None, cache: Path | None = None
+) -> Reading | None:
+    """Return `known_reading`; if no check of a set of at most `QUICK` images is cached, check the
     first and last bytes of its files now and cache the result."""
-    images = images.images if isinstance(images, TestSet) else images
     if len(images) > QUICK or root_of(images) is None:  # the built-in set has no files
-        return known_problems(images, cache)
-    return _unreadable(images, read_files(images, False, jobs, cache))
+        return known_reading(images, cache)
+    return read_files(images, False, jobs, cache)
+
+
+def unreadable(images: Images, read: Reading | None) -> list[str]:
+    """Return a line per image that a check found unreadable."""
+    return [f"{root_of(images)}: {name}: {why}" for name, why in read.unreadable] if read else []
 
 
 def _corruptions(name: str, root: Path) -> Listing:
@@ -144,34 +157,28 @@ def _corruptions(name: str, root: Path) -> Listing:
     labels = tuple(each for part in parts for each in part.images.labels)
     images = FolderImages(root, expected_classes(LAYOUTS[name]), ids, labels)
     empty = [each for part in parts for each in part.empty]
-    foreign = [each for part in parts for each in part.foreign]
-    return Listing(name, images, empty, foreign, problems)
+    skipped = [each for part in parts for each in part.skipped]
+    return Listing(name, images, empty, skipped, problems)
 
 
 def _walk(name: str, root: Path, inside: str) -> Listing:
-    """List the class folders of `root/inside`, also empty ones, their images (the same as those of
-    `image_folder.scan`) and the files that a run ignores; all paths are relative to `root`."""
-    with os.scandir(root / inside) as entries:
-        seen = sorted((e.name, e.is_dir()) for e in entries if e.name[0] != ".")
-    classes = tuple(each for each, is_folder in seen if is_folder)
-    foreign = [f"{inside}{each}" for each, is_folder in seen if not is_folder]
-    ids: list[str] = []
-    labels: list[int] = []
-    empty = []
-    for label, each in enumerate(classes):
-        found: list[str] = []
-        for folder, _, names in os.walk(root / inside / each, followlinks=True):
-            relative = os.path.relpath(folder, root)
-            for file in names:
-                if file[0] != ".":
-                    is_image = os.path.splitext(file)[1].lower() in SUFFIXES  # noqa: PTH122
-                    (found if is_image else foreign).append(f"{relative}/{file}")
-        ids += sorted(found)
-        labels += [label] * len(found)
-        empty += [] if found else [f"{inside}{each}"]
-    images = FolderImages(root, classes, tuple(ids), tuple(labels))
-    problems = misnamed(name, classes) or ([] if classes else ["holds no class folders"])
-    return Listing(name, images, empty, foreign, problems)
+    """List the class folders of `root/inside`, also empty ones; paths are relative to `root`."""
+    found = list_class_folders(root, inside)
+    images = FolderImages(root, found.classes, found.ids, found.labels, found.skipped)
+    problems = misnamed(name, found.classes) or _too_few_classes(images)
+    try:
+        check_names(found.ids, root, name)
+    except UserError as error:
+        problems.append(str(error).removeprefix(f"{name}: "))
+    return Listing(name, images, found.empty, found.skipped, problems)
+
+
+def _too_few_classes(images: Images) -> list[str]:
+    if not images.classes:
+        return ["holds no class folders"]
+    if len(images.classes) == 1:
+        return [f"has only the class {images.classes[0]}{one_class_hint(images)}"]
+    return []
 
 
 def _notes(listing: Listing, read: Reading, expected: int | None) -> tuple[str, ...]:
@@ -179,8 +186,7 @@ def _notes(listing: Listing, read: Reading, expected: int | None) -> tuple[str, 
     if expected is not None and count != expected:
         state = "incomplete: " if count < expected else ""
         notes.append(f"{state}{count:,} of {expected:,} published images")
-    if listing.foreign:
-        notes.append(f"ignored files: {some([*listing.foreign])}")
+    notes += skipped_lines(listing.skipped)
     for kind, several, first in read.kinds:
         notes.append(f"{several:,} images {kind}: {first}" + ", ..." * (several > 1))
     if read.odd:
@@ -192,7 +198,3 @@ def _notes(listing: Listing, read: Reading, expected: int | None) -> tuple[str, 
             twins.append(f"{first_of[digest]} = {name}")
         first_of.setdefault(digest, name)
     return (*notes, *([f"the same content: {some(twins)}"] if twins else []))
-
-
-def _unreadable(images: Images, read: Reading | None) -> list[str]:
-    return [f"{root_of(images)}: {name}: {why}" for name, why in read.unreadable] if read else []

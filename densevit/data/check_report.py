@@ -17,16 +17,19 @@ def compare(several: Sequence[Findings]) -> tuple[list[str], list[str]]:
     Problems: class folders of val that differ from train's, and images of train in another set, by
     their hashes where present. Notes: images that two test sets share.
     """
-    from densevit.data.image_folder import some
+    from densevit.data.image_files import some
     from densevit.data.known_benchmarks import difference
 
     problems: list[str] = []
     notes: list[str] = []
     sets = {each.listing.name: each for each in several}
     if "train" in sets and "val" in sets:
-        classes = [sets[name].listing.images.classes for name in ("val", "train")]
-        fault = difference(*classes)
-        problems += [f"val: its class folders are not those of train: {fault}"] if fault else []
+        of_val, of_train = (sets[name].listing.images.classes for name in ("val", "train"))
+        fault = difference(of_val, of_train)
+        if set(of_val) - set(of_train):
+            problems.append(f"val: its class folders are not those of train: {fault}")
+        elif fault:
+            notes.append(f"val: {fault}: a run is scored on the images of the other classes")
     for names in combinations(sets, 2):
         one, other = (sets[name] for name in names)
         first = dict(one.reading.contents(one.listing.images.ids))

@@ -9,17 +9,26 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from densevit.config.probes import probes_by_name
 from densevit.config.run_config import RunConfig
-from densevit.data.archives import is_hugging_face, open_hugging_face
+from densevit.data.class_names import check_several
+from densevit.data.hugging_face import is_hugging_face, open_hugging_face
 from densevit.data.image import Images, Labels, LazyImage
-from densevit.data.open_benchmark import check_classes, open_benchmark, open_images, resolved
+from densevit.data.image_files import skipped_lines
+from densevit.data.open_benchmark import (
+    StoredImages,
+    by_output,
+    open_benchmark,
+    open_images,
+    resolved,
+)
 from densevit.data.shapes import dataset
+from densevit.data.tar_files import tar_paths
 from densevit.data.test_set import TestSet, plain_set
 from densevit.utils.errors import UserError, nearest
 
@@ -37,6 +46,20 @@ class Data:
         tests = {name: images.fingerprint() for name, images in self.benchmarks.items()}
         record = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
         return {**record, "benchmarks": tests}
+
+    def notes(self) -> list[str]:
+        """Return lines about what was skipped, and about classes without images or outputs."""
+        tests = {"val": self.val, **self.benchmarks}
+        sets = {"train": self.train, **{name: test.images for name, test in tests.items()}}
+        lines = [
+            f"{name}: {line}"
+            for name, images in sets.items()
+            for line in skipped_lines(getattr(images, "skipped", ()))
+        ]
+        return [
+            *lines,
+            *(f"{name}: {line}" for name, test in tests.items() for line in test.notes()),
+        ]
 
 
 def open_data(config: RunConfig, size: int) -> Data:
@@ -168,23 +191,32 @@ def _open_drawn(config: RunConfig, size: int) -> Data:
 
 
 def _open_folders(config: RunConfig) -> Data:
-    train, val = open_splits(data_folder(config), f"{config.dataset}: data_dir")
+    source = f"{config.dataset}: data_dir"
+    train, val = open_splits(data_folder(config), source, config.label_column)
     return Data(train, val, {})
 
 
-def open_splits(folder: Path, source: str) -> tuple[Images, TestSet]:
-    """Open train and val of a folder; error messages begin with `source`."""
+def open_splits(
+    folder: Path, source: str, label_column: str | None = None
+) -> tuple[StoredImages, TestSet]:
+    """Open train and val of a folder; `label_column` is that of a Hugging Face data set.
+
+    Errors: `UserError` beginning with `source`, also for a train of one class.
+    """
     if not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{source}: {folder}: {fault}; give one with train/ and val/")
-    train, val = (_open(folder, split, source) for split in ("train", "val"))
-    check_classes(val, train.classes, source)
-    return train, plain_set("val", val)
+    train = _open(folder, "train", source, label_column)
+    val = _open(folder, "val", source, label_column)
+    check_several(train, train.classes, source)
+    return train, by_output("val", val, train.classes, source)
 
 
-def _open(folder: Path, split: str, source: str) -> Images:
+def _open(
+    folder: Path, split: Literal["train", "val"], source: str, label_column: str | None
+) -> StoredImages:
     """Open a split: SPLIT/ with class folders or tar files, SPLIT.tar, or Hugging Face's."""
     if is_hugging_face(folder):
-        return open_hugging_face(folder, split, source)
-    archive = folder / f"{split}.tar"
-    return open_images(archive if archive.exists() else folder / split, source)
+        return open_hugging_face(folder, split, source, label_column)
+    archive = next((path for path in tar_paths(folder, split) if path.is_file()), None)
+    return open_images(archive or folder / split, source, label_column)

@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
-from densevit.utils.errors import UserError
+from densevit.utils.errors import UserError, reason_of
 
-_ORIENTATION = 0x0112  # the EXIF tag
+# Still images that Pillow decodes itself. EPS and the like would start an external program.
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "AVIF", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "PPM", "QOI", "TGA",
+)  # fmt: skip
+ORIENTATION = 0x0112  # the EXIF tag
 DEEP = ("F", "I")  # modes that `check_depth` examines
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# How to make an image upright, by its EXIF orientation (EXIF 2.3, section 4.6.4); 1 is upright.
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # fmt: skip
+_TURNED = (5, 6, 7, 8)  # these swap width and height
 
 
 @dataclass(frozen=True)
 class LazyImage:
     """An image whose pixels may not be decoded yet.
 
-    `name` is the file's, for errors; `size` is width and height in pixels, upright.
+    `name` is the file's, for errors; `size` is width and height in pixels, upright; `orientation`
+    is that of EXIF.
     """
 
     name: str
     encoded: Image.Image
     size: tuple[int, int]
+    orientation: int = 1
 
     def decode(self, reduction: int = 1) -> Image.Image:
         """Return upright RGB: EXIF orientation applied; gray, palette and CMYK converted.
@@ -39,18 +54,24 @@ class LazyImage:
 
         Errors: `UserError` naming the file if it is truncated, or its values are not 8 or 16 bits.
         """
-        image = self.encoded
         with _naming(self.name):
-            if reduction > 1:
-                image.draft(None, (image.width // reduction, image.height // reduction))
-            image.load()
-            check_depth(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
-                image = image.convert("RGBA")
-            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return upright_rgb(self.encoded, self.orientation, reduction)
+
+
+def upright_rgb(image: Image.Image, orientation: int, reduction: int = 1) -> Image.Image:
+    """Decode an image (see `LazyImage.decode`). Errors: those of Pillow, which may be any."""
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))
+    image.load()
+    check_depth(image)
+    if orientation in _UPRIGHT:
+        # Not ImageOps.exif_transpose, which rewrites all EXIF data and fails if some is bad.
+        image = image.transpose(_UPRIGHT[orientation])
+    if image.mode == "P" or (image.mode in ("L", "RGB") and "transparency" in image.info):
+        image = image.convert("RGBA")
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def check_depth(image: Image.Image) -> None:
@@ -110,15 +131,44 @@ def read_image(name: str, read: Callable[[], bytes]) -> LazyImage:
     Errors: `UserError` naming the file if it is missing or no image.
     """
     with _naming(name):
-        image = Image.open(io.BytesIO(read()))
-        turned = image.getexif().get(_ORIENTATION) in _TURNED
-        width, height = image.size
-        return LazyImage(name, image, (height, width) if turned else (width, height))
+        return open_image(name, io.BytesIO(read()))
+
+
+def open_header(file: BinaryIO) -> Image.Image:
+    """Return an image of which only the header was read. Errors: those of Pillow."""
+    return Image.open(file, formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this build of Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(name: str, file: BinaryIO) -> LazyImage:
+    """Return the image in an open file. Errors: those of Pillow, which may be any."""
+    image = open_header(file)
+    orientation = image.getexif().get(ORIENTATION, 1)
+    width, height = image.size
+    size = (height, width) if orientation in _TURNED else (width, height)
+    return LazyImage(name, image, size, orientation)
+
+
+def fault_of(error: Exception) -> str:
+    """Return why a file is no image, from an error of Pillow."""
+    if isinstance(error, UnidentifiedImageError):
+        return "is no image"
+    if isinstance(error, struct.error):
+        return f"damaged data: {error}"
+    return getattr(error, "strerror", None) or reason_of(error)
 
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: cannot be read as an image: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises anything for a damaged file
+        raise UserError(f"{name}: cannot be read as an image: {fault_of(error)}") from None

@@ -5,37 +5,45 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from densevit.data.image import LazyImage, read_image
+from densevit.data.image_files import Skipped, check_names, list_class_folders
 from densevit.utils.errors import UserError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
 
 @dataclass(frozen=True)
 class FolderImages:
     """The images of a folder `root/CLASS/**/image`, in sorted order.
 
-    `ids` are paths relative to `root`; `labels` index `classes`.
+    `ids` are paths relative to `root`; `labels` index `classes`; `skipped` is what the folder holds
+    besides them.
     """
 
     root: Path
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     labels: tuple[int, ...]
+    skipped: tuple[Skipped, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def image(self, index: int) -> LazyImage:
         """Return an image, not decoded. Errors: `UserError` naming the file."""
-        return read_file(os.path.join(self.root, self.ids[index]))  # noqa: PTH118, a fifth of pathlib's time
+        return read_file(self._path(index))
+
+    def content(self, index: int) -> bytes:
+        """Return the bytes of an image's file."""
+        return _content(self._path(index))
 
     def fingerprint(self) -> dict[str, object]:
         """Return the counts of classes and images, and a hash of the ids."""
         return names_fingerprint(self.classes, self.ids)
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, self.ids[index])  # noqa: PTH118, a fifth of pathlib's time
 
 
 def read_file(path: str) -> LazyImage:
@@ -53,42 +61,19 @@ def scan(root: Path, source: str) -> FolderImages:
     """List a folder of class folders.
 
     `source` begins the error messages ("pacs: data_dir"). Errors: `UserError` if the folder is
-    missing, has no class folders, or a class has no images.
+    missing, has no class folders, a class has no images, or a name is not UTF-8.
     """
     if not root.is_dir():
         raise UserError(f"{source}: {root}: no such folder")
-    classes = sorted(e.name for e in os.scandir(root) if e.is_dir() and e.name[0] != ".")
-    if not classes:
+    found = list_class_folders(root)
+    if not found.classes:
         raise UserError(f"{source}: {root}: holds no class folders (expected CLASS/image.jpg)")
-    ids: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _pictures(root, name)
-        if not found:
-            raise UserError(f"{source}: {root / name}: holds no images ({' '.join(SUFFIXES)})")
-        ids += found
-        labels += [label] * len(found)
-    return FolderImages(root, tuple(classes), tuple(ids), tuple(labels))
+    if found.empty:
+        raise UserError(f"{source}: {root / found.empty[0]}: holds no images (.jpg, .png, ...)")
+    check_names(found.ids, root, source)
+    return FolderImages(root, found.classes, found.ids, found.labels, found.skipped)
 
 
 def _content(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:  # noqa: PTH123, one read, no buffer
         return file.read()
-
-
-def _pictures(root: Path, class_name: str) -> list[str]:
-    found = []
-    for folder, subfolders, names in os.walk(root / class_name, followlinks=True):
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        found += [
-            f"{relative}/{name}"
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != "."  # noqa: PTH122
-        ]
-    return sorted(found)
-
-
-def some(names: list[str]) -> str:
-    first = ", ".join(names[:5])
-    return first + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from densevit.data import imagenet
+from densevit.data.image_files import Skipped, is_hidden, reason_to_skip
 from densevit.data.image_folder import FolderImages
 from densevit.utils.errors import UserError
 
@@ -38,7 +39,8 @@ def is_flat(path: Path) -> bool:
     if not path.is_dir():
         return False
     with os.scandir(path) as entries:
-        kinds = [(e.is_dir(), image_number(e.name) is not None) for e in entries]
+        shown = [entry for entry in entries if not is_hidden(entry.name)]
+        kinds = [(e.is_dir(), image_number(e.name) is not None) for e in shown]
     folders = any(is_folder for is_folder, _ in kinds)
     return not folders and any(is_picture for _, is_picture in kinds)
 
@@ -48,7 +50,13 @@ def open_flat(path: Path, source: str) -> FolderImages:
 
     Errors: `UserError` if no label file is found, or it lacks an image or names an unknown class.
     """
-    names = sorted(e.name for e in os.scandir(path) if image_number(e.name) is not None)
+    entries = sorted(os.listdir(path))  # noqa: PTH208, names
+    names = [name for name in entries if image_number(name) is not None]
+    skipped = [
+        Skipped(name, reason_to_skip(name) or "without the name of a validation image")
+        for name in entries
+        if image_number(name) is None and name not in TRUTHS
+    ]
     truth, wnid_of = _truth(path, source)
     place = {wnid: index for index, wnid in enumerate(imagenet.wnids())}
     labels = []
@@ -58,7 +66,7 @@ def open_flat(path: Path, source: str) -> FolderImages:
             fault = "has no label for" if wnid is None else f"gives {wnid} to"
             raise UserError(f"{source}: {truth}: {fault} {name}")
         labels.append(place[wnid])
-    return FolderImages(path, imagenet.wnids(), tuple(names), tuple(labels))
+    return FolderImages(path, imagenet.wnids(), tuple(names), tuple(labels), tuple(skipped))
 
 
 def labels_of(path: Path, source: str) -> Mapping[int, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from densevit.data import imagenet
-from densevit.data.image_folder import some
+from densevit.data.image_files import some
 
 
 @dataclass(frozen=True)

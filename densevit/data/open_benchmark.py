@@ -8,16 +8,21 @@ other names are rejected, never guessed. Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from densevit.data import imagenet
-from densevit.data.archives import is_hugging_face, is_tar, open_hugging_face, open_tar
-from densevit.data.image import Images, Labels, root_of
-from densevit.data.image_folder import FolderImages, scan, some
+from densevit.data.archives import ArchivedImages, open_tar
+from densevit.data.class_names import check_several, read_class_file
+from densevit.data.hugging_face import is_hugging_face, open_hugging_face
+from densevit.data.image import Labels
+from densevit.data.image_files import Skipped, some, visible
+from densevit.data.image_folder import FolderImages, scan
 from densevit.data.imagenet_val import is_flat, open_flat
 from densevit.data.known_benchmarks import LAYOUTS, difference, expected_classes, misnamed
+from densevit.data.tar_files import is_tar
 from densevit.data.test_set import Groups, TestSet, plain_set
 from densevit.utils.errors import UserError
 
@@ -27,33 +32,27 @@ def open_benchmark(
 ) -> TestSet:
     """Open a benchmark of a run's configuration, for a network with these `outputs` (class names).
 
-    `given` is its path, or a mapping of `path` and `classes`: `folder` (the class folders are the
-    outputs), `imagenet` (WordNet ids of all or some classes), or a file (see `_class_file`).
-    Without a path it is $DENSEVIT_DATA/NAME. Errors: `UserError` beginning with `source`.
+    `given` is its path, or a mapping of `path`, `classes` and `label_column` (of a Hugging Face
+    data set). `classes` is `folder` (the class folders are outputs), `imagenet` (WordNet ids of all
+    or some classes), or a file (see `read_class_file`). Without a path it is $DENSEVIT_DATA/NAME.
+    Errors: `UserError` beginning with `source`.
     """
     record = {"path": given} if isinstance(given, str) or given is None else dict(given)
     path = _place(name, record.get("path"), source)
-    scheme = record.get("classes")
+    scheme, column = record.get("classes"), record.get("label_column")
     if scheme is None and name == "imagenet-real":
         raise UserError(
             f"{source}: not a benchmark of its own; the results of imagenet include real_top1"
         )
     if scheme is None and name in LAYOUTS:
-        return _known(name, path, outputs, source)
+        return _known(name, path, outputs, source, column)
+    images = open_images(path, source, column)
     if scheme in (None, "folder"):
-        images = open_images(path, source)
-        check_classes(images, outputs, source)
-        if tuple(images.classes) == outputs:
-            return plain_set(name, images)
-        # The same classes in another order, such as the outputs of a network trained on `shapes`.
-        place = {output: index for index, output in enumerate(outputs)}
-        labels = [place[images.classes[label]] for label in images.labels]
-        return TestSet(name, images, outputs, labels)
-    images = open_images(path, source)
+        return by_output(name, images, outputs, source)
     if scheme == "imagenet":
         _check_known(images.classes, imagenet.wnids(), "WordNet ids of ImageNet", path, source)
-        return _test_set(name, images, images.classes, outputs, source, path)
-    meaning = _class_file(Path(scheme), source)
+        return _test_set(name, images, images.classes, outputs, source)
+    meaning = read_class_file(Path(scheme), source)
     missing = sorted(set(images.classes) - meaning.keys())
     if missing:
         raise UserError(f"{source}: classes: {scheme}: has no line for {some(missing)} of {path}")
@@ -61,43 +60,63 @@ def open_benchmark(
     classes = tuple(sorted(set(class_of)))
     place = {each: index for index, each in enumerate(classes)}
     labels = [place[class_of[label]] for label in images.labels]
-    return _test_set(name, images, classes, outputs, source, path, labels)
+    return _test_set(name, images, classes, outputs, source, labels)
 
 
-def open_images(path: Path, source: str) -> Images:
+StoredImages = FolderImages | ArchivedImages
+
+
+def open_images(path: Path, source: str, label_column: str | None = None) -> StoredImages:
     """Open class folders, tars, a Hugging Face data set, or ImageNet's flat validation folder."""
     if is_tar(path):
-        return open_tar(path, source)
-    if is_hugging_face(path):
-        return open_hugging_face(path, "val", source)
-    if is_flat(path):
-        return open_flat(path, source)
-    if path.is_file():
+        images: StoredImages = open_tar(path, source)
+    elif is_hugging_face(path):
+        return open_hugging_face(path, "test", source, label_column)
+    elif is_flat(path):
+        images = open_flat(path, source)
+    elif path.is_file():
         raise UserError(f"{source}: {path}: is a file, neither a folder nor a .tar")
-    return scan(path, source)
+    else:
+        images = scan(path, source)
+    if label_column is not None:
+        raise UserError(
+            f"{source}: {path}: label_column: {label_column}: is for Hugging Face data sets; here "
+            f"the class folders are the labels"
+        )
+    return images
 
 
-def check_classes(images: Images, expected: Sequence[str], source: str) -> None:
-    """Reject a folder whose class names are not those of the training images."""
-    fault = difference(images.classes, expected)
-    if fault:
-        where = root_of(images) or ""
-        raise UserError(f"{source}: {where}: its classes are not those of train/: {fault}")
+def by_output(name: str, images: StoredImages, outputs: tuple[str, ...], source: str) -> TestSet:
+    """Return a test set whose class names are outputs of the network: a run's own val, too.
+
+    Some outputs may have no images. Errors: `UserError` for other class names.
+    """
+    if images.classes == outputs:
+        return plain_set(name, images)
+    extra = set(images.classes) - set(outputs)
+    if extra:
+        fault = difference(images.classes, outputs)
+        raise UserError(f"{source}: {images.root}: its classes are not those of train/: {fault}")
+    place = {output: index for index, output in enumerate(outputs)}
+    labels = [place[images.classes[label]] for label in images.labels]
+    return TestSet(name, images, outputs, labels)
 
 
-def _known(name: str, path: Path, outputs: tuple[str, ...], source: str) -> TestSet:
+def _known(
+    name: str, path: Path, outputs: tuple[str, ...], source: str, column: str | None
+) -> TestSet:
     layout = LAYOUTS[name]
     classes = expected_classes(layout)
     if layout.folders == "corruption":
-        images: Images = _scan_corruptions(path, classes, source)
+        images: StoredImages = _scan_corruptions(path, classes, source)
     else:
-        images = open_images(path, source)
+        images = open_images(path, source, column)
     for fault in misnamed(name, images.classes):
         raise UserError(f"{source}: {path}: {fault}")
     labels = images.labels
     if images.classes != classes:  # numbers, sorted as text
         numbers = [int(folder) for folder in images.classes]
-        labels = [numbers[label] for label in images.labels]
+        labels = tuple(numbers[label] for label in images.labels)
     if name == "imagenet" and outputs == classes:
         return plain_set(name, images)
     if layout.folders == "category":
@@ -111,17 +130,53 @@ def _known(name: str, path: Path, outputs: tuple[str, ...], source: str) -> Test
         members = imagenet.category_members()
         groups = _groups([members[c] for c in classes], outputs, name, source)
         return TestSet(name, images, classes, labels, groups, layout=name)
-    return _test_set(name, images, classes, outputs, source, path, labels, name)
+    shared = tuple(each for each in classes if each in set(outputs))
+    if len(shared) < len(classes) and set(outputs) <= set(imagenet.wnids()):
+        rows = [row for row, label in enumerate(labels) if classes[label] in shared]
+        place = {each: index for index, each in enumerate(shared)}
+        labels = tuple(place[classes[labels[row]]] for row in rows)
+        test_set = _test_set(name, select(images, rows), shared, outputs, source, labels, name)
+        # mCE and the reassessed labels are defined for all 1000 classes.
+        alike = "" if name in ("imagenet", "imagenet-c") else name
+        return replace(test_set, layout=alike, shared_of=len(classes))
+    return _test_set(name, images, classes, outputs, source, labels, name)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Reads some images of an archive."""
+
+    read: Callable[[int], bytes]
+    rows: Sequence[int]
+
+    def __call__(self, index: int) -> bytes:
+        return self.read(self.rows[index])
+
+
+def select(images: StoredImages, rows: Sequence[int]) -> StoredImages:
+    """Return some of the images, in the order of `rows`."""
+    ids, labels = tuple(images.ids[row] for row in rows), tuple(images.labels[row] for row in rows)
+    if isinstance(images, FolderImages):
+        return replace(images, ids=ids, labels=labels)
+    return replace(images, ids=ids, labels=labels, read=_Rows(images.read, rows))
 
 
 def _test_set(
-    name: str, images: Images, classes: tuple[str, ...], outputs: tuple[str, ...], source: str,
-    path: Path, labels: Labels | None = None, layout: str = "",
+    name: str, images: StoredImages, classes: tuple[str, ...], outputs: tuple[str, ...],
+    source: str, labels: Labels | None = None, layout: str = "",
 ) -> TestSet:  # fmt: skip
-    """Return a test set each of whose classes is one of the network's outputs."""
+    """Return a test set each of whose classes is one of the network's outputs.
+
+    Errors: `UserError` if an output is missing, or there are less than two classes.
+    """
     groups = None
     if classes != outputs:
-        groups = _groups([(each,) for each in classes], outputs, f"{name} ({path})", source)
+        named = [(each,) for each in classes]
+        groups = _groups(named, outputs, f"{name} ({images.root})", source)
+    if classes:
+        check_several(images, classes, source)
+    else:
+        raise UserError(f"{source}: {images.root}: the network has none of its classes")
     return TestSet(name, images, tuple(classes), labels, groups, layout=layout)
 
 
@@ -143,7 +198,7 @@ def corruption_folders(root: Path) -> list[Path]:
     """Return the folders of ImageNet-C's corruptions, in its order; they may also lie one folder
     deeper, in the unpacked archives `noise`, `blur`, `weather`, `digital` and `extra`."""
     found: dict[str, Path] = {}
-    for folder in sorted([*root.glob("*"), *root.glob("*/*")]):
+    for folder in sorted([*visible(root), *(e for each in visible(root) for e in visible(each))]):
         if folder.is_dir():
             found.setdefault(folder.name, folder)
     return [found[name] for name in imagenet.CORRUPTIONS if name in found]
@@ -162,6 +217,7 @@ def _scan_corruptions(root: Path, classes: tuple[str, ...], source: str) -> Fold
         )
     ids: list[str] = []
     labels: list[int] = []
+    skipped: list[Skipped] = []
     for corruption in found:
         for severity in "12345":
             folder = corruption / severity
@@ -172,7 +228,8 @@ def _scan_corruptions(root: Path, classes: tuple[str, ...], source: str) -> Fold
             inside = folder.relative_to(root)
             ids += [f"{inside}/{each}" for each in images.ids]
             labels += images.labels
-    return FolderImages(root, classes, tuple(ids), tuple(labels))
+            skipped += [each._replace(path=f"{inside}/{each.path}") for each in images.skipped]
+    return FolderImages(root, classes, tuple(ids), tuple(labels), tuple(skipped))
 
 
 def _check_known(
@@ -181,31 +238,6 @@ def _check_known(
     unknown = sorted(set(found) - set(known))
     if unknown:
         raise UserError(f"{source}: {path}: its class folders must be {what}: {some(unknown)}")
-
-
-def _class_file(path: Path, source: str) -> dict[str, str]:
-    """Read lines `FOLDER CLASS` that map class folders to the network's classes. Several folders
-    may map to one class; `#` begins a comment."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{source}: classes: {path}: {reason}; must be folder, imagenet, or a file of lines "
-            f"FOLDER CLASS"
-        ) from None
-    meaning: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
-            continue
-        if len(words) != 2 or words[0] in meaning:
-            wrong = f"{words[0]} twice" if len(words) == 2 else f"{line.strip()!r}"
-            raise UserError(
-                f"{source}: classes: {path}:{number}: {wrong}; a line must be FOLDER CLASS"
-            )
-        meaning[words[0]] = words[1]
-    return meaning
 
 
 def _place(name: str, given: str | None, source: str) -> Path:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from densevit.data import imagenet
 from densevit.data.archive_members import open_archive
-from densevit.data.image_folder import SUFFIXES, some
+from densevit.data.image_files import reason_to_skip, some
 from densevit.data.imagenet_val import TRUTHS, image_number, labels_of
 from densevit.data.known_benchmarks import LAYOUTS, PREPARED, expected_classes, misnamed
 from densevit.utils.errors import UserError
@@ -123,9 +123,10 @@ def _targets(name: str, labels: Mapping[int, str]) -> Callable[[str], str | None
     corrupted = LAYOUTS[name].folders == "corruption"
 
     def target_of(path: str) -> str | None:
-        *above, file = [part for part in path.split("/") if part not in ("", ".")] or ["."]
-        if file[0] == "." or Path(file).suffix.lower() not in SUFFIXES or "__MACOSX" in above:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if reason_to_skip("/".join(parts)):
             return ""
+        *above, file = parts
         number = image_number(file)
         if number is not None and number in labels and not classes.intersection(above):
             return f"{labels[number]}/{file}"

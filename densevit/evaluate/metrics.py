@@ -28,6 +28,7 @@ def score(predictions: Predictions, clean: ClassPredictions | None = None) -> Nu
     - `top1_all`: among all classes of the network, if it has more.
     - `top1_NAME`: on images of NAME's classes, among these: the clean accuracy to compare with.
     - `matched_clean`: see the function of that name.
+    - `n_CLASS`: the number of images of each class, if a class has none.
     - `nll`: mean cross-entropy in nats; `ece`: expected calibration error, 15 bins of equal width.
     - masks: see `segmentation_metrics`; images with several classes: see `multilabel_metrics`.
     - and those of the benchmark's record in `BENCHMARK_METRICS`:
@@ -55,6 +56,10 @@ def score(predictions: Predictions, clean: ClassPredictions | None = None) -> Nu
         "ways": len(predictions.classes),
         "n": len(hits),
     }
+    images_of = np.bincount(predictions.labels, minlength=len(predictions.classes))
+    if not images_of.all():
+        pairs = zip(predictions.classes, images_of.tolist(), strict=True)
+        numbers |= {f"n_{name}": count for name, count in pairs}
     if predictions.anywhere is not None:
         numbers["top1_all"] = percent(predictions.anywhere == predictions.labels)
     for name, predicted in predictions.among.items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densevit.data.image_files import printable
 from densevit.utils.errors import RunError, UserError, reason_of
 from densevit.utils.files import replacing
 
@@ -121,7 +122,8 @@ def write_predictions(predictions: Predictions, path: Path, source: str = "") ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"sample": pa.array(predictions.samples, pa.string())}
+    names = [each if each.isascii() else printable(each) for each in predictions.samples]
+    columns = {"sample": pa.array(names, pa.string())}
     layout = ""
     if isinstance(predictions, MaskPredictions):
         for name in ("right", "predicted", "labelled"):

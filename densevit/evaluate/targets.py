@@ -16,8 +16,9 @@ from densevit.data.image import Images
 from densevit.data.known_benchmarks import LAYOUTS
 from densevit.data.open_benchmark import open_benchmark, resolved
 from densevit.data.shapes import dataset
+from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.data.test_set import TestSet
-from densevit.evaluate.probes.masks import check_masks, masked_sets
+from densevit.evaluate.probes.masks import check_mask_splits, masked_sets
 from densevit.models.load import LoadedModel
 from densevit.runs.directory import RunFolder
 from densevit.utils.errors import UserError
@@ -142,7 +143,7 @@ def _probe_data(
 
 def _labeled(path: str | None, own: Data | None, name: str) -> tuple[Images, Images]:
     if path is not None:
-        return open_splits(resolved(path, name), name)
+        return _splits(resolved(path, name), name)
     if own is not None:
         return own.train, own.val
     root = os.environ.get("DENSEVIT_DATA")
@@ -151,7 +152,13 @@ def _labeled(path: str | None, own: Data | None, name: str) -> tuple[Images, Ima
             f"{name}: no images are given; give {name}=PATH, a folder with train/ and val/, or set "
             f"$DENSEVIT_DATA to a folder that holds imagenet/"
         )
-    return open_splits(Path(root).expanduser().absolute() / "imagenet", name)
+    return _splits(Path(root).expanduser().absolute() / "imagenet", name)
+
+
+def _splits(folder: Path, name: str) -> tuple[Images, Images]:
+    train, val = open_splits(folder, name)
+    refuse_shared(find_shared(train, val.images), f"{name}: val")
+    return train, val
 
 
 def _masked(
@@ -167,6 +174,5 @@ def _masked(
         )
     splits = masked_sets(config, network.image_size)
     if config.masks is not None and config.masks not in dataset.SETS:
-        for images in splits:
-            check_masks(images)
+        check_mask_splits(*splits)
     return splits

@@ -14,6 +14,7 @@ from densevit import __version__
 from densevit.config.model_names import image_size
 from densevit.config.run_config import RunConfig
 from densevit.data.datasets import Data, check_fingerprint, open_data
+from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.launch.decide import RunActions
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
@@ -103,7 +104,10 @@ def _open(config: RunConfig, file: str, needed: bool, here: bool) -> Data | None
     if not here and any("$" in os.path.expandvars(path) for path in paths):
         return None
     try:
-        return open_data(config, _input_size(config))
+        data = open_data(config, _input_size(config))
+        if needed:
+            refuse_shared(find_shared(data.train, data.val.images), "val")
+        return data
     except UserError as error:
         if needed:
             raise UserError(f"{file}: {error}") from None

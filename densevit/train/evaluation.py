@@ -161,7 +161,11 @@ def _batch_size(trainer: Trainer) -> int:
 
 def _metrics(name: str, metrics: Numbers) -> dict[str, float]:
     """Return a benchmark's metrics as NAME/METRIC, without its numbers of images and classes."""
-    return {f"{name}/{key}": float(v) for key, v in metrics.items() if key not in ("n", "ways")}
+    return {
+        f"{name}/{key}": float(value)
+        for key, value in metrics.items()
+        if key not in ("n", "ways") and not key.startswith("n_")
+    }
 
 
 def _spread(count: int, most: int) -> Sequence[int]:

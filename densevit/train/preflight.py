@@ -7,11 +7,12 @@ import torch
 from densevit.config.evaluation_names import DRAWN_TESTS
 from densevit.config.probes import probes_by_name
 from densevit.config.run_config import RunConfig
-from densevit.data.check_folders import known_problems, quick_problems
+from densevit.data.check_files import Reading
+from densevit.data.check_folders import known_reading, quick_reading, unreadable
 from densevit.data.datasets import Data, check_fingerprint
 from densevit.data.image import Images
-from densevit.data.test_set import TestSet
-from densevit.evaluate.probes.masks import MaskedImages, check_masks, masked_sets
+from densevit.data.shared_images import find_shared, refuse_shared, warn_of_shared
+from densevit.evaluate.probes.masks import MaskedImages, check_mask_splits, masked_sets
 from densevit.models.vit import check_model
 from densevit.runs.directory import RunFolder
 from densevit.train.initial_weights import weights_fingerprint
@@ -37,21 +38,29 @@ def check_batch_split(config: RunConfig, ranks: int) -> None:
 def check_images(data: Data) -> None:
     """Reject damaged images; test sets are checked as by `densevit data check`, and cached.
 
-    Training images are too many to check here; only cached results count.
+    Training images are too many to check here; only cached results count. Test sets that share
+    images with train are rejected (val) or warned of (benchmarks).
     """
-    every: dict[str, Images | TestSet] = {"train": data.train, "val": data.val, **data.benchmarks}
-    for name, images in every.items():
-        problems = known_problems(images) if name == "train" else quick_problems(images)
-        if problems:
-            more = f" (and {len(problems) - 1} more: densevit data check)" if problems[1:] else ""
-            raise UserError(f"{name}: {problems[0]}{more}")
+    of_train = known_reading(data.train)
+    _refuse_damaged("train", data.train, of_train)
+    for name, test_set in {"val": data.val, **data.benchmarks}.items():
+        of_test = quick_reading(test_set.images)
+        _refuse_damaged(name, test_set.images, of_test)
+        found = find_shared(data.train, test_set.images, of_train, of_test)
+        refuse_shared(found, name) if name == "val" else warn_of_shared(found, name)
+
+
+def _refuse_damaged(name: str, images: Images, read: Reading | None) -> None:
+    problems = unreadable(images, read)
+    if problems:
+        more = f" (and {len(problems) - 1} more: densevit data check)" if problems[1:] else ""
+        raise UserError(f"{name}: {problems[0]}{more}")
 
 
 def check_all_masks(config: RunConfig) -> None:
     """Check all masks of the probes before training, not after it."""
     if _has_masks(config):
-        for masked in _masked(config):
-            check_masks(masked)
+        check_mask_splits(*_masked(config))
 
 
 def _has_masks(config: RunConfig) -> bool:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from densevit.config.run_config import RunConfig
-from densevit.data.archives import open_hugging_face, open_tar
+from densevit.data.archives import open_tar
 from densevit.data.datasets import open_data
+from densevit.data.hugging_face import open_hugging_face
 from densevit.data.image_folder import scan
 from densevit.data.loaders import BatchOrder, training_batches
 from densevit.runs.directory import RunFolder
@@ -151,7 +152,7 @@ def test_what_is_wrong_with_an_archive_is_one_line(tmp_path, blobs):
     )
     part.remove_columns("label").save_to_disk(str(tmp_path / "c"))
     assert "must have one column of class labels, has image" in said(
-        open_hugging_face, tmp_path / "c", "val", "x"
+        open_hugging_face, tmp_path / "c", "test", "x"
     )
 
 
@@ -163,9 +164,9 @@ def test_pictures_without_a_label_or_without_a_picture_are_told(tmp_path, blobs)
     for name, change in (("label", {"label": [-1] * 15}), ("image", {"image": [None] * 15})):
         made = datasets.Dataset.from_dict({**held, **change}, features=features)
         made.save_to_disk(str(tmp_path / name))
-    told = said(open_hugging_face, tmp_path / "label", "val", "x")
-    assert told == f"x: {tmp_path / 'label'}: val holds images without a label"
-    images = open_hugging_face(tmp_path / "image", "val", "x")
+    told = said(open_hugging_face, tmp_path / "label", "test", "x")
+    assert told == f"x: {tmp_path / 'label'}: test holds images without a label"
+    images = open_hugging_face(tmp_path / "image", "test", "x")
     assert said(images.image, 3).startswith(f"{tmp_path / 'image'}: val-3: cannot be read as an")
 
 

@@ -1,14 +1,23 @@
 """Image folders: what is read, what is rejected, and the error messages."""
 
+import shutil
+import struct
+
 import numpy as np
 import pytest
+import torch
 from pictures import write_images
-from PIL import Image
+from PIL import Image, ImageOps
 
 from densevit.config.run_config import RunConfig
+from densevit.data.check_folders import examine, listed
 from densevit.data.datasets import check_fingerprint, data_folder, open_data
 from densevit.data.image import read_image
 from densevit.data.image_folder import scan
+from densevit.data.shared_images import find_shared
+from densevit.evaluate.metrics import score
+from densevit.evaluate.predict import from_logits
+from densevit.train.preflight import check_images
 from densevit.utils.errors import UserError
 
 
@@ -43,20 +52,73 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     assert f"{tmp_path / 'a'}: holds no images" in said(scan, tmp_path, "here")
 
 
-def test_missing_and_extra_classes_are_named(tmp_path):
-    write_images(tmp_path / "train", {"a": 2, "b": 2, "c": 2})
-    write_images(tmp_path / "val", {"a": 1, "b": 1})
-    assert "val: its classes are not those of train/: lacks c" in said(
-        open_data, config_of(tmp_path), 32
+def test_a_val_that_lacks_classes_is_scored_on_the_others(tmp_path):
+    write_images(tmp_path / "train", {"a": 2, "b": 2, "c": 2, "d": 2})
+    write_images(tmp_path / "val", {"d": 3, "b": 1}, 1)
+    data = open_data(config_of(tmp_path), 32)
+    assert data.val.classes == ("a", "b", "c", "d")
+    assert list(data.val.labels) == [1, 3, 3, 3]
+    assert data.notes() == [
+        "val: has no images of 2 of its 4 classes (a, c): its scores are those of the others"
+    ]
+    predictions = from_logits(data.val, torch.eye(4)[[1, 3, 3, 0]])
+    numbers = score(predictions)
+    assert (numbers["top1"], numbers["ways"], numbers["n"]) == (75, 4, 4)
+    assert {name: numbers[f"n_{name}"] for name in "abcd"} == {"a": 0, "b": 1, "c": 0, "d": 3}
+    write_images(tmp_path / "val" / "..", {"val/e": 1})
+    told = said(open_data, config_of(tmp_path), 32)
+    assert f"{tmp_path / 'val'}: its classes are not those of train/: " in told
+    assert "has e besides" in told
+
+
+def test_one_class_is_refused_with_the_folders_that_may_be_the_classes(tmp_path):
+    write_images(tmp_path / "train" / "images", {"a": 2, "b": 2})
+    write_images(tmp_path / "val" / "images", {"a": 1, "b": 1}, 1)
+    told = said(open_data, config_of(tmp_path), 32)
+    assert f"{tmp_path / 'train'}: has only the class images, so that every accuracy" in told
+    assert "its subfolders (a, b) are the classes, images/ is one folder level too many" in told
+
+
+@pytest.mark.parametrize("how", ["copied", "linked", "renamed"])
+def test_a_val_of_training_images_is_refused(tmp_path, how, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "train", {"a": 3, "b": 3})
+    if how == "linked":
+        (tmp_path / "val").symlink_to(tmp_path / "train")
+    else:
+        shutil.copytree(tmp_path / "train", tmp_path / "val")
+    if how == "renamed":  # then only the hashes of `densevit data check` tell
+        for file in [*(tmp_path / "val").rglob("*.png")]:
+            file.rename(file.with_name(f"x{file.name}"))
+        for split in ("train", "val"):
+            examine(listed(split, tmp_path / split))
+    data = open_data(config_of(tmp_path), 32)
+    name = "xNAME" if how == "renamed" else "NAME"
+    wanted = f"val: 100.0 % of its images are also in train: a/0.png = a/{name}".replace(
+        "NAME", "0.png"
     )
-    write_images(tmp_path / "val" / "..", {"val/c": 1, "val/d": 1})
-    assert "has d besides" in said(open_data, config_of(tmp_path), 32)
+    assert said(check_images, data).startswith(wanted)
+
+
+def test_the_same_names_with_other_contents_are_not_shared(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_images(tmp_path / "train", {"a": 60, "b": 60}, 1)
+    write_images(tmp_path / "val", {"a": 60, "b": 60}, 2)
+    config = config_of(tmp_path, benchmarks={"again": str(tmp_path / "train")})
+    data = open_data(config, 32)
+    assert find_shared(data.train, data.val.images).pairs == []
+    shutil.copy(tmp_path / "train/a/7.png", tmp_path / "val/a/7.png")
+    assert find_shared(data.train, data.val.images) == (1 / 120, ["a/7.png = a/7.png"])
+    check_images(data)  # below 1 % of val: told, and a benchmark may be what it wants
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "val: 0.8 % of its images are also in train: a/7.png = a/7.png"
+    assert told[1].startswith("again: 100.0 % of its images are also in train: a/0.png")
 
 
 def test_benchmarks_are_checked_like_val(tmp_path):
     write_images(tmp_path / "train", {"a": 2, "b": 2})
     write_images(tmp_path / "val", {"a": 1, "b": 1})
-    write_images(tmp_path / "sketch", {"a": 1})
+    write_images(tmp_path / "sketch", {"z": 1})
     config = config_of(tmp_path, benchmarks={"sketch": str(tmp_path / "sketch")})
     assert said(open_data, config, 32).startswith("benchmarks: sketch: ")
     config = config_of(tmp_path, benchmarks={"val": str(tmp_path / "val")})
@@ -115,6 +177,67 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     path = tmp_path / "x.png"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
     assert np.array_equal(np.asarray(load_rgb(path)), upright)
+
+
+def broken_exif(path, orientation):
+    """Write a JPEG with an orientation, and a resolution of -1 pixels per inch."""
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    entries += struct.pack(">HHII", 0x011A, 10, 1, 38)  # a signed rational, after the entries
+    block = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
+    block += struct.pack(">ii", -1, 1)
+    Image.fromarray(gradient()).save(path, "JPEG", quality=95, exif=block)
+    return path
+
+
+def test_a_broken_rational_of_exif_changes_no_pixel(tmp_path):
+    root = write_images(tmp_path / "val", {"a": 1, "b": 1})
+    plain, turned = (broken_exif(root / "a" / f"{n}.jfif", n) for n in (1, 6))
+    with pytest.raises(struct.error):
+        ImageOps.exif_transpose(Image.open(turned))  # rewrites the resolution, as unsigned
+    wanted = np.rot90(np.asarray(load_rgb(plain)), -1)
+    assert np.array_equal(np.asarray(load_rgb(turned)), wanted)
+    assert examine(listed("val", root), cache=tmp_path).problems == ()
+
+
+def test_a_check_decodes_images_as_a_run_does_and_names_the_file(tmp_path, monkeypatch):
+    root = write_images(tmp_path / "val", {"a": 1, "b": 1})
+    content = (root / "a" / "0.png").read_bytes()
+    place = content.index(b"IDAT") + 100
+    (root / "a" / "0.png").write_bytes(content[:place] + b"damage" + content[place + 6 :])
+    with pytest.raises(UserError, match=r"a/0\.png: cannot be read as an image"):
+        scan(root, "x").image(0).decode()
+    ((name, _),) = examine(listed("val", root), cache=tmp_path).reading.unreadable
+    assert name == "a/0.png"
+
+    def broken(*_arguments):
+        raise struct.error("unpack requires a buffer of 8 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    told = said(load_rgb, root / "b" / "0.png")
+    assert told.endswith("b/0.png: cannot be read as an image: damaged data: unpack requires a "
+                         "buffer of 8 bytes")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("jfif", "JPEG"), ("JPE", "JPEG"), ("avif", "AVIF"), ("jp2", "JPEG2000"), ("TGA", "TGA"),
+     ("dib", "DIB"), ("pgm", "PPM"), ("qoi", "QOI"), ("WebP", "WEBP")],
+)  # fmt: skip
+def test_further_still_images_are_read(tmp_path, suffix, kind):
+    root = write_images(tmp_path / "val", {"a": 1})
+    upright = Image.fromarray(gradient().repeat(2, 0).repeat(2, 1))
+    upright.save(root / "a" / f"x.{suffix}", kind)
+    found = scan(root, "x")
+    assert found.ids == ("a/0.png", f"a/x.{suffix}")
+    pixels = np.asarray(found.image(1).decode())
+    assert np.abs(pixels.astype(int) - np.asarray(upright)).mean() < 8
+
+
+def test_a_page_description_under_an_images_name_starts_no_program(tmp_path, monkeypatch):
+    Image.fromarray(gradient()).save(tmp_path / "x.eps")
+    (tmp_path / "x.eps").rename(tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").format == "EPS"
+    assert said(load_rgb, tmp_path / "x.png").endswith("cannot be read as an image: is no image")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -343,6 +344,9 @@ def test_classes_of_ones_own_by_a_file_and_by_wordnet_ids(tmp_path):
     file.write_text("kitten\n")
     with pytest.raises(UserError, match=r"classes\.txt:1: 'kitten'; "):
         open_benchmark("mine", {"path": str(root), "classes": str(file)}, outputs, "x")
+    file.write_text("kitten cat\npuppy cat\nwolfhound cat\n")
+    with pytest.raises(UserError, match="has only the class cat, so that every accuracy"):
+        open_benchmark("mine", {"path": str(root), "classes": str(file)}, outputs, "x")
     with pytest.raises(UserError, match="its classes are not those of train/"):
         open_benchmark("mine", str(root), outputs, "x")
     few = lay(tmp_path / "few", {wnids()[3]: 3, wnids()[9]: 9})
@@ -351,6 +355,68 @@ def test_classes_of_ones_own_by_a_file_and_by_wordnet_ids(tmp_path):
     assert (numbers["top1"], numbers["top1_all"], numbers["ways"]) == (100, 100, 2)
     with pytest.raises(UserError, match="must be WordNet ids of ImageNet: kitten"):
         open_benchmark("mine", {"path": str(root), "classes": "imagenet"}, wnids(), "x")
+
+
+def test_a_classes_file_may_name_classes_with_spaces_and_signs(tmp_path):
+    root = lay(tmp_path / "mine", {"sea lion": 0, "#tag": 1, "c#": 1})
+    file = tmp_path / "classes.txt"
+    file.write_text(
+        '# of mine\n"sea lion"  "eared seal" # a comment\n"#tag" c#\nc# c#\n', "utf-8-sig"
+    )
+    given = {"path": str(root), "classes": str(file)}
+    asked = open_benchmark("mine", given, ("c#", "eared seal", "x"), "x")
+    assert asked.classes == ("c#", "eared seal")
+    assert dict(zip(asked.ids, asked.labels, strict=True)) == {
+        "#tag/picture.png": 0, "c#/picture.png": 0, "sea lion/picture.png": 1
+    }  # fmt: skip
+    file.write_text("sea lion eared seal\n")
+    with pytest.raises(UserError, match='a name with spaces in quotes: "sea lion" seal'):
+        open_benchmark("mine", given, ("c#", "eared seal"), "x")
+
+
+class Knows(nn.Module):
+    """Predict the class that the color of an image encodes, among some of ImageNet's."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own, self.num_classes = torch.tensor(own), len(own)
+
+    def forward(self, images):
+        return Knowing()(images)[:, self.own]
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_network_of_some_of_imagenets_classes_is_scored_on_the_shared_ones(tmp_path, sets, form):
+    """ImageNet-100 and ImageNet-A, -R, -V2, -Sketch."""
+    own = [PLACE[wnid] for wnid in wnids("imagenet_a")[:30]] + [0, 5, 999]
+    outputs = tuple(sorted(wnids()[index] for index in own))
+    model = Knows([PLACE[wnid] for wnid in outputs])
+    of_r = len(set(outputs) & set(wnids("imagenet_r")))
+    assert 1 < of_r < 33
+    counts = {"imagenet-a": 30, "imagenet-r": of_r, "imagenet-v2": 33, "imagenet-sketch": 33}
+    for name, count in counts.items():
+        path = sets / name
+        if form == "tar":
+            path = tmp_path / f"{name}.tar"
+            with tarfile.open(path, "w") as tar:
+                tar.add(sets / name, arcname="")
+        asked = open_benchmark(name, str(path), outputs, "x")
+        assert [line[:20] for line in asked.notes()] == [f"is scored on the {count} "]
+        numbers = score(answers_of(asked, model))
+        assert (numbers["top1"], numbers["ways"], numbers["n"]) == (100, count, count)
+        assert "mce" not in numbers
+        assert not [key for key in numbers if key.startswith("real")]
+    with pytest.raises(UserError, match="the network has none of its classes"):
+        open_benchmark("imagenet-a", str(sets / "imagenet-a"), wnids()[:2], "x")
+
+
+def test_clean_accuracy_of_some_of_imagenets_classes_is_among_the_shared_ones(tmp_path):
+    shared = wnids("imagenet_a")[:3]
+    own = tuple(sorted([*shared, wnids()[0], wnids()[999]]))
+    root = lay(tmp_path / "val", {wnid: PLACE[wnid] for wnid in own})
+    asked = open_benchmark("val", str(root), own, "x")
+    assert [own[index] for index in asked.among["imagenet-a"]] == list(shared)
+    assert asked.layout == ""
 
 
 def test_a_network_whose_classes_are_in_another_order_is_asked_in_its_own(tmp_path):

@@ -85,6 +85,15 @@ def test_all_is_computed_again_from_the_file_alone(tmp_path):
     assert json.loads(table.schema.metadata[b"classes"]) == list(answers.classes)
 
 
+def test_a_sample_whose_name_is_not_utf8_is_written_all_the_same(tmp_path):
+    predictions, _ = made(3)
+    odd = replace(predictions, samples=["a/caf\udce9.png", "a/café.png", "a/b.png"])
+    write_predictions(odd, tmp_path / "x.parquet")
+    assert read_predictions(tmp_path / "x.parquet").samples == [
+        "a/caf\\xe9.png", "a/café.png", "a/b.png"
+    ]  # fmt: skip
+
+
 def test_parts_that_are_joined_are_the_whole():
     labels = np.arange(500, dtype=np.int32) % 13 - 1
     answers, _ = made(anywhere=labels, among={"part": labels[::-1]})

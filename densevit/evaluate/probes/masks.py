@@ -3,10 +3,10 @@
 Three layouts are supported:
 
 - a folder with `images/` and `masks/`, or with train/ and val/ that each hold these. A mask is a
-  PNG with its image's name; the palette index or gray value is the class. `classes.txt`, beside
-  `images/` or above train/ and val/, names the classes, one per line, from 0 on. Without it the
-  classes are the numbers up to the highest value in any mask; all masks are then read, and every
-  number must occur.
+  PNG with its image's name; the palette index or gray value is the class, or void. `classes.txt`,
+  beside `images/` or above train/ and val/, names the classes, one per line, from 0 on without the
+  void values. Without it the classes are the numbers up to the highest value in any mask; all masks
+  are then read, and every number must occur.
 - Pascal VOC: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/SPLIT.txt.
 - `shapes` and `shapes-many`, the drawn sets: the background and the ten classes.
 """
@@ -20,24 +20,31 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from densevit.config.run_config import RunConfig
 from densevit.data.datasets import DrawnImages, data_folder
-from densevit.data.image import Images, LazyImage, read_image, root_of
-from densevit.data.image_folder import SUFFIXES, FolderImages
+from densevit.data.image import Images, LazyImage, root_of
+from densevit.data.image_files import has_image_suffix, visible
+from densevit.data.image_folder import FolderImages
 from densevit.data.open_benchmark import resolved
 from densevit.data.shapes import dataset
+from densevit.data.shared_images import find_shared, refuse_shared
+from densevit.evaluate.probes.mask_values import (
+    UNKNOWN,
+    VOID,
+    Mask,
+    MaskClasses,
+    check_occurring,
+    check_several_classes,
+    named_classes,
+    numbered_classes,
+    read_values,
+    voc_classes,
+    void_hint,
+)
 from densevit.utils.errors import UserError, nearest
 
-Mask = NDArray[np.uint8]  # (H, W)
-VOID = 255  # the value of a pixel without a class
-
-VOC = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
+DEFAULT_VOID = (VOID,)
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,14 @@ class MaskedImages:
     """Images with a class per pixel; they work wherever `Images` do, each with label 0.
 
     `mask` returns the mask (H, W) uint8 of the image at an index, at the image's size: indices of
-    `classes`, or `VOID`. It raises `UserError` that names the file and its fault.
+    `classes`, or `VOID`. It raises `UserError` that names the file and its fault. `void` holds the
+    values of void pixels in the files.
     """
 
     images: Images
     classes: tuple[str, ...]
     mask: Callable[[int], Mask]
+    void: tuple[int, ...] = DEFAULT_VOID
 
     @property
     def ids(self) -> Sequence[str]:
@@ -67,7 +76,8 @@ class MaskedImages:
         return self.images.image(index)
 
     def fingerprint(self) -> dict[str, object]:
-        return self.images.fingerprint()
+        other = {} if self.void == DEFAULT_VOID else {"void": list(self.void)}
+        return {**self.images.fingerprint(), **other}
 
 
 def masked_sets(config: RunConfig, size: int) -> tuple[MaskedImages, MaskedImages]:
@@ -82,55 +92,70 @@ def masked_sets(config: RunConfig, size: int) -> tuple[MaskedImages, MaskedImage
         drawn = data_folder(config if own else elsewhere)
     else:
         spec = str(resolved(spec, "masks"))
-    train, test = (open_masks(spec, split, size=size, drawn=drawn) for split in ("train", "val"))
+    void = tuple(config.void)
+    train, test = (
+        open_masks(spec, split, size=size, drawn=drawn, void=void) for split in ("train", "val")
+    )
     if train.classes != test.classes:
         raise UserError(f"masks: {spec}: train and val do not name the same classes")
     return train, test
 
 
 def open_masks(
-    spec: str | Path, split: str | None = None, *, size: int = 224, drawn: Path | None = None
-) -> MaskedImages:
+    spec: str | Path, split: str | None = None, *, size: int = 224, drawn: Path | None = None,
+    void: tuple[int, ...] = DEFAULT_VOID,
+) -> MaskedImages:  # fmt: skip
     """Find images with masks; mask contents are checked when they are read (see `check_masks`).
 
     Args:
         spec: a folder in one of the layouts above, or the name of a drawn set.
         split: train or val (VOC and shapes have more); None for a folder that itself holds images/.
         size, drawn: only for a drawn set: the side of its images, and the folder that stores them.
+        void: the values of pixels that have no class; they are neither trained on nor scored.
 
     Errors: `UserError` for a folder of unknown layout, a missing split, a mask without its image,
-    and an image without its mask.
+    an image without its mask, and less than two classes.
     """
     if str(spec) in dataset.SETS:
+        if void != DEFAULT_VOID:
+            raise UserError(f"void: {list(void)}: is for masks in files; {spec} is drawn")
         return _open_drawn(str(spec), split, size, drawn)
     folder = Path(spec).expanduser()
     if not folder.is_dir():
         raise UserError(f"masks: {folder}: no such folder")
-    classes: tuple[str, ...]
     if (folder / "SegmentationClass").is_dir():
-        root, classes, pairs = folder, VOC, _listed(folder, split)
+        root, classes, pairs = folder, voc_classes(void), _listed(folder, split)
     else:
         root = folder / split if split else folder
         pairs = _paired(root)
-        classes = _classes(root)
+        classes = _classes(root, void)
+    check_several_classes(classes, root)
     ids, files = zip(*pairs, strict=True)
-    images = FolderImages(root, classes, ids, (0,) * len(ids))
-    return MaskedImages(images, classes, partial(_mask, images, files))
+    images = FolderImages(root, classes.names, ids, (0,) * len(ids))
+    return MaskedImages(images, classes.names, partial(_mask, images, files, classes), void)
 
 
-def check_masks(images: MaskedImages) -> None:
+def check_masks(images: MaskedImages, *, fitted: bool = False) -> None:
     """Read every mask once, so that a bad one is reported before long work begins.
 
-    Errors: `UserError` for the first unusable mask, and if all pixels are void.
+    `fitted`: a probe is to be fitted to them. Errors: `UserError` for the first unusable mask, if
+    less than two classes are labelled, and if a class of fitted masks is not.
     """
-    counted = False
+    counted: set[int] = set()
     for index in range(len(images)):
-        counted |= bool((images.mask(index) != VOID).any())
-    if not counted:
-        raise UserError(
-            f"masks: {root_of(images.images) or 'shapes'}: the masks of all {len(images)} images "
-            f"are void everywhere"
-        )
+        counted.update(np.unique(images.mask(index)).tolist())
+    where = str(root_of(images.images) or "shapes")
+    check_occurring(counted - {VOID}, images.classes, images.void, where, fitted)
+
+
+def check_mask_splits(train: MaskedImages, test: MaskedImages) -> None:
+    """Check the masks that a probe is fitted to and tested on, and that they share no images.
+
+    Errors: `UserError` as `check_masks`, and for shared images.
+    """
+    check_masks(train, fitted=True)
+    check_masks(test)
+    refuse_shared(find_shared(train.images, test.images), "masks: val")
 
 
 def _open_drawn(name: str, split: str | None, size: int, drawn: Path | None) -> MaskedImages:
@@ -174,7 +199,7 @@ def _paired(root: Path) -> list[tuple[str, Path]]:
             f"masks: {root}: holds no images/ and masks/; give a folder that has them, also in "
             f"train/ and val/, or Pascal VOC's JPEGImages/ and SegmentationClass/"
         )
-    found, files = _files(images, SUFFIXES), _files(masks, frozenset({".png"}))
+    found, files = [e for e in visible(images) if has_image_suffix(e.name)], _pngs(masks)
     for stem, count in Counter(path.stem for path in found).items():
         if count > 1:
             raise UserError(f"masks: {images}: {count} images are called {stem}")
@@ -186,76 +211,41 @@ def _paired(root: Path) -> list[tuple[str, Path]]:
         if stem not in mask_of:
             raise UserError(f"masks: {file}: has no mask {masks / stem}.png")
     if not found:
-        raise UserError(f"masks: {images}: holds no images ({' '.join(sorted(SUFFIXES))})")
+        raise UserError(f"masks: {images}: holds no images (.jpg, .png, ...)")
     return [(f"images/{path.name}", mask_of[stem]) for stem, path in image_of.items()]
 
 
-def _files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    entries = sorted(folder.iterdir())
-    return [e for e in entries if e.suffix.lower() in suffixes and e.name[0] != "."]
+def _pngs(folder: Path) -> list[Path]:
+    return [each for each in visible(folder) if each.suffix.lower() == ".png"]
 
 
-def _classes(root: Path) -> tuple[str, ...]:
-    """Return the names in classes.txt, else the numbers up to the highest value in any mask."""
+def _classes(root: Path, void: tuple[int, ...]) -> MaskClasses:
+    """Return the classes in classes.txt, else the values in any mask of train/ and val/."""
     home = root.parent if root.name in ("train", "val") else root
+    folders = dict.fromkeys([root, home / "train", home / "val"])
+    masks = (
+        file for each in folders if (each / "masks").is_dir() for file in _pngs(each / "masks")
+    )
     for file in (root / "classes.txt", home / "classes.txt"):
         if file.is_file():
-            names = [line.strip() for line in file.read_text("utf-8").rstrip().splitlines()]
-            if "" in names or len(set(names)) < len(names):
-                raise UserError(f"masks: {file}: must have one class name a line, each only once")
-            if len(names) > VOID:
-                raise UserError(f"masks: {file}: names {len(names)} classes, at most {VOID} fit")
-            return tuple(names)
-    found: dict[int, Path] = {0: root}  # each value and the first file that has it
-    for folder in dict.fromkeys([root, home / "train", home / "val"]):
-        if (folder / "masks").is_dir():
-            for file in _files(folder / "masks", frozenset({".png"})):
-                for value in np.unique(_read(file)).tolist():
-                    found.setdefault(value, file)
-    found.pop(VOID, None)
-    absent = next((n for n in range(max(found)) if n not in found), None)
-    if absent is not None:  # one stray pixel would add its class, and all classes below it
-        last = max(found)
-        raise UserError(
-            f"masks: {found[last]}: holds the value {last}, but no mask holds {absent}: name "
-            f"the classes in {home / 'classes.txt'}, one a line, from 0 on"
-        )
-    return tuple(str(number) for number in range(max(found) + 1))
+            return named_classes(file, void, masks)
+    return numbered_classes(home, void, masks)
 
 
-def _mask(images: FolderImages, files: Sequence[Path], index: int) -> Mask:
-    file, count = files[index], len(images.classes)
-    values = _read(file)
+def _mask(images: FolderImages, files: Sequence[Path], classes: MaskClasses, index: int) -> Mask:
+    file, count = files[index], len(classes.names)
+    values = read_values(file)
     expected, found = images.image(index).size, values.shape[::-1]
     if found != expected:
         raise UserError(
             f"masks: {file}: is {found[0]}x{found[1]} pixels, its image "
             f"{images.ids[index]} {expected[0]}x{expected[1]}"
         )
-    wrong = values[(values >= count) & (values != VOID)]
-    if wrong.size:
+    of_class = classes.table()[values]
+    if (of_class == UNKNOWN).any():
+        wrong = values[of_class == UNKNOWN][0]
         raise UserError(
-            f"masks: {file}: holds the value {wrong[0]}, beyond the {count} classes "
-            f"(0 to {count - 1}, and {VOID} for void)"
+            f"masks: {file}: holds the value {wrong}, beyond the {count} classes "
+            f"({classes.values[0]} to {classes.values[-1]}); {void_hint(classes.void)}"
         )
-    return values
-
-
-def _read(file: Path) -> Mask:
-    """Read the values (H, W) as stored in the file."""
-    name = f"masks: {file}"
-    image = read_image(name, file.read_bytes).encoded
-    if image.format != "PNG":
-        raise UserError(f"{name}: is {image.format}, must be PNG: other formats change the values")
-    depth = file.read_bytes()[24]  # bits per sample: a PNG begins with its IHDR chunk
-    if depth == 16:
-        raise UserError(f"{name}: has 16 bits a sample, must have at most 8: a class is 0 to 255")
-    if image.mode not in ("1", "L", "P"):
-        raise UserError(f"{name}: is {image.mode}, must be gray or palette: a class a pixel")
-    try:
-        values = np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: cannot be read as an image: {error}") from None
-    if image.mode == "L" and depth < 8:
-        values //= 255 // (2**depth - 1)  # Pillow scales values of 2 and 4 bits to 0 to 255
-    return values
+    return of_class.astype(np.uint8)

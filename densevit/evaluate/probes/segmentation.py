@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from densevit.evaluate.predictions import MaskPredictions
 from densevit.evaluate.probes.features import full_precision
-from densevit.evaluate.probes.masks import VOID, MaskedImages
+from densevit.evaluate.probes.mask_values import VOID
+from densevit.evaluate.probes.masks import MaskedImages
 from densevit.evaluate.probes.run import FeatureSet, ProbeInput
 from densevit.utils.torchvision_compat import ensure_torchvision
 

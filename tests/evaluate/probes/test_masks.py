@@ -1,6 +1,7 @@
 """Mask files: what is read, what is rejected, and the error messages."""
 
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,8 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from densevit.config.run_config import RunConfig
 from densevit.data.shapes import dataset
-from densevit.evaluate.probes.masks import VOC, check_masks, open_masks
+from densevit.evaluate.probes.mask_values import VOC
+from densevit.evaluate.probes.masks import (
+    check_mask_splits,
+    check_masks,
+    masked_sets,
+    open_masks,
+)
 from densevit.utils.errors import UserError
 
 
@@ -108,8 +116,64 @@ def test_masks_without_any_pixel_to_learn_from_or_to_score(tmp_path):
     save(tmp_path / "masks" / "last.png", np.full((4, 6), 255, np.uint8), "L")
     for file in (tmp_path / "masks").glob("*.png"):
         save(file, np.full((4, 6), 255, np.uint8), "L")
-    with pytest.raises(UserError, match="void everywhere"):
+    with pytest.raises(UserError, match="all pixels are void, so that nothing"):
         check_masks(open_masks(tmp_path))
+
+
+def with_values(root, values):
+    """Write train and val whose masks hold these values, each of them also alone in a mask."""
+    for split in ("train", "val"):
+        for index, value in enumerate([*values, values]):
+            photo(root / split / "images" / f"{index}.jpg", (6 + (split == "val"), 4))
+            mask = np.resize(value, (4, 6 + (split == "val")))
+            save(root / split / "masks" / f"{index}.png", mask)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("values", "void", "classes", "read"),
+    [
+        ([0, 255], [], "0 255", [0, 1]),  # foreground as 255, without any void pixel
+        ([0, 1, 2], [0, 255], "1 2", [255, 0, 1]),  # ADE20K: 0 is unlabelled
+        ([0, 1, 254], [254], "0 1", [0, 1, 255]),
+    ],
+)
+def test_which_values_are_void_is_a_setting(tmp_path, values, void, classes, read):
+    with_values(tmp_path, values)
+    config = RunConfig(masks=str(tmp_path), void=void)
+    train, val = masked_sets(config, 32)
+    assert train.classes == tuple(classes.split())
+    assert [int(train.mask(index)[0, 0]) for index in range(len(values))] == read
+    check_mask_splits(train, val)
+    assert train.fingerprint()["void"] == void
+    (tmp_path / "classes.txt").write_text("left\nright\n")
+    train, _ = masked_sets(config, 32)
+    assert train.classes == ("left", "right")
+    assert [int(train.mask(index)[0, 0]) for index in range(len(values))] == read
+
+
+def test_masks_that_every_prediction_gets_right_are_refused(tmp_path):
+    with_values(tmp_path / "binary", [0, 255])
+    hint = "the values that are no class are void: [255] (or such as [0, 255], or [])"
+    told = refused(tmp_path / "binary" / "train")
+    assert told.endswith(f"binary/train: its masks have 1 classes, must have at least 2; {hint}")
+    (tmp_path / "binary" / "classes.txt").write_text("ground\nthing\n")
+    told = refused(tmp_path / "binary", split="train")
+    assert f"all pixels are ground, so that nothing can be told apart; {hint}" in told
+    with_values(tmp_path / "more", [0, 1])
+    (tmp_path / "more" / "classes.txt").write_text("a\nb\nc\n")
+    train, val = masked_sets(RunConfig(masks=str(tmp_path / "more")), 32)
+    check_masks(val)
+    told = said(check_mask_splits, train, val)
+    assert "no pixel of these training masks is of c, which nothing can learn" in told
+    assert hint in told
+
+
+def test_masks_to_fit_and_to_test_share_no_image(tmp_path):
+    masked(tmp_path / "train")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    told = said(check_mask_splits, *masked_sets(RunConfig(masks=str(tmp_path)), 32))
+    assert told.startswith("masks: val: 100.0 % of its images are also in train: images/0.jpg = ")
 
 
 def test_the_file_is_named_for_each_damage(tmp_path):
@@ -122,8 +186,9 @@ def test_the_file_is_named_for_each_damage(tmp_path):
     save(file, np.zeros((4, 6, 3)))
     assert refused(tmp_path).startswith(start + "is RGB, must be gray or palette")
     save(file, np.resize([0, 1, 7], (4, 6)))
-    wanted = "holds the value 7, beyond the 3 classes (0 to 2, and 255 for void)"
-    assert refused(tmp_path) == start + wanted
+    assert refused(tmp_path).startswith(
+        start + "holds the value 7, beyond the 3 classes (0 to 2); "
+    )
     Image.fromarray(np.ones((4, 6), np.uint16)).save(file)
     assert refused(tmp_path).startswith(start + "has 16 bits a sample")
     Image.fromarray(np.ones((4, 6), np.uint8)).save(file, format="JPEG")
@@ -165,9 +230,9 @@ def test_folders_that_are_no_sets_of_masks(tmp_path):
 
 def test_a_mask_fits_the_upright_picture(tmp_path):
     photo(tmp_path / "images" / "a.jpg", size=(6, 4), turned=True)
-    save(tmp_path / "masks" / "a.png", np.zeros((6, 4)))
+    save(tmp_path / "masks" / "a.png", np.resize([0, 1], (6, 4)))
     check_masks(open_masks(tmp_path))
-    save(tmp_path / "masks" / "a.png", np.zeros((4, 6)))
+    save(tmp_path / "masks" / "a.png", np.resize([0, 1], (4, 6)))
     assert "is 6x4 pixels, its image images/a.jpg 4x6" in refused(tmp_path)
 
 
