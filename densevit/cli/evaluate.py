@@ -49,6 +49,10 @@ def add_eval(commands: Any) -> None:
                          help="default for a run: its own test sets and probes")  # fmt: skip
     command.add_argument("--classes", metavar="HOW", help="how the class folders of your own "
                          "benchmarks are named: folder, imagenet, or a FILE")  # fmt: skip
+    command.add_argument("--label-column", metavar="NAME", help="the labels of a Hugging Face data "
+                         "set with several columns of them")  # fmt: skip
+    command.add_argument("--void", type=int, nargs="*", metavar="N", help="values of the masks of "
+                         "dense-probe=PATH that are no class (default: 255)")  # fmt: skip
     command.add_argument(
         "--model-name", metavar="NAME", help="timm model of a file that does not name it"
     )
@@ -79,7 +83,7 @@ def _eval(options: argparse.Namespace) -> int:
         return 0
     if options.workers < 0:
         raise UserError(f"--workers: {options.workers} must be at least 0")
-    from densevit.evaluate.targets import resolve_targets
+    from densevit.evaluate.targets import GivenData, resolve_targets
     from densevit.models.load import load_model
 
     network = load_model(options.target, run, options.model_name)
@@ -87,7 +91,10 @@ def _eval(options: argparse.Namespace) -> int:
     evaluated = (read_json(target.results_file) or {}).get("model", network.source)
     if evaluated != network.source:
         raise UserError(f"{target.path}: holds results of {evaluated}; give --to another folder")
-    request = resolve_targets(options.benchmarks, run, network, options.classes, bool(options.to))
+    if not all(0 <= value <= 255 for value in options.void or ()):
+        raise UserError(f"--void: {options.void}: must be values from 0 to 255")
+    given = GivenData(options.classes, options.label_column, options.void)
+    request = resolve_targets(options.benchmarks, run, network, given, bool(options.to))
     _refuse_damaged(request.test_sets)
     return _evaluate(options, network, request, target)
 

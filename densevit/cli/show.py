@@ -80,10 +80,12 @@ def _open(options: argparse.Namespace) -> tuple[DenseViT, LazyImage, Path]:
         return model, read_file(options.image), target
     from densevit.data.datasets import open_data
 
-    val, number = open_data(folder.config(), model.image_size).val, int(options.image)
-    if number >= len(val):
-        raise UserError(f"{options.image}: val has {len(val)} images, from 0 to {len(val) - 1}")
-    return model, val.image(number), target
+    images, number = open_data(folder.config(), model.image_size).shown, int(options.image)
+    if number >= len(images):
+        raise UserError(
+            f"{options.image}: val has {len(images)} images, from 0 to {len(images) - 1}"
+        )
+    return model, images.image(number), target
 
 
 def _check_files(image: str, target: Path) -> None:

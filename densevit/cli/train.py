@@ -78,6 +78,7 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
     """Check that a run can start, before its directory is created or changed."""
     from densevit.config.model_names import check_names
     from densevit.data.datasets import check_fingerprint, open_data
+    from densevit.data.shared_images import find_shared, refuse_shared
 
     check_names(config, lambda key: source_of(layers, key))
     from densevit.models.vit import check_model
@@ -86,6 +87,8 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
     try:
         check_device(config)
         data = open_data(config, check_model(config))
+        if data.val is not None:
+            refuse_shared(find_shared(data.train, data.val.images), "val")
         fingerprint = data.fingerprint()
         if config.init_checkpoint:
             from densevit.train.initial_weights import weights_fingerprint

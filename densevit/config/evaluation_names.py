@@ -17,5 +17,7 @@ CLEAN = ("imagenet", "val")  # unshifted test sets, in order of preference
 
 def benchmark_names(config: RunConfig) -> list[str]:
     """Return the names that a run reports: test sets, val first, then probes. Opens no data."""
+    if config.unlabelled:
+        return list(config.probes)
     built_in = DRAWN_TESTS.get(config.dataset, ())
     return ["val", *built_in, *config.benchmarks, *config.probes]

@@ -10,7 +10,10 @@ from pydantic import ValidationError
 
 from densevit.config import yaml_file
 from densevit.config.error_messages import explain
+from densevit.config.evaluation_names import DRAWN_TESTS
+from densevit.config.loss_modes import self_supervised
 from densevit.config.paths import absolute_paths, base_path
+from densevit.config.probes import probes_by_name
 from densevit.config.run_config import FIELDS, TEMPERATURE_RANGE, BenchmarkFolder, RunConfig
 from densevit.utils.errors import UserError
 
@@ -56,6 +59,9 @@ def build(layers: Sequence[Layer]) -> RunConfig:
     if config.pretrained and config.init_checkpoint:
         source = source_of(layers, "init_checkpoint")
         raise UserError(f"{source}: init_checkpoint: set either this or pretrained, not both")
+    fault = _unlabelled_fault(config)
+    if fault:
+        raise UserError(f"{source_of(layers, 'unlabelled')}: unlabelled: {fault}")
     low, high = TEMPERATURE_RANGE
     if config.learnable_temp and not low <= config.temperature <= high:
         source = source_of(layers, "temperature")
@@ -64,6 +70,23 @@ def build(layers: Sequence[Layer]) -> RunConfig:
             f"it must be at least {low} and at most {high}"
         )
     return config
+
+
+def _unlabelled_fault(config: RunConfig) -> str:
+    """Return which field needs labels although the images have none; "" if none does."""
+    if not config.unlabelled:
+        return ""
+    if not self_supervised(config):
+        return "needs lambda_weight: 1, constant, with a contrastive loss: no other loss is trained"
+    if config.dataset in DRAWN_TESTS:
+        return f"{config.dataset} has labels"
+    labelled = [name for name in config.probes if not probes_by_name()[name].masks]
+    for field, names in (
+        ("benchmarks", list(config.benchmarks)), ("watched", config.watched), ("probes", labelled),
+    ):  # fmt: skip
+        if names:
+            return f"{field}: {', '.join(names)}: needs labels; later: densevit eval RUN knn=FOLDER"
+    return ""
 
 
 def source_of(layers: Sequence[Layer], key: str) -> str:

@@ -111,6 +111,9 @@ class RunConfig(BaseModel):
     """shapes or shapes-many (drawn, no download), or the name of an image folder"""
     label_column: str | None = Field(None, min_length=1)
     """the column of the labels, of a Hugging Face data set with several (CIFAR-100: fine_label)"""
+    unlabelled: bool = False
+    """train on images without labels, any below train/ (or data_dir), without a val; accuracies are
+    not computed; with lambda_weight 1"""
     # Initial weights and precision
     pretrained: bool = False
     """start from timm's pretrained weights, downloaded if needed"""

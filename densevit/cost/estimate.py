@@ -115,7 +115,7 @@ def _hours(run: Run, speed: Speed) -> Range:
     an_epoch = pictures["train"] // config.batch_size
     steps = config.epochs * an_epoch
     # val after each epoch, the benchmarks after the last; the processes share the images.
-    tests = [pictures["val"]] * config.epochs
+    tests = [pictures.get("val", 0)] * config.epochs
     tests += [count for name, count in pictures.items() if name not in ("train", "val")]
     tests += _passes(config, pictures)
     evaluated = sum(math.ceil(count / speed.processes) for count in tests)
@@ -132,7 +132,7 @@ def _passes(config: RunConfig, pictures: Mapping[str, int]) -> list[int]:
 
     The fitting of a probe on its features is not counted.
     """
-    both = [pictures["train"], pictures["val"]]
+    both = [pictures["train"], pictures.get("val", 0)]
     probes = probes_by_name()
     counted = both * len({probes[name].masks for name in config.probes})
     for name in config.watched:

@@ -122,7 +122,7 @@ def _measured(config: RunConfig, processes: int, imports: float) -> dict[str, An
     data = open_data(config, check_model(config))
     opened = time.perf_counter() - begin
     sets: dict[str, Images | TestSet] = {
-        "train": data.train, "val": data.val, **data.benchmarks,
+        "train": data.train, **data.test_sets,
     }  # fmt: skip
     for images in sets.values():
         images.image(0)  # `shapes` is drawn at first use, once for all runs: not measured
@@ -135,7 +135,9 @@ def _measured(config: RunConfig, processes: int, imports: float) -> dict[str, An
         # Each DataLoader worker has prefetched two batches, which would look free.
         _next_steps(steps, 0, 2 + 2 * config.workers, WARM_UP_SECONDS)
         seconds_per_step = _next_steps(steps, STEPS_LEAST, STEPS, STEPS_SECONDS)
-        evaluation, evaluated_picture = _evaluation(trainer, data.val)
+        evaluation, evaluated_picture = 0.0, 0.0
+        if data.val is not None:
+            evaluation, evaluated_picture = _evaluation(trainer, data.val)
         device = trainer.engine.device
         return {
             "device": _device_name(device),

@@ -45,17 +45,19 @@ class ArchivedImages:
         return names_fingerprint(self.classes, self.ids)
 
 
-def open_tar(path: Path, source: str) -> ArchivedImages:
+def open_tar(path: Path, source: str, *, labelled: bool = True) -> ArchivedImages:
     """Open a tar file of CLASS/image.jpg, or a folder of CLASS.tar files; also compressed ones.
 
-    Errors: `UserError` if it is damaged, has no images, or a name is not UTF-8.
+    If not `labelled`, images may lie anywhere and are of one class. Errors: `UserError` if it is
+    damaged, has no images, or a name is not UTF-8.
     """
     try:
-        found = list_tars(path)
+        found = list_tars(path, labelled=labelled)
     except (OSError, ValueError, tarfile.TarError) as error:
         reason = reason_of(error)
         raise UserError(f"{source}: {path}: cannot be read as a tar of images: {reason}") from None
     if not found.ids:
-        raise UserError(f"{source}: {path}: holds no images in class folders")
+        where = " in class folders" if labelled else ""
+        raise UserError(f"{source}: {path}: holds no images{where}")
     check_names(found.ids, path, source)
     return ArchivedImages(path, *found)

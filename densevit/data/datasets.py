@@ -30,26 +30,37 @@ from densevit.data.open_benchmark import (
 from densevit.data.shapes import dataset
 from densevit.data.tar_files import tar_paths
 from densevit.data.test_set import TestSet, plain_set
+from densevit.data.unlabelled import open_unlabelled
 from densevit.utils.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
 class Data:
-    """The images of a run; `benchmarks` are further test sets by name."""
+    """The images of a run; `benchmarks` are further test sets. Without labels `val` is None."""
 
     train: Images
-    val: TestSet
+    val: TestSet | None
     benchmarks: dict[str, TestSet]
+
+    @property
+    def test_sets(self) -> dict[str, TestSet]:
+        """Return val, if any, and the benchmarks."""
+        return self.benchmarks if self.val is None else {"val": self.val, **self.benchmarks}
+
+    @property
+    def shown(self) -> Images:
+        """Return the images that health metrics and figures look at: val, else train."""
+        return self.train if self.val is None else self.val
 
     def fingerprint(self) -> dict[str, Any]:
         """Return class counts, image counts and a hash of the names for each set."""
         tests = {name: images.fingerprint() for name, images in self.benchmarks.items()}
-        record = {"train": self.train.fingerprint(), "val": self.val.fingerprint()}
-        return {**record, "benchmarks": tests}
+        val = {} if self.val is None else {"val": self.val.fingerprint()}
+        return {"train": self.train.fingerprint(), **val, "benchmarks": tests}
 
     def notes(self) -> list[str]:
         """Return lines about what was skipped, and about classes without images or outputs."""
-        tests = {"val": self.val, **self.benchmarks}
+        tests = self.test_sets
         sets = {"train": self.train, **{name: test.images for name, test in tests.items()}}
         lines = [
             f"{name}: {line}"
@@ -69,7 +80,7 @@ def open_data(config: RunConfig, size: int) -> Data:
     fewer training images than a batch.
     """
     drawn = config.dataset in dataset.SETS
-    data = _open_drawn(config, size) if drawn else _open_folders(config)
+    data = _open_drawn(config, size) if drawn else _open_stored(config)
     for name, given in config.benchmarks.items():
         if name in ("train", "val", *probes_by_name()) or name in data.benchmarks:
             raise UserError(
@@ -190,8 +201,10 @@ def _open_drawn(config: RunConfig, size: int) -> Data:
     return Data(train, val, {test_set.name: test_set for test_set in shifted})
 
 
-def _open_folders(config: RunConfig) -> Data:
+def _open_stored(config: RunConfig) -> Data:
     source = f"{config.dataset}: data_dir"
+    if config.unlabelled:
+        return Data(open_unlabelled(data_folder(config), source), None, {})
     train, val = open_splits(data_folder(config), source, config.label_column)
     return Data(train, val, {})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from densevit.data.archives import ArchivedImages
-from densevit.data.image_files import visible
+from densevit.data.image_files import UNLABELLED, visible
 from densevit.utils.errors import UserError, nearest, reason_of
 
 Split = Literal["train", "val", "test"]
@@ -45,24 +45,30 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def open_hugging_face(
-    path: Path, split: Split, source: str, label_column: str | None = None
+    path: Path, split: Split, source: str, label_column: str | None = None, *, labelled: bool = True
 ) -> ArchivedImages:
     """Open a split of a Hugging Face data set with one image column.
 
     `val` may also be named validation, valid or test. `test` is a set of its own, which may have a
     single split or none. Labels come from `label_column` (class labels, integers or text), else
-    from the only column of class labels. Errors: `UserError` naming the existing columns or splits.
+    from the only column of class labels. If not `labelled`, a data set without splits is `train`,
+    and all images are of one class. Errors: `UserError` naming the existing columns or splits.
     """
-    data = _split(_load(path, source), split, path, source)
+    data = _load(path, source)
+    if labelled or isinstance(data, dict):
+        data = _split(data, split, path, source)
     import datasets
 
     images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if len(images) != 1:
         names = ", ".join(data.column_names)
         raise UserError(f"{source}: {path}: must have one column of images, has {names}")
-    label = _label_column(data, path, source, label_column)
     table = data.select_columns(images).cast_column(images[0], datasets.Image(decode=False))
-    classes, labels = _labels(data, label, f"{source}: {path}: {split}")
+    classes: tuple[str, ...] = UNLABELLED
+    labels: tuple[int, ...] = (0,) * len(data)
+    if labelled:
+        label = _label_column(data, path, source, label_column)
+        classes, labels = _labels(data, label, f"{source}: {path}: {split}")
     part = "train" if split == "train" else "val"
     ids = tuple(f"{part}-{index}" for index in range(len(data)))
     return ArchivedImages(path, classes, ids, labels, _TableReader(table, images[0]))

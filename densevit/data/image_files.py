@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from densevit.utils.errors import UserError
 
+UNLABELLED = ("unlabelled",)  # the only class of images without labels
 SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".jp2", ".j2k", ".jpx", ".jpc",
     ".j2c", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi",

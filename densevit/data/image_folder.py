@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from densevit.data.image import LazyImage, read_image
-from densevit.data.image_files import Skipped, check_names, list_class_folders
+from densevit.data.image_files import NO_CLASS, Skipped, check_names, list_class_folders
 from densevit.utils.errors import UserError
 
 
@@ -67,7 +67,11 @@ def scan(root: Path, source: str) -> FolderImages:
         raise UserError(f"{source}: {root}: no such folder")
     found = list_class_folders(root)
     if not found.classes:
-        raise UserError(f"{source}: {root}: holds no class folders (expected CLASS/image.jpg)")
+        loose = any(each.reason == NO_CLASS for each in found.skipped)
+        hint = "; without labels: unlabelled: true, with lambda_weight: 1" if loose else ""
+        raise UserError(
+            f"{source}: {root}: holds no class folders (expected CLASS/image.jpg{hint})"
+        )
     if found.empty:
         raise UserError(f"{source}: {root / found.empty[0]}: holds no images (.jpg, .png, ...)")
     check_names(found.ids, root, source)

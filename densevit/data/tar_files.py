@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from densevit.data.image_files import NO_CLASS, SAME, Skipped, reason_to_skip, visible
+from densevit.data.image_files import NO_CLASS, SAME, UNLABELLED, Skipped, reason_to_skip, visible
 from densevit.utils.errors import UserError
 from densevit.utils.files import replacing
 
@@ -81,9 +81,10 @@ def is_tar(path: Path) -> bool:
     return bool(tar_name(path.name)) and path.is_file()
 
 
-def list_tars(path: Path) -> TarImages:
+def list_tars(path: Path, *, labelled: bool = True) -> TarImages:
     """List a tar file of CLASS/image (also inside one further folder) or of CLASS.tar files, or a
-    folder of CLASS.tar files; by the same rules as class folders.
+    folder of CLASS.tar files; by the same rules as class folders. If not `labelled`, images may lie
+    anywhere, and are of one class.
 
     A compressed tar is unpacked once to the user's cache. Errors: `OSError` and `tarfile.TarError`
     if a file is damaged; `UserError` if the cache has no room.
@@ -97,7 +98,7 @@ def list_tars(path: Path) -> TarImages:
                 listing.skipped.append(Skipped(each.name, reason_to_skip(each.name) or NO_CLASS))
     else:
         listing.add(path, "")
-    return listing.images(by_file=path.is_dir())
+    return listing.images(by_file=path.is_dir()) if labelled else listing.unlabelled()
 
 
 @dataclass
@@ -163,6 +164,16 @@ class _Listing:
             elif len(parts) > 1:
                 known.add((parts[0], place))
                 rows.append((parts[0], "/".join(parts), place))
+        return self._made(rows)
+
+    def unlabelled(self) -> TarImages:
+        """Return all images as of one class; a link to one of them is none."""
+        self.skipped += [Skipped(path, SAME) for path in sorted(self.soft & self.found.keys())]
+        one = UNLABELLED[0]
+        return self._made([(one, p, at) for p, at in self.found.items() if p not in self.soft])
+
+    def _made(self, rows: list[tuple[str, str, _Place]]) -> TarImages:
+        """Return the images of some rows: class, path and place."""
         rows.sort()
         classes = tuple(dict.fromkeys(name for name, _, _ in rows))
         label_of = {name: label for label, name in enumerate(classes)}

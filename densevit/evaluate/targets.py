@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from densevit.config.evaluation_names import CLEAN, benchmark_names
 from densevit.config.probes import probes_by_name
@@ -25,6 +26,15 @@ from densevit.utils.errors import UserError
 from densevit.utils.files import read_json
 
 
+class GivenData(NamedTuple):
+    """What the command line says of the user's own sets: `classes` (how test sets name them),
+    `label_column` of Hugging Face data sets, and the `void` values of masks."""
+
+    classes: str | None = None
+    label_column: str | None = None
+    void: Sequence[int] | None = None
+
+
 @dataclass(frozen=True)
 class EvalRequest:
     """A request to evaluate: test sets, unshifted ones first, and train and val of each probe."""
@@ -38,13 +48,12 @@ def resolve_targets(
     targets: Sequence[str],
     run: RunFolder | None,
     network: LoadedModel,
-    classes: str | None,
+    given: GivenData,
     elsewhere: bool,
 ) -> EvalRequest:
     """Resolve NAME or NAME=PATH arguments to test sets and probes; `run` is the network's run.
 
-    `classes` is the class mapping of the user's own test sets. `elsewhere`: results are not
-    written to the run. Errors: `UserError` if something is missing or would overwrite the run's
+    `given` is said of the sets with a PATH. `elsewhere`: results are not written to the run. Errors: `UserError` if something is missing or would overwrite the run's
     own results.
     """
     config = None if run is None else run.config()
@@ -61,16 +70,17 @@ def resolve_targets(
     for name, path in paths.items():
         if name in probes_by_name():
             continue
-        if path is None and own is not None and name in (own.val.name, *own.benchmarks):
-            test_sets.append(own.val if name == own.val.name else own.benchmarks[name])
+        if path is None and own is not None and name in own.test_sets:
+            test_sets.append(own.test_sets[name])
         else:
-            record = {"path": path, "classes": classes if name not in LAYOUTS else None}
+            record = {"path": path, "classes": given.classes if name not in LAYOUTS else None}
+            record["label_column"] = given.label_column
             test_sets.append(open_benchmark(name, record, network.classes, name))
     if targets:
         test_sets.sort(key=lambda test_set: test_set.name not in CLEAN)
     probes = {name: path for name, path in paths.items() if name in probes_by_name()}
     seed = 0 if config is None else config.seed
-    return EvalRequest(test_sets, _probe_data(probes, config, own, network), seed)
+    return EvalRequest(test_sets, _probe_data(probes, config, own, network, given), seed)
 
 
 def _paths(
@@ -126,6 +136,7 @@ def _probe_data(
     config: RunConfig | None,
     own: Data | None,
     network: LoadedModel,
+    given: GivenData,
 ) -> dict[str, tuple[Images, Images]]:
     """Find train and val of each probe, and check all masks before any evaluation."""
     masks = [name for name in paths if probes_by_name()[name].masks]
@@ -135,16 +146,18 @@ def _probe_data(
         if len({paths[name] for name in names}) > 1:
             raise UserError(f"{', '.join(names)}: need the same {what}; give one PATH")
     if labels:
-        found |= dict.fromkeys(labels, _labeled(paths[labels[0]], own, labels[0]))
+        found |= dict.fromkeys(labels, _labeled(paths[labels[0]], own, labels[0], given))
     if masks:
-        found |= dict.fromkeys(masks, _masked(paths[masks[0]], config, network, masks[0]))
+        found |= dict.fromkeys(masks, _masked(paths[masks[0]], config, network, masks[0], given))
     return {name: found[name] for name in paths}
 
 
-def _labeled(path: str | None, own: Data | None, name: str) -> tuple[Images, Images]:
+def _labeled(
+    path: str | None, own: Data | None, name: str, given: GivenData
+) -> tuple[Images, Images]:
     if path is not None:
-        return _splits(resolved(path, name), name)
-    if own is not None:
+        return _splits(resolved(path, name), name, given.label_column)
+    if own is not None and own.val is not None:
         return own.train, own.val
     root = os.environ.get("DENSEVIT_DATA")
     if not root:
@@ -152,21 +165,22 @@ def _labeled(path: str | None, own: Data | None, name: str) -> tuple[Images, Ima
             f"{name}: no images are given; give {name}=PATH, a folder with train/ and val/, or set "
             f"$DENSEVIT_DATA to a folder that holds imagenet/"
         )
-    return _splits(Path(root).expanduser().absolute() / "imagenet", name)
+    return _splits(Path(root).expanduser().absolute() / "imagenet", name, None)
 
 
-def _splits(folder: Path, name: str) -> tuple[Images, Images]:
-    train, val = open_splits(folder, name)
+def _splits(folder: Path, name: str, label_column: str | None) -> tuple[Images, Images]:
+    train, val = open_splits(folder, name, label_column)
     refuse_shared(find_shared(train, val.images), f"{name}: val")
     return train, val
 
 
 def _masked(
-    path: str | None, config: RunConfig | None, network: LoadedModel, name: str
+    path: str | None, config: RunConfig | None, network: LoadedModel, name: str, given: GivenData
 ) -> tuple[Images, Images]:
     config = config or RunConfig(dataset="other")
     if path is not None:
-        config = config.model_copy(update={"masks": path})
+        void = config.void if given.void is None else list(given.void)
+        config = config.model_copy(update={"masks": path, "void": void})
     elif not config.masks and config.dataset not in dataset.SETS:
         raise UserError(
             f"{name}: no masks are given; give {name}=PATH: a folder with images/ and masks/ in "

@@ -105,7 +105,7 @@ def _open(config: RunConfig, file: str, needed: bool, here: bool) -> Data | None
         return None
     try:
         data = open_data(config, _input_size(config))
-        if needed:
+        if needed and data.val is not None:
             refuse_shared(find_shared(data.train, data.val.images), "val")
         return data
     except UserError as error:

@@ -18,7 +18,8 @@ def check_early(plan: Plan) -> None:
     if rule is None:
         return
     for run in plan.runs:
-        names = [*VALIDATED, *(f"watch/{name}/top1" for name in run.config.watched)]
+        validated = () if run.config.unlabelled else VALIDATED
+        names = [*validated, *(f"watch/{name}/top1" for name in run.config.watched)]
         if rule.metric not in names:
             raise UserError(f"{file}: early_stop.metric: {plan.label(run)} has no {rule.metric}; "
                             f"{nearest(rule.metric, names)}")  # fmt: skip

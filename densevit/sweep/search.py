@@ -103,6 +103,10 @@ def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float
     or of those that were stopped early if none finished."""
     axes = {name: [value] for name, value in row.items()}
     runs = expand(spec.model_copy(update={"zip": [*spec.zip, axes], "baseline": None})).runs
+    if runs[0].config.unlabelled:
+        raise UserError(
+            f"{spec.file}: search: unlabelled runs have no val accuracy to rank them by"
+        )
     # A run recorded as `running` may have died; it is restarted first.
     statuses = [run_folder(outputs, run.id).recorded_status() for run in runs]
     if any(status.state not in ("finished", "stopped", "failed") for status in statuses):

@@ -54,7 +54,7 @@ def build_trainer(
         t_in_epochs=False,
     )
     preprocessing = model.preprocessing()
-    crops = probe_crops(data.val, model.image_size, HEALTH_IMAGES)
+    crops = probe_crops(data.shown, model.image_size, HEALTH_IMAGES)
     health_batch = crops.developed(preprocessing["mean"], preprocessing["std"])
     trainer = Trainer(
         config, folder, engine, scheduler, batches, order, data.train.classes, health_batch,

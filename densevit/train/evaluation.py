@@ -44,6 +44,9 @@ log = logging.getLogger("densevit")
 def validate(trainer: Trainer, data: Data) -> None:
     """Log the accuracy on val and, every `watch_every` epochs, on subsets of the watched sets."""
     config = trainer.config
+    if data.val is None:
+        log.info("epoch %d of %d", trainer.epoch, config.epochs)
+        return
     numbers = score(_predicted(trainer, data.val).to_predictions(data.val))
     trainer.top1 = numbers.get("top1")
     logged = [name for name in ("map", "top1", "top5", "nll") if name in numbers]
@@ -97,12 +100,14 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
             continue
         numbers = compute_metrics(folder, _predictions(trainer, data, network, name))
         results["benchmarks"][name] = numbers
-        trainer.top1 = results["benchmarks"]["val"].get("top1")
+        trainer.top1 = results["benchmarks"].get("val", {}).get("top1")
         main = main_metric(name, numbers)
         log.info("%s: %s, %d images", name, main.text(numbers[main.name]), numbers["n"])
         line.update(_metrics(name, numbers))
-    if line and trainer.metrics is not None:
-        write_line(trainer, line)
+    new = bool(line) or not folder.results_file.exists()  # without labels there may be no line
+    if new and trainer.metrics is not None:
+        if line:
+            write_line(trainer, line)
         if not trainer.metrics.flush():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.metrics_file))
         trainer.metrics.sync()
@@ -116,7 +121,7 @@ def _predictions(trainer: Trainer, data: Data, network: ProbedNetwork, name: str
     path, world = trainer.folder.predictions_file(name), trainer.world
     if stored(path, network.source, world):
         return read_predictions(path)
-    test_set = data.val if name == "val" else data.benchmarks.get(name)
+    test_set = data.test_sets.get(name)
     if test_set is not None:
 
         def predict(chosen: range) -> ImagePredictions:
@@ -130,7 +135,7 @@ def _predictions(trainer: Trainer, data: Data, network: ProbedNetwork, name: str
 
 
 def _run_probe(trainer: Trainer, data: Data, network: ProbedNetwork, name: str) -> Predictions:
-    splits: tuple[Images, Images] = data.train, data.val
+    splits: tuple[Images, Images] = data.train, data.shown
     if probes_by_name()[name].masks:
         splits = masked_sets(trainer.config, network.image_size)
     with autocast(trainer.engine):

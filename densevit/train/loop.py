@@ -100,7 +100,7 @@ def _train(trainer: Trainer, data: Data) -> None:
 
 def _write_matches(trainer: Trainer, data: Data, when: str) -> None:
     if trainer.world.writes:
-        keep_matches(trainer.folder.matches_file(when), trainer.engine.learner.model, data.val)
+        keep_matches(trainer.folder.matches_file(when), trainer.engine.learner.model, data.shown)
 
 
 def _train_epoch(trainer: Trainer, show: Progress) -> None:

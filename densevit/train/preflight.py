@@ -43,7 +43,7 @@ def check_images(data: Data) -> None:
     """
     of_train = known_reading(data.train)
     _refuse_damaged("train", data.train, of_train)
-    for name, test_set in {"val": data.val, **data.benchmarks}.items():
+    for name, test_set in data.test_sets.items():
         of_test = quick_reading(test_set.images)
         _refuse_damaged(name, test_set.images, of_test)
         found = find_shared(data.train, test_set.images, of_train, of_test)

@@ -79,7 +79,9 @@ def summary(line: dict[str, float], seconds_left: float) -> str:
     """Format a line of metrics for display: speed, loss, accuracy and remaining time."""
     parts = [f"{line['train/images_per_second']:,.0f} images/s"]
     if "train/loss" in line:
-        parts += [f"loss {line['train/loss']:.3f}", f"top-1 {line['train/top1']:.1f} %"]
+        parts.append(f"loss {line['train/loss']:.3f}")
+    if "train/top1" in line:
+        parts.append(f"top-1 {line['train/top1']:.1f} %")
     hours, rest = divmod(int(seconds_left), 3600)
     left = f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60}:{rest % 60:02d} min"
     return ", ".join([*parts, f"{left} left"])

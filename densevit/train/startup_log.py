@@ -32,7 +32,9 @@ def consequences(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
     found = [f"learning_rate {config.learning_rate:g}, {steps} steps of {config.batch_size} images"]
     if config.cl_mode != "none" and not loss_weights(config):
         found.append("lambda_weight 0: supervised training, no contrastive loss is computed")
-    if model.linear_probe:
+    if config.unlabelled:
+        found.append("unlabelled: self-supervised training, without val and accuracies")
+    elif model.linear_probe:
         found.append(
             "lambda_weight 1: self-supervised training; accuracies are those of a linear probe on "
             "the features, which it does not change"

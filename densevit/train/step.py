@@ -203,11 +203,10 @@ def _update(engine: Engine) -> Tensor:
 
 def _metrics(engine: Engine, done: list[Losses], norm: Tensor) -> dict[str, Tensor]:
     """Return means over the parts, all 0 in a skipped step; `counted` is 1 in other steps."""
-    columns = {
-        "loss": [d.total for d in done],
-        "classification_loss": [d.classification for d in done],
-        "top1": [100 * d.top1 for d in done],
-    }
+    columns = {"loss": [d.total for d in done]}
+    if not engine.config.unlabelled:
+        columns["classification_loss"] = [d.classification for d in done]
+        columns["top1"] = [100 * d.top1 for d in done]
     contrastive = [d.contrastive for d in done if d.contrastive is not None]
     if contrastive:
         columns["contrastive_loss"] = contrastive

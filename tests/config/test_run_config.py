@@ -158,15 +158,16 @@ def test_ids_are_pinned():
 EXECUTION = {
     "data_dir": ("a", "b"), "benchmarks": ({}, {"x": "y"}), "watched": ([], ["x"]),
     "watch_every": (5, 2), "watch_samples": (9, 8), "probes": ([], ["knn"]), "masks": ("a", "b"),
-    "experiment_name": ("a", "b"), "log_model": (False, True), "device": ("auto", "cpu"),
-    "threads": (1, 2), "workers": (4, 0), "log_every": (50, 7), "health_every": (1000, 9),
+    "void": ([255], [0, 255]), "experiment_name": ("a", "b"), "log_model": (False, True),
+    "device": ("auto", "cpu"), "threads": (1, 2), "workers": (4, 0), "log_every": (50, 7),
+    "health_every": (1000, 9),
     "on_collapse": ("warn", "stop"), "checkpoint_minutes": (10.0, 2.5),
     "grad_accumulation": (1, 2), "gradient_checkpointing": (False, True), "compile": (False, True),
 }  # fmt: skip
 # These always are.
 ALWAYS = {
     "cl_mode": ("global", "joint"), "model_name": ("a", "b"), "model_kwargs": ({}, {"a": 1}),
-    "dataset": ("a", "b"), "batch_size": (8, 16), "epochs": (30, 40), "learning_rate": (0.1, 0.2),
+    "dataset": ("a", "b"), "label_column": (None, "a"), "batch_size": (8, 16), "epochs": (30, 40), "learning_rate": (0.1, 0.2),
     "warmup_epochs": (1, 2), "weight_decay": (0.1, 0.2), "grad_clip": (1.0, 2.0),
     "layer_decay": (0.8, 0.9), "drop_path": (0.1, 0.2), "label_smoothing": (0.1, 0.2),
     "mixup": (0.1, 0.2), "pretrained": (False, True), "init_checkpoint": (None, "w.pt"),
@@ -210,7 +211,7 @@ SOMETIMES = {
 
 
 def test_the_lists_of_this_test_hold_every_field():
-    lists = [EXECUTION, ALWAYS, SOMETIMES, {"seed"}]
+    lists = [EXECUTION, ALWAYS, SOMETIMES, {"seed", "unlabelled"}]  # tests of their own
     assert sorted(name for names in lists for name in names) == sorted(FIELDS)
 
 
@@ -263,16 +264,18 @@ def test_relative_paths_count_from_the_file_that_names_them(tmp_path):
           mapped: {path: c, classes: names.txt}
           known: {path: /e, classes: imagenet}
           plain: {classes: folder}
+          table: {path: t, label_column: names}
         """)
     made = build(read_layers(tmp_path / "a.yaml"))
     wanted = [str(tmp_path / name) for name in ("d", "w.pt", "m")]
     assert [made.data_dir, made.init_checkpoint, made.masks] == wanted
-    given = made.model_dump()["benchmarks"]
+    given = made.model_dump(exclude_unset=True)["benchmarks"]
     assert given == {
         "own": str(tmp_path / "b"),
         "mapped": {"path": str(tmp_path / "c"), "classes": str(tmp_path / "names.txt")},
         "known": {"path": "/e", "classes": "imagenet"},
-        "plain": {"path": None, "classes": "folder"},
+        "plain": {"classes": "folder"},
+        "table": {"path": str(tmp_path / "t"), "label_column": "names"},
     }
     (tmp_path / "b.yaml").write_text("masks: shapes\n")
     assert build(read_layers(tmp_path / "b.yaml")).masks == "shapes", "the drawn set has its own"
@@ -283,6 +286,14 @@ def test_an_error_names_the_file_that_holds_the_mistake(tmp_path):
     (tmp_path / "top.yaml").write_text("base: deep.yaml\nbatch_size: 4\n")
     text = said(lambda: build(read_layers(tmp_path / "top.yaml")))
     assert text.startswith(f"{tmp_path / 'deep.yaml'}: temperature: ")
+
+
+def test_void_is_a_value_or_several():
+    assert RunConfig().void == [255]
+    assert config(void=0).void == [0]
+    assert config(void=[]).void == []
+    assert config(void=[0, 255]).void == [0, 255]
+    assert ": 256 is out of range" in said(config, void=256)
 
 
 def test_a_circular_or_missing_base_is_refused(tmp_path):

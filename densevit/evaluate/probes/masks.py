@@ -24,7 +24,7 @@ import numpy as np
 from densevit.config.run_config import RunConfig
 from densevit.data.datasets import DrawnImages, data_folder
 from densevit.data.image import Images, LazyImage, root_of
-from densevit.data.image_files import has_image_suffix, visible
+from densevit.data.image_files import check_names, has_image_suffix, visible
 from densevit.data.image_folder import FolderImages
 from densevit.data.open_benchmark import resolved
 from densevit.data.shapes import dataset
@@ -131,6 +131,7 @@ def open_masks(
         classes = _classes(root, void)
     check_several_classes(classes, root)
     ids, files = zip(*pairs, strict=True)
+    check_names(ids, root, "masks")
     images = FolderImages(root, classes.names, ids, (0,) * len(ids))
     return MaskedImages(images, classes.names, partial(_mask, images, files, classes), void)
 

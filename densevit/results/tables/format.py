@@ -8,6 +8,7 @@ import pandas as pd
 
 from densevit.config.metrics import CLASSIFICATION, MULTILABEL, SMALLEST_EFFECT, Metric
 from densevit.config.probes import probes_by_name
+from densevit.data.known_benchmarks import LAYOUTS, expected_classes
 from densevit.evaluate.benchmark_metrics import BENCHMARK_METRICS
 from densevit.results.tables.table import NOT_APPLICABLE
 from densevit.utils.errors import UserError, nearest
@@ -42,6 +43,18 @@ def short(value: float) -> str:
 def p_text(p: float) -> str:
     """Return a p value with three decimals."""
     return NOT_APPLICABLE if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def shared_classes(frame: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Return the known benchmarks of which runs have only some classes, as ImageNet-100 has of
+    ImageNet-A: how many, and of how many. Other numbers on them are no comparison."""
+    ways = frame[frame["metric"] == "ways"].groupby("benchmark")["value"].min()
+    published = {
+        name: len(expected_classes(LAYOUTS[name])) for name in ways.index if name in LAYOUTS
+    }
+    return {
+        name: (int(ways[name]), known) for name, known in published.items() if ways[name] < known
+    }
 
 
 def benchmarks_of(chosen: pd.DataFrame) -> tuple[str, ...]:

@@ -9,13 +9,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from densevit.results.collect.cells import as_given, as_written, over_seeds
-from densevit.results.tables.format import benchmarks_of, interval_text, metric_title, spread_text
+from densevit.results.tables.format import (
+    benchmarks_of,
+    interval_text,
+    metric_title,
+    shared_classes,
+    spread_text,
+)
 from densevit.results.tables.table import DAGGER, MISSING, Mark, TextTable
 from densevit.sweep.cells import cell_values, value_text
 from densevit.sweep.plan import Plan
@@ -29,7 +35,8 @@ class CellTable:
     axis does not apply), seeds (planned), n (seeds with results), and for each of `benchmarks`
     `<benchmark>_mean`, `_std` (n-1 in the denominator; NaN for one seed) and `_n`. A seed whose
     value is NaN makes mean and std NaN: it is not dropped. With `intervals` there are also `_low`
-    and `_high`, the 95 % t interval of the mean over seeds (`seeds.summary`).
+    and `_high`, the 95 % t interval of the mean over seeds (`seeds.summary`). `shared` is
+    `shared_classes` of the benchmarks.
     """
 
     metric: str
@@ -37,6 +44,7 @@ class CellTable:
     benchmarks: tuple[str, ...]
     data: pd.DataFrame
     intervals: bool = False
+    shared: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def cell_table(
@@ -74,7 +82,7 @@ def cell_table(
     data = pd.DataFrame(rows)
     for axis in plan.axes:
         data[axis] = as_given(row[axis] for row in rows)
-    return CellTable(metric, plan.axes, benchmarks, data, intervals)
+    return CellTable(metric, plan.axes, benchmarks, data, intervals, shared_classes(frame))
 
 
 def _stopped(plan: Plan) -> Counter[str] | None:
@@ -115,7 +123,13 @@ def cell_table_text(
 
 def to_text(table: CellTable) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows as text: the axes (or the cell's label), seeds, benchmarks."""
-    head = [*(table.axes or ("cell",)), "seeds", *table.benchmarks]
+    names = [
+        f"{name} ({' of '.join(map(str, table.shared[name]))} classes)"
+        if name in table.shared
+        else name
+        for name in table.benchmarks
+    ]
+    head = [*(table.axes or ("cell",)), "seeds", *names]
     rows = []
     for row in table.data.to_dict("records"):
         axes = [value_text(row[axis]) or "{}" for axis in table.axes] or [row["label"]]

@@ -99,6 +99,17 @@ def test_val_is_the_first_benchmark(sweep, finish_all):
     assert table_of(plan).benchmarks == ("val", "z", "a")
 
 
+def test_a_benchmark_of_some_of_its_classes_is_named_so(sweep, finish):
+    """ImageNet-100 has some of the classes of ImageNet-A, and all of none of the others."""
+    plan = sweep("grid: {cl_mode: [none]}", "seeds: 1")
+    finish(plan, plan.runs[0], {"val": 80.0, "imagenet-a": 40.0, "imagenet-v2": 70.0, "mine": 1.0})
+    frame = collect(plan)
+    of_a = (frame["metric"] == "ways") & (frame["benchmark"] == "imagenet-a")
+    frame.loc[of_a, "value"] = 34
+    head, _ = to_text(cell_table(plan, frame))
+    assert head[-4:] == ["val", "imagenet-a (34 of 200 classes)", "imagenet-v2", "mine"]
+
+
 def test_csv_is_numeric_and_complete(sweep, finish, finish_all):
     plan = sweep("grid: {model_kwargs: [{img_size: 32, patch_size: 8}, {img_size: 64}]}")
     finish(plan, plan.runs[0], {"val": 100 / 3})
