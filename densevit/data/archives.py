@@ -7,13 +7,13 @@ an exact resume needs.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from densevit.data.image import LazyImage, read_image
 from densevit.data.image_files import Skipped, check_names
-from densevit.data.image_folder import names_fingerprint
+from densevit.data.image_folder import FolderImages, names_fingerprint
 from densevit.data.tar_files import list_tars
 from densevit.utils.errors import UserError, reason_of
 
@@ -45,6 +45,9 @@ class ArchivedImages:
         return names_fingerprint(self.classes, self.ids)
 
 
+StoredImages = FolderImages | ArchivedImages
+
+
 def open_tar(path: Path, source: str, *, labelled: bool = True) -> ArchivedImages:
     """Open a tar file of CLASS/image.jpg, or a folder of CLASS.tar files; also compressed ones.
 
@@ -61,3 +64,22 @@ def open_tar(path: Path, source: str, *, labelled: bool = True) -> ArchivedImage
         raise UserError(f"{source}: {path}: holds no images{where}")
     check_names(found.ids, path, source)
     return ArchivedImages(path, *found)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Reads some images of an archive."""
+
+    read: Callable[[int], bytes]
+    rows: Sequence[int]
+
+    def __call__(self, index: int) -> bytes:
+        return self.read(self.rows[index])
+
+
+def select(images: StoredImages, rows: Sequence[int]) -> StoredImages:
+    """Return some of the images, in the order of `rows`."""
+    ids, labels = tuple(images.ids[row] for row in rows), tuple(images.labels[row] for row in rows)
+    if isinstance(images, FolderImages):
+        return replace(images, ids=ids, labels=labels)
+    return replace(images, ids=ids, labels=labels, read=_Rows(images.read, rows))

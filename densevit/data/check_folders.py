@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from densevit.data import imagenet
-from densevit.data.archives import open_tar
+from densevit.data.archives import StoredImages, open_tar
 from densevit.data.check_files import Reading, cached_reading, read_files
 from densevit.data.class_names import one_class_hint
 from densevit.data.hugging_face import Split, is_hugging_face, open_hugging_face
@@ -29,7 +29,7 @@ from densevit.data.image_files import (
 from densevit.data.image_folder import FolderImages
 from densevit.data.imagenet_val import is_flat, open_flat
 from densevit.data.known_benchmarks import LAYOUTS, expected_classes, misnamed
-from densevit.data.open_benchmark import StoredImages, corruption_folders
+from densevit.data.open_benchmark import corruption_folders
 from densevit.data.tar_files import is_tar
 from densevit.utils.errors import UserError
 

@@ -16,12 +16,12 @@ from PIL import Image
 
 from densevit.config.probes import probes_by_name
 from densevit.config.run_config import RunConfig
+from densevit.data.archives import StoredImages
 from densevit.data.class_names import check_several
 from densevit.data.hugging_face import is_hugging_face, open_hugging_face
 from densevit.data.image import Images, Labels, LazyImage
 from densevit.data.image_files import skipped_lines
 from densevit.data.open_benchmark import (
-    StoredImages,
     by_output,
     open_benchmark,
     open_images,

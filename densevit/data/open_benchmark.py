@@ -8,13 +8,13 @@ other names are rejected, never guessed. Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from densevit.data import imagenet
-from densevit.data.archives import ArchivedImages, open_tar
+from densevit.data.archives import StoredImages, open_tar, select
 from densevit.data.class_names import check_several, read_class_file
 from densevit.data.hugging_face import is_hugging_face, open_hugging_face
 from densevit.data.image import Labels
@@ -61,9 +61,6 @@ def open_benchmark(
     place = {each: index for index, each in enumerate(classes)}
     labels = [place[class_of[label]] for label in images.labels]
     return _test_set(name, images, classes, outputs, source, labels)
-
-
-StoredImages = FolderImages | ArchivedImages
 
 
 def open_images(path: Path, source: str, label_column: str | None = None) -> StoredImages:
@@ -140,25 +137,6 @@ def _known(
         alike = "" if name in ("imagenet", "imagenet-c") else name
         return replace(test_set, layout=alike, shared_of=len(classes))
     return _test_set(name, images, classes, outputs, source, labels, name)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Reads some images of an archive."""
-
-    read: Callable[[int], bytes]
-    rows: Sequence[int]
-
-    def __call__(self, index: int) -> bytes:
-        return self.read(self.rows[index])
-
-
-def select(images: StoredImages, rows: Sequence[int]) -> StoredImages:
-    """Return some of the images, in the order of `rows`."""
-    ids, labels = tuple(images.ids[row] for row in rows), tuple(images.labels[row] for row in rows)
-    if isinstance(images, FolderImages):
-        return replace(images, ids=ids, labels=labels)
-    return replace(images, ids=ids, labels=labels, read=_Rows(images.read, rows))
 
 
 def _test_set(

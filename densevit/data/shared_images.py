@@ -6,19 +6,16 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from densevit.data.archives import ArchivedImages
+from densevit.data.archives import StoredImages
 from densevit.data.check_files import Reading
 from densevit.data.image import Images
 from densevit.data.image_files import some
-from densevit.data.image_folder import FolderImages
 from densevit.utils.errors import UserError
 
 log = logging.getLogger("densevit")
 
 COMPARED = 200  # pairs of images whose contents are compared, at most
 TOLERATED = 0.01  # of the test images: published data sets have single duplicates
-
-Stored = FolderImages | ArchivedImages
 
 
 class Shared(NamedTuple):
@@ -42,7 +39,9 @@ def find_shared(
         named = of_test.contents(test.ids)
         pairs = [f"{known[digest]} = {name}" for digest, name in named if digest in known]
         return Shared(len(pairs) / len(test.ids), pairs)
-    if not (isinstance(train, Stored) and isinstance(test, Stored)):  # drawn: never the same
+    if not (
+        isinstance(train, StoredImages) and isinstance(test, StoredImages)
+    ):  # drawn: never the same
         return Shared(0.0, [])
     candidates = _candidates(train, test)
     step = max(1, -(-len(candidates) // COMPARED))
@@ -77,7 +76,7 @@ def _line(found: Shared, name: str) -> str:
     return f"{name}: {share} of its images are also in train: {some(found.pairs)}"
 
 
-def _candidates(train: Stored, test: Stored) -> list[tuple[int, int]]:
+def _candidates(train: StoredImages, test: StoredImages) -> list[tuple[int, int]]:
     """Return the indices of pairs that may be the same image, ordered by `test`."""
     if not _has_names(train) or not _has_names(test):
         return [(index, index) for index in range(min(len(train), len(test)))]
@@ -90,15 +89,15 @@ def _candidates(train: Stored, test: Stored) -> list[tuple[int, int]]:
     return [(found[place], place) for place in sorted(found)]
 
 
-def _has_names(images: Stored) -> bool:
+def _has_names(images: StoredImages) -> bool:
     return "/" in images.ids[0] if images.ids else False
 
 
-def _key(images: Stored, index: int) -> tuple[str, str]:
+def _key(images: StoredImages, index: int) -> tuple[str, str]:
     return images.classes[images.labels[index]], images.ids[index].rpartition("/")[2]
 
 
-def _same(train: Stored, a: int, test: Stored, b: int) -> bool:
+def _same(train: StoredImages, a: int, test: StoredImages, b: int) -> bool:
     try:
         return train.content(a) == test.content(b)
     except (OSError, ValueError):  # it is reported where it is read as an image

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from densevit.data.archives import ArchivedImages, open_tar
+from densevit.data.archives import StoredImages, open_tar
 from densevit.data.hugging_face import is_hugging_face, open_hugging_face
 from densevit.data.image_files import UNLABELLED, check_names, list_images
 from densevit.data.image_folder import FolderImages
@@ -12,7 +12,7 @@ from densevit.data.tar_files import is_tar, tar_paths
 from densevit.utils.errors import UserError
 
 
-def open_unlabelled(folder: Path, source: str) -> FolderImages | ArchivedImages:
+def open_unlabelled(folder: Path, source: str) -> StoredImages:
     """Open `folder/train` (a folder, or a tar file), else the images of `folder` itself.
 
     All have the label 0 of one class, whatever folders they lie in. Errors: `UserError` beginning

@@ -53,8 +53,8 @@ def resolve_targets(
 ) -> EvalRequest:
     """Resolve NAME or NAME=PATH arguments to test sets and probes; `run` is the network's run.
 
-    `given` is said of the sets with a PATH. `elsewhere`: results are not written to the run. Errors: `UserError` if something is missing or would overwrite the run's
-    own results.
+    `given` is said of the sets with a PATH. `elsewhere`: results are not written to the run.
+    Errors: `UserError` if something is missing or would overwrite the run's own results.
     """
     config = None if run is None else run.config()
     paths = _paths(targets, config, elsewhere)
