@@ -49,6 +49,7 @@ def _add_check(parts: Any) -> None:
         "--no-hash", action="store_true", help="read only both ends of files; finds no equal images"
     )
     add("--label-column", metavar="NAME", help="the labels of Hugging Face data sets with several")
+    add("--unlabelled", action="store_true", help="the images have no labels and no class folders")
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -88,7 +89,8 @@ def _check(options: argparse.Namespace) -> int:
     places = _places(options.sets)
     cache = Path(options.cache).expanduser() if options.cache else None
     several = []
-    for listing in [listed(name, path, options.label_column) for name, path in places.items()]:
+    column, loose = options.label_column, options.unlabelled
+    for listing in [listed(n, path, column, unlabelled=loose) for n, path in places.items()]:
         several.append(examine(listing, not options.no_hash, options.jobs, cache))
         if not options.json:
             _say(*_lines(several[-1]))

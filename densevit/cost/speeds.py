@@ -32,7 +32,7 @@ _TIMELESS = {
     "epochs", "warmup_epochs", "learning_rate", "weight_decay", "grad_clip", "layer_decay",
     "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint",
     "temperature", "learnable_temp", "momentum", "seed",
-    "watched", "watch_every", "watch_samples", "probes", "masks",
+    "watched", "watch_every", "watch_samples", "probes", "masks", "void",
     "experiment_name", "log_every", "health_every", "on_collapse", "checkpoint_minutes",
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import repeat
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
+from densevit.data.archives import StoredImages
 from densevit.data.image import (
     DEEP,
     ORIENTATION,
@@ -70,8 +72,8 @@ def read_files(images: Images, hashing: bool, jobs: int | None, cache: Path | No
 
     `hashing` hashes whole files and decodes them as a run does; without it only the beginning and
     the end of a JPEG or PNG file are read.
-    `jobs` processes (default: the cores) read a folder; an archive is read in this process. `cache`
-    is a folder (default: `cache_folder()`).
+    `jobs` processes (default: the cores) read a large set. `cache` is a folder (default:
+    `cache_folder()`).
     """
     with suppress(RuntimeError):  # no home folder
         read = cached_reading(images, hashing, cache)
@@ -148,23 +150,32 @@ class _Check(NamedTuple):
 
 
 def _check_files(images: Images, hashing: bool, jobs: int) -> Iterator[_Check]:
-    """Yield the result of each image in order; worker processes read large folders."""
-    if not isinstance(images, FolderImages):
-        yield from _part(images, range(len(images)), hashing)
-        return
-    parts = [images.ids[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
-    bare = FolderImages(images.root, (), (), ())
+    """Yield the result of each image in order; worker processes read large sets."""
+    names: Sequence[Any] = images.ids if isinstance(images, FolderImages) else range(len(images))
+    parts = [names[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+    bare: Any = images
+    if isinstance(images, StoredImages):
+        bare = replace(images, classes=(), ids=(), labels=(), skipped=())
     if jobs == 1 or len(parts) < 3:
-        yield from _part(bare, images.ids, hashing)
+        yield from _part(names, hashing, bare)
         return
     fresh = multiprocessing.get_context("spawn")  # spawn: the caller may have threads
-    with ProcessPoolExecutor(min(jobs, len(parts)), fresh) as pool:
-        for checks in pool.map(_part, repeat(bare), parts, repeat(hashing)):
+    with ProcessPoolExecutor(min(jobs, len(parts)), fresh, _set_images, (bare,)) as pool:
+        for checks in pool.map(_part, parts, repeat(hashing)):
             yield from checks
 
 
-def _part(images: Any, names: Sequence[Any], hashing: bool) -> list[_Check]:
+_images: Any = None  # of a worker process: those of an archive are sent once
+
+
+def _set_images(images: Any) -> None:
+    global _images
+    _images = images
+
+
+def _part(names: Sequence[Any], hashing: bool, images: Any = None) -> list[_Check]:
     """Read files by their names in a folder or by their indices in an archive."""
+    images = _images if images is None else images
     checks = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about an image's header

@@ -31,6 +31,7 @@ from densevit.data.imagenet_val import is_flat, open_flat
 from densevit.data.known_benchmarks import LAYOUTS, expected_classes, misnamed
 from densevit.data.open_benchmark import corruption_folders
 from densevit.data.tar_files import is_tar
+from densevit.data.unlabelled import open_unlabelled
 from densevit.utils.errors import UserError
 
 QUICK = 60_000  # images that a run reads before it starts, at most
@@ -59,12 +60,17 @@ class Findings:
     notes: tuple[str, ...]
 
 
-def listed(name: str, path: Path, label_column: str | None = None) -> Listing:
+def listed(
+    name: str, path: Path, label_column: str | None = None, *, unlabelled: bool = False
+) -> Listing:
     """List class folders, tar files, a Hugging Face data set, or ImageNet's flat validation folder.
 
     The class folders of a benchmark in `LAYOUTS` are expected as its archive has them. Errors:
     `UserError` if nothing exists there, or a file of another kind.
     """
+    if unlabelled:
+        images: StoredImages = open_unlabelled(path, name)
+        return Listing(name, images, (), images.skipped)
     layout = LAYOUTS.get(name)
     expected = f"{layout.example}, from {layout.source}" if layout else "CLASS/image.jpg"
     if not path.exists():
@@ -77,7 +83,7 @@ def listed(name: str, path: Path, label_column: str | None = None) -> Listing:
         return _corruptions(name, path)
     try:
         if is_tar(path):
-            images: StoredImages = open_tar(path, name)
+            images = open_tar(path, name)
         elif is_hugging_face(path):
             split: Split = "train" if name == "train" else "val" if name == "val" else "test"
             images = open_hugging_face(path, split, name, label_column)

@@ -58,19 +58,18 @@ class Data:
         val = {} if self.val is None else {"val": self.val.fingerprint()}
         return {"train": self.train.fingerprint(), **val, "benchmarks": tests}
 
-    def notes(self) -> list[str]:
-        """Return lines about what was skipped, and about classes without images or outputs."""
-        tests = self.test_sets
-        sets = {"train": self.train, **{name: test.images for name, test in tests.items()}}
-        lines = [
+    def skipped(self) -> list[str]:
+        """Return lines about the files that no set reads."""
+        tests = {name: test.images for name, test in self.test_sets.items()}
+        return [
             f"{name}: {line}"
-            for name, images in sets.items()
+            for name, images in {"train": self.train, **tests}.items()
             for line in skipped_lines(getattr(images, "skipped", ()))
         ]
-        return [
-            *lines,
-            *(f"{name}: {line}" for name, test in tests.items() for line in test.notes()),
-        ]
+
+    def notes(self) -> list[str]:
+        """Return lines about classes without images, and without an output of the network."""
+        return [f"{name}: {line}" for name, test in self.test_sets.items() for line in test.notes()]
 
 
 def open_data(config: RunConfig, size: int) -> Data:

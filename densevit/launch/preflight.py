@@ -126,4 +126,5 @@ def _input_size(config: RunConfig) -> int:
 
 def _data_key(config: RunConfig) -> str:
     model = (config.model_name, config.model_kwargs)  # they decide the image size
-    return repr((config.dataset, config.data_dir, config.benchmarks, config.batch_size, *model))
+    images = (config.dataset, config.data_dir, config.label_column, config.unlabelled)
+    return repr((*images, config.benchmarks, config.batch_size, *model))

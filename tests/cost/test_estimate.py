@@ -103,14 +103,15 @@ OTHER_VALUES = {
     "correspondence_features": "dense", "dense_negatives": "pooled", "key_encoder": "shared",
     "init_checkpoint": "x.pt", "data_dir": "/data", "benchmarks": {"a": "/a"}, "device": "cpu",
     "experiment_name": "other", "on_collapse": "stop", "lambda_weight": 0.25, "layer_decay": 0.5, "learning_rate": 0.1,
-    "watched": ["knn"], "probes": ["knn"], "masks": "shapes",
+    "watched": ["knn"], "probes": ["knn"], "masks": "shapes", "void": [0],
+    "label_column": "fine",
 }  # fmt: skip
 SAME_SPEED = {
     "epochs", "learning_rate", "warmup_epochs", "weight_decay", "grad_clip", "layer_decay",
     "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint", "lambda_weight",
     "contrastive_weight_adaptive", "temperature", "learnable_temp", "seed", "experiment_name",
     "log_every", "health_every", "on_collapse", "checkpoint_minutes",
-    "watched", "watch_every", "watch_samples", "probes", "masks",
+    "watched", "watch_every", "watch_samples", "probes", "masks", "void",
     "momentum", "joint_dense_weight",  # the last one does not apply to the default
 }  # fmt: skip
 

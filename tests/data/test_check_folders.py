@@ -306,11 +306,14 @@ def test_several_processes_find_the_same(tmp_path, monkeypatch):
     root = lay(tmp_path / "val", "abcdefghij")
     (root / "h" / "0.jpg").write_bytes(b"")
     monkeypatch.setattr(check_files, "_CHUNK", 3)
-    alone, together = (
-        found_in("val", root, jobs=jobs, cache=tmp_path / str(jobs)) for jobs in (1, 2)
-    )
-    assert alone == together
-    assert alone.reading.unreadable == [("h/0.jpg", "is empty")]
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        tar.add(root, arcname="")
+    for path in (root, tmp_path / "val.tar"):
+        alone, together = (
+            found_in("val", path, jobs=jobs, cache=tmp_path / str(jobs)).reading for jobs in (1, 2)
+        )
+        assert alone == together
+        assert alone.unreadable == [("h/0.jpg", "is empty")]
 
 
 def test_a_tar_is_checked_as_it_lies(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from densevit.config.evaluation_names import benchmark_names
 from densevit.config.identity import science
 from densevit.config.resolve import Layer, build
 from densevit.config.run_config import RunConfig
+from densevit.data.check_folders import examine, listed
 from densevit.data.datasets import open_data
 from densevit.runs.directory import has_results
 from densevit.runs.metrics_file import read_metrics
@@ -69,6 +70,13 @@ def test_any_images_are_of_one_class_and_there_is_no_val(tmp_path, loose, form, 
         assert data.train.ids == PATHS
     assert (data.val, data.test_sets, data.shown) == (None, {}, data.train)
     assert data.fingerprint().keys() == {"train", "benchmarks"}
+
+
+def test_unlabelled_images_are_checked(loose, tmp_path):
+    (loose / "a" / "2.png").write_bytes(b"")
+    found = examine(listed("train", loose, unlabelled=True), cache=tmp_path / "cache")
+    assert found.problems == ("unreadable images: a/2.png (is empty)",)
+    assert found.notes == ("skipped, hidden or written by the system: ._x.png",)
 
 
 def test_what_needs_labels_is_refused(tmp_path):
