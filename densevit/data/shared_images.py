@@ -39,10 +39,8 @@ def find_shared(
         named = of_test.contents(test.ids)
         pairs = [f"{known[digest]} = {name}" for digest, name in named if digest in known]
         return Shared(len(pairs) / len(test.ids), pairs)
-    if not (
-        isinstance(train, StoredImages) and isinstance(test, StoredImages)
-    ):  # drawn: never the same
-        return Shared(0.0, [])
+    if not isinstance(train, StoredImages) or not isinstance(test, StoredImages):
+        return Shared(0.0, [])  # drawn images are never the same
     candidates = _candidates(train, test)
     step = max(1, -(-len(candidates) // COMPARED))
     chosen = candidates[::step]
