@@ -17,7 +17,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from densevit.data.image_files import NO_CLASS, SAME, UNLABELLED, Skipped, reason_to_skip, visible
+from densevit.data.image_files import (
+    NO_CLASS,
+    SAME,
+    UNLABELLED,
+    Skipped,
+    is_hidden,
+    reason_to_skip,
+    visible,
+)
 from densevit.utils.errors import UserError
 from densevit.utils.files import replacing
 
@@ -91,8 +99,8 @@ def list_tars(path: Path, *, labelled: bool = True) -> TarImages:
     """
     listing = _Listing()
     if path.is_dir():
-        for each in visible(path):
-            if tar_name(each.name):
+        for each in sorted(path.iterdir()):
+            if tar_name(each.name) and not is_hidden(each.name):
                 listing.add(each, tar_name(each.name))
             else:
                 listing.skipped.append(Skipped(each.name, reason_to_skip(each.name) or NO_CLASS))
@@ -182,8 +190,9 @@ class _Listing:
             classes,
             tuple(path for _, path, _ in rows),
             tuple(label_of[name] for name, _, _ in rows),
-            TarReader(tuple(self.files), places), tuple(self.skipped),
-        )  # fmt: skip
+            TarReader(tuple(self.files), places),
+            tuple(self.skipped),
+        )
 
 
 def _have_a_folder_around(paths: Collection[list[str]]) -> bool:
