@@ -85,7 +85,9 @@ def _unlabelled_fault(config: RunConfig) -> str:
         ("benchmarks", list(config.benchmarks)), ("watched", config.watched), ("probes", labelled),
     ):  # fmt: skip
         if names:
-            return f"{field}: {', '.join(names)}: needs labels; later: densevit eval RUN knn=FOLDER"
+            return (
+                f"{field}: {', '.join(names)}: needs labels (later: densevit eval RUN knn=FOLDER)"
+            )
     return ""
 
 

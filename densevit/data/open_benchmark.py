@@ -127,16 +127,25 @@ def _known(
         members = imagenet.category_members()
         groups = _groups([members[c] for c in classes], outputs, name, source)
         return TestSet(name, images, classes, labels, groups, layout=name)
-    shared = tuple(each for each in classes if each in set(outputs))
-    if len(shared) < len(classes) and set(outputs) <= set(imagenet.wnids()):
-        rows = [row for row, label in enumerate(labels) if classes[label] in shared]
-        place = {each: index for index, each in enumerate(shared)}
-        labels = tuple(place[classes[labels[row]]] for row in rows)
-        test_set = _test_set(name, select(images, rows), shared, outputs, source, labels, name)
-        # mCE and the reassessed labels are defined for all 1000 classes.
-        alike = "" if name in ("imagenet", "imagenet-c") else name
-        return replace(test_set, layout=alike, shared_of=len(classes))
+    if set(outputs) <= set(imagenet.wnids()) and not set(classes) <= set(outputs):
+        return _shared(name, images, classes, labels, outputs, source)
     return _test_set(name, images, classes, outputs, source, labels, name)
+
+
+def _shared(
+    name: str, images: StoredImages, classes: tuple[str, ...], labels: Sequence[int],
+    outputs: tuple[str, ...], source: str,
+) -> TestSet:  # fmt: skip
+    """Return those images of a known benchmark whose classes the network has; the other classes are
+    no possible predictions."""
+    shared = tuple(each for each in outputs if each in classes)
+    place = {each: index for index, each in enumerate(shared)}
+    rows = [row for row, label in enumerate(labels) if classes[label] in place]
+    own = [place[classes[labels[row]]] for row in rows]
+    # mCE and the reassessed labels are defined for all 1000 classes.
+    layout = "" if name in ("imagenet", "imagenet-c") else name
+    test_set = _test_set(name, select(images, rows), shared, outputs, source, own, layout)
+    return replace(test_set, shared_of=len(classes))
 
 
 def _test_set(

@@ -58,7 +58,7 @@ def refuse_shared(found: Shared, name: str) -> None:
     if found.share > TOLERATED:
         raise UserError(
             f"{_line(found, name)}; its scores would be those of training images; give it images "
-            f"of its own (densevit data check train {name} lists all pairs)"
+            f"of its own (densevit data check train=DIR val=DIR lists all pairs)"
         )
     warn_of_shared(found, name)
 

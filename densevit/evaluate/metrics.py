@@ -56,10 +56,7 @@ def score(predictions: Predictions, clean: ClassPredictions | None = None) -> Nu
         "ways": len(predictions.classes),
         "n": len(hits),
     }
-    images_of = np.bincount(predictions.labels, minlength=len(predictions.classes))
-    if not images_of.all():
-        pairs = zip(predictions.classes, images_of.tolist(), strict=True)
-        numbers |= {f"n_{name}": count for name, count in pairs}
+    numbers |= _images_of_classes(predictions)
     if predictions.anywhere is not None:
         numbers["top1_all"] = percent(predictions.anywhere == predictions.labels)
     for name, predicted in predictions.among.items():
@@ -72,6 +69,15 @@ def score(predictions: Predictions, clean: ClassPredictions | None = None) -> Nu
     for record in own:
         numbers |= record.compute(predictions)
     return numbers
+
+
+def _images_of_classes(predictions: ClassPredictions) -> Numbers:
+    """Return the number of images of each class if one has none, else nothing."""
+    counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
+    if counts.all():
+        return {}
+    pairs = zip(predictions.classes, counts.tolist(), strict=True)
+    return {f"n_{name}": count for name, count in pairs}
 
 
 def matched_clean(clean: ClassPredictions, shifted: ClassPredictions) -> float | None:

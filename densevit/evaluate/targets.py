@@ -66,6 +66,11 @@ def resolve_targets(
     own = _open_own(run, config, network, paths)
     if not paths and config is not None:
         paths = dict.fromkeys(benchmark_names(config))
+    if not paths:
+        raise UserError(
+            f"{network.name}: was trained without labels, and has no test sets of its own; give "
+            f"train/ and val/ to a probe: knn=FOLDER --to DIR"
+        )
     test_sets = []
     for name, path in paths.items():
         if name in probes_by_name():

@@ -130,6 +130,11 @@ def test_weights_of_timm_in_a_file_have_timms_own_transform(tmp_path):
         (["abc", "knn=/nowhere", "--to", "there"], "knn: /nowhere: no such folder"),
         (["abc", "dense-probe"], "dense-probe: no masks are given; give dense-probe=PATH"),
         (["abc", "knn", "knn"], "knn is given twice"),
+        (["abc", "dense-probe=shapes", "--to", "there", "--void", "0"], "void: [0]: is for masks"),
+        (
+            ["abc", "dense-probe=/x", "--void", "0", "300"],
+            "--void: [0, 300]: must be values from 0",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(run, capsys, monkeypatch, words, told):
@@ -138,6 +143,19 @@ def test_a_mistake_is_one_line(run, capsys, monkeypatch, words, told):
     shown = capsys.readouterr().err
     assert told in shown
     assert shown.count("\n") == 1
+
+
+def test_a_probe_is_not_scored_on_the_images_it_was_fitted_to(run, capsys, tmp_path, blobs):
+    for split in ("train", "val"):
+        (tmp_path / "twice" / split).parent.mkdir(exist_ok=True)
+        (tmp_path / "twice" / split).symlink_to(blobs / "train")
+    assert run[1]("abc", f"knn={tmp_path / 'twice'}", "--to", tmp_path / "there") == 2
+    shown = capsys.readouterr().err
+    assert "knn: val: 100.0 % of its images are also in train: blue/0.png = blue/0.png" in shown
+    assert not (tmp_path / "there").exists()
+    place = (f"night={blobs / 'dark'}", "--label-column", "fine")
+    assert run[1]("abc", *place) == 2
+    assert "label_column: fine: is for Hugging Face data sets" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_wants_a_place(run, capsys, tmp_path, blobs):

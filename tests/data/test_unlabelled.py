@@ -9,7 +9,7 @@ import pytest
 from archives import colored
 from PIL import Image
 
-from densevit.cli.main import main_sweep
+from densevit.cli.main import main, main_sweep
 from densevit.config import yaml_file
 from densevit.config.evaluation_names import benchmark_names
 from densevit.config.identity import science
@@ -126,7 +126,8 @@ def test_a_sweep_without_labels_trains_and_reports_no_accuracy(tmp_path, tiny, c
     assert {"train/loss", "train/contrastive_loss", "health/patch_rank"} <= names
     assert not [name for name in names if "top1" in name or name.startswith("val/")]
     assert folder.matches_file("after").exists()
-    capsys.readouterr()
+    assert main(["eval", str(folder.path)]) == 2
+    assert "was trained without labels, and has no test sets" in capsys.readouterr().err
     for command in ("status", "report"):
         assert main_sweep([command, str(file), "--outputs", str(outputs)]) == 0
     shown = capsys.readouterr()

@@ -385,7 +385,7 @@ def test_flags_read_numbers_and_mappings_as_yaml_does(tmp_path, tiny):
 
 def test_a_finished_run_is_not_reused_over_other_pictures(tmp_path, tiny, capsys):
     write_images(tmp_path / "data" / "train", {"a": 8, "b": 8})
-    write_images(tmp_path / "data" / "val", {"a": 2, "b": 2})
+    write_images(tmp_path / "data" / "val", {"a": 2, "b": 2}, 1)
     file = write_sweep(tmp_path, {**tiny, "data_dir": "data", "benchmarks": {}, "epochs": 1})
     lone = ["train", "--config", str(tmp_path / "base.yaml"), "--outputs", str(tmp_path / "o")]
     assert main([*lone, "--no-tracking"]) == 0
