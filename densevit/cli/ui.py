@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import socket
 import sys
 from contextlib import closing
+from pathlib import Path
 
 from densevit.cli.parser import (
     Commands,
@@ -19,12 +21,13 @@ from densevit.cli.parser import (
     sweep_name,
 )
 from densevit.runs.directory import outputs_root
+from densevit.tracking import guarded_server
 from densevit.tracking.store_uri import database_file, is_server, require_usable, store_uri
 from densevit.tracking.ui_links import find_sweeps, print_links
 from densevit.utils.errors import UserError
 from densevit.utils.redact import without_password
 
-HOST = "127.0.0.1"  # nobody else reaches it
+HOST = "127.0.0.1"  # of this machine, whose other users need the key
 PORT = 5000
 
 
@@ -62,22 +65,25 @@ def _ui(options: argparse.Namespace) -> int:
     _check_store(uri)
     _check_free(options.port)
     found = find_sweeps(uri, outputs, name)
-    print_links(f"http://{HOST}:{options.port}", *found)
-    print("MLflow's server starts; Ctrl-C ends it", flush=True)
-    _become_server(uri, options.port)
+    key = secrets.token_urlsafe(24)
+    print_links(f"http://{HOST}:{options.port}", *found, key)
+    print("MLflow's server starts; only these addresses open it, and Ctrl-C ends it", flush=True)
+    _become_server(uri, options.port, outputs / "mlartifacts", key)
     return 0
 
 
-def _become_server(uri: str, port: int) -> None:
-    """Replace this process by `mlflow server`."""
+def _become_server(uri: str, port: int, artifacts: Path, key: str) -> None:
+    """Replace this process by `mlflow server` behind a guard."""
     environment = {
         **os.environ,
+        **guarded_server.environment("look", artifacts, key),
         "MLFLOW_BACKEND_STORE_URI": uri,  # no argument: it may hold a password
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     # By its module: a script's first line may name a Python that has moved.
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port),
+               "--app-name", guarded_server.APP, "--artifacts-destination", artifacts.as_uri(),
                "--workers", "1", "--uvicorn-opts", "--log-level warning"]  # fmt: skip
     os.execve(sys.executable, command, environment)  # noqa: S606  (a list, no shell)
 

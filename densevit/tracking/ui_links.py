@@ -109,7 +109,11 @@ def _sweep(client: MlflowClient, experiments: list[str], name: str) -> _Sweep:
     return _Sweep(name, len(runs), ids[:COMPARED], own, query)
 
 
-def print_links(base: str, experiments: dict[str, str], sweeps: list[_Sweep]) -> None:
+def print_links(
+    base: str, experiments: dict[str, str], sweeps: list[_Sweep], key: str = ""
+) -> None:
+    """Print the addresses of pages of a server; with `key`, the secret that opens them."""
+    base = f"{base}/?key={key}" if key else f"{base}/"
     if not experiments:
         print(f"{'MLflow':<10} {base}", flush=True)
     for name, number in experiments.items():
@@ -138,7 +142,7 @@ def _print_sweep(base: str, sweep: _Sweep) -> None:
 
 
 def _address(base: str, page: str, query: dict[str, str]) -> str:
-    return f"{base}/#/{page}?{urlencode(query | _TRAINING, quote_via=quote, safe='')}"
+    return f"{base}#/{page}?{urlencode(query | _TRAINING, quote_via=quote, safe='')}"
 
 
 def _json(value: Any) -> str:

@@ -57,6 +57,7 @@ class Cluster:
         self.folder = folder  # short: it holds sockets
         self.token = folder / "token"
         self.token.write_text(uuid.uuid4().hex)
+        self.token.chmod(0o600)
         with socket.socket() as free:
             free.bind((HEAD, 0))
             self.address = f"{HEAD}:{free.getsockname()[1]}"

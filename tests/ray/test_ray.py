@@ -1,11 +1,16 @@
 """Sweeps on a real Ray: the same runs and metrics as elsewhere, and the effect of faults."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import forked
 import pytest
+from holding import ENVIRONMENT
 from raylab import HEAD, OTHER, Sweep, kill, marked, wait_for
 from spans import most_at_once
 
@@ -138,14 +143,33 @@ def test_the_driver_is_killed_and_the_command_repeated(sweep, cluster, undisturb
     check_all(runs, undisturbed)
 
 
+# It has what every account of this machine has: the ports of loopback.
+STRANGER = "import sys, ray._raylet as ray; print(ray.GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None))"
+
+
+def asked_by_a_stranger(mark, home):
+    """Return what a process without the token gets from the Ray that a command has started."""
+    lines = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in marked(mark)]
+    (address, *_) = re.findall(r"--gcs-address[= ](127[\d.]+:\d+)", "\n".join(lines))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, "-c", STRANGER, address]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(tmp_path, tiny, number):
+def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(
+    tmp_path, tiny, number, monkeypatch
+):
+    monkeypatch.setitem(ENVIRONMENT, "HOME", str(tmp_path))
     runs = Sweep(tmp_path / "own", {**tiny, "epochs": 3}, grid={"cl_mode": ["none", "global"]})
     runs.hold(8)
     command = runs.start()
     wait_for(runs.going, "training")
+    stranger = asked_by_a_stranger(runs.mark, tmp_path)
+    assert "AuthenticationError" in stranger.stderr, "else it could run functions as this user"
+    assert not (tmp_path / ".ray").exists(), "the token is in no file"
     command.send_signal(number)
     told = command.communicate(timeout=600)[0]
     assert command.returncode == 75, told
@@ -153,6 +177,17 @@ def test_stopped_at_the_keyboard_it_leaves_checkpoints_and_no_process(tmp_path, 
     assert "cancelled" in runs.states()
     assert all(list(f.checkpoint_folder.iterdir()) for f in runs.folders if runs.starts(f))
     wait_for(lambda: not marked(runs.mark), "the end of all processes")
+
+
+def test_a_token_that_others_can_read_is_refused(sweep, cluster):
+    theirs = sweep("theirs", grid={"cl_mode": ["none"]})
+    cluster.token.chmod(0o644)
+    try:
+        told = theirs.run(code=2)
+    finally:
+        cluster.token.chmod(0o600)
+    assert f"{cluster.token}: other users can read this token" in told
+    assert not theirs.outputs.exists()
 
 
 def test_one_run_is_cancelled_and_the_others_go_on(sweep):

@@ -44,6 +44,14 @@ def free_port() -> int:
             return port
 
 
+def listens(port: int) -> bool:
+    """Return whether something listens on a loopback port."""
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 10).close()
+        return True
+    return False
+
+
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +23,23 @@ _FORWARDED = ("DENSEVIT_DATA", "HF_HOME", "HF_HUB_OFFLINE", "TORCH_HOME")
 Needs = dict[str, float]
 
 
-def _import_ray() -> None:
-    """Set Ray's environment variables and import it. Errors: `UserError` if it is not installed."""
+def _import_ray(where: str) -> None:
+    """Set Ray's environment variables and import it.
+
+    Errors: `UserError` if it is not installed, or if others can read the token of a cluster.
+    """
     # Before the import, which reads them.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # no verbosity silences its banner
-    # A cluster requires its token by default, but a client sends it only in this mode.
-    if _has_token():
+    if where == "local":
+        # Whoever has the token runs programs as this user. Ray would write it to a file that all
+        # users can read; in the environment, it is known to our processes alone.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_MODE"] = "token"
+    elif _has_token():
+        # A cluster requires its token by default, but a client sends it only in this mode.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     # The last result of a run has no metric.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
@@ -57,7 +66,7 @@ def connected(plan: Plan, runs: Sequence[Run]) -> Iterator[None]:
     if where == "local":
         # Our own Ray then uses 127.0.0.1 and does not listen on all addresses.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    _import_ray()
+    _import_ray(where)
     import ray
 
     # A run's errors are in its status and log; Ray's tracebacks would only repeat them.
@@ -103,9 +112,16 @@ def _join(plan: Plan, where: str) -> None:
 
 
 def _has_token() -> bool:
+    """Return whether this user has a token. Errors: `UserError` if others can read it, too."""
     if "RAY_AUTH_TOKEN" in os.environ:
         return True
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().exists()
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if file.exists() and file.stat().st_mode & 0o077:
+        raise UserError(
+            f"{file}: other users can read this token, and with it run programs as you; restart "
+            f"your Ray cluster after: rm {file}; (umask 077; ray get-auth-token --generate)"
+        )
+    return file.exists()
 
 
 def processes(plan: Plan, run: Run) -> int:

@@ -201,7 +201,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
             "container": "an image, or absolute paths without commas and colons",
         }.get(where[0], "a name as Slurm has them")  # fmt: skip
         return f"{key}: {problem['input']!r} must be {kind}"
-    parts: dict[str, type[BaseModel]] = {"resources": Resources, "requeue": Requeue, "container": Container}
+    parts: dict[str, type[BaseModel]] = {
+        "resources": Resources,
+        "requeue": Requeue,
+        "container": Container,
+    }
     valid = {name: list(part.model_fields) for name, part in parts.items()}
     message = explain(problem, valid.get(where[0], _keys()) if len(where) > 1 else _keys())
     message = message.replace("Value error, ", "")
