@@ -151,13 +151,12 @@ def _outside(scope: Scope, root: Path) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.server.handlers import _get_tracking_store
 
-    store = _get_tracking_store()
+    store: Any = _get_tracking_store()
     try:
-        address = (
-            store.get_logged_model(model[1]).artifact_location
-            if model
-            else store.get_run(run[0]).info.artifact_uri
-        )
+        if model:
+            address = store.get_logged_model(model[1]).artifact_location
+        else:
+            address = store.get_run(run[0]).info.artifact_uri
     except (MlflowException, IndexError):
         return "There is no such run."
     parts = urlsplit(address)

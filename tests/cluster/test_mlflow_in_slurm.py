@@ -48,7 +48,7 @@ class Site:
         mlflow.write_text("#!/usr/bin/python3\nfrom mlflow.cli import cli\ncli()\n")
         mlflow.chmod(0o755)
         self.environment = {
-            "HOME": home, "PATH": f"{commands}:/usr/bin:/bin", "PYTHONPATH": shown / "packages",
+            "HOME": home, "PATH": f"{commands}:/usr/bin:/bin", "PYTHONPATH": f"{shown / 'packages'}:{shown / 'code'}",
             "DENSEVIT_OUTPUTS": self.outputs, "DENSEVIT_MLFLOW_HOST": "0.0.0.0",
             "DENSEVIT_MLFLOW_PORT": free_port(),
         }  # fmt: skip

@@ -104,8 +104,9 @@ class Command:
 
         def there():
             assert self.process.poll() is None, self.errors.read_text()
+            found = re.search(r"\?key=[\w-]+", self.said.read_text())
             with suppress(OSError):
-                return get(f"http://127.0.0.1:{self.port}/health") == "OK"
+                return found and get(f"http://127.0.0.1:{self.port}/health{found[0]}") == "OK"
 
         servers.wait_for(there, "the server")
         return self.said.read_text()
@@ -163,17 +164,20 @@ def test_the_pages_show_the_sweep_and_ctrl_c_leaves_no_process(tmp_path, filled,
     with started(tmp_path, port, "one", "--outputs", filled) as command:
         said = command.ready()
         assert said.splitlines()[1] == "one: 3 runs"
-        assert "MLflow's server starts; Ctrl-C ends it\n" in said
+        assert "MLflow's server starts; only these addresses open it, and Ctrl-C ends it\n" in said
         found = dict(addresses(said))
         assert list(found) == ["runs", "best", "compare", "curves"]
         base = f"http://127.0.0.1:{port}"
         for address in found.values():
-            assert address.startswith(f"{base}/#/")
+            assert address.startswith(f"{base}/?key=")
             assert "<html" in get(address)
-        # For others it is an ordinary server.
-        uri = base.replace("//", "//me:secret@")
+        key = re.search(r"\?key=([\w-]+)", said)[1]
+        assert not any(key in told for told in command.living().values()), "ps shows it to all"
+        # For others it is an ordinary server with a password.
+        uri = base.replace("//", f"//me:{key}@")
         assert main(["ui", "one", "--outputs", str(tmp_path), "--tracking-uri", uri]) == 0
-        assert dict(addresses(capsys.readouterr().out)) == found
+        without = {name: address.replace(f"?key={key}", "") for name, address in found.items()}
+        assert dict(addresses(capsys.readouterr().out)) == without
 
         with ThreadPoolExecutor() as pool:
             table, best, compared, curves = pool.map(dom, found.values())
