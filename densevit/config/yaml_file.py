@@ -72,6 +72,11 @@ def dump(data: dict[str, Any]) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+def is_plain_text(text: str) -> bool:
+    """Return True if YAML reads this without quotes as text: not as a number, boolean or null."""
+    return not any(re.fullmatch(pattern, text) for _, pattern, _ in _SCALARS)
+
+
 class _Loader(yaml.SafeLoader):
     """A SafeLoader with the scalars of YAML 1.2 and unique keys."""
 

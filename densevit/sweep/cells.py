@@ -6,6 +6,7 @@ from typing import Any
 
 from densevit.config.loss_modes import inapplicable
 from densevit.config.run_config import RunConfig
+from densevit.config.yaml_file import is_plain_text
 
 NULL = "null"  # as in YAML
 
@@ -28,11 +29,30 @@ def cell_label(config: RunConfig, axes: tuple[str, ...]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Format a field's value as in YAML; None (does not apply) becomes an en dash."""
-    if value is None:
-        return "–"
+    """Format a field's value as in YAML; None (does not apply) becomes an en dash.
+
+    Different values have different texts: two cells never read alike.
+    """
     if isinstance(value, dict):
-        return " ".join(f"{k}={v}" for k, v in value.items()) or "{}"
+        return " ".join(f"{k}={_within(v)}" for k, v in value.items()) or "{}"
+    return "–" if value is None else _scalar(value)
+
+
+def _within(value: Any) -> str:
+    """Format a value within a mapping, where text that could be read otherwise has quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_within(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_within, value)) + "]"
+    if isinstance(value, str) and (not is_plain_text(value) or set(value) & set(" =,[]{}")):
+        return repr(value)
+    return NULL if value is None else _scalar(value)
+
+
+def _scalar(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"  # 6 digits
+        return short if float(short) == value else repr(float(value))
+    return str(value)

@@ -11,6 +11,7 @@ from densevit.config.run_config import RunConfig
 from densevit.models.vit import DenseViT, has_class_token
 from densevit.utils.console import count
 from densevit.utils.threads import threads
+from densevit.sweep.cells import value_text
 
 log = logging.getLogger("densevit")
 
@@ -29,7 +30,7 @@ def log_startup(config: RunConfig, model: DenseViT, steps: int) -> None:
 
 def consequences(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
     """Return what follows from a configuration for a run of so many steps."""
-    found = [f"learning_rate {config.learning_rate:g}, {steps} steps of {config.batch_size} images"]
+    found = [f"learning_rate {value_text(config.learning_rate)}, {steps} steps of {config.batch_size} images"]
     if config.cl_mode != "none" and not loss_weights(config):
         found.append("lambda_weight 0: supervised training, no contrastive loss is computed")
     if config.unlabelled:
@@ -73,7 +74,7 @@ def warnings(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
     averaged = 1 / (1 - config.momentum)
     if loss_weights(config) and config.key_encoder == "momentum" and averaged > steps / 5:
         found.append(
-            f"momentum: {config.momentum:g} averages over about {averaged:.0f} steps, and the run "
+            f"momentum: {value_text(config.momentum)} averages over about {averaged:.0f} steps, and the run "
             f"has {steps}: its keys are nearly those of the initial weights; "
             f"{_fitting_momentum(steps):g} fits"
         )

@@ -14,7 +14,7 @@ from densevit.config.loss_modes import applies
 from densevit.config.resolve import Layer, build
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
 from densevit.runs.directory import RunFolder
-from densevit.sweep.cells import cell_label
+from densevit.sweep.cells import cell_label, value_text
 from densevit.sweep.grid import expand
 from densevit.sweep.plan import make_plan
 from densevit.sweep.plan_record import plan_record
@@ -525,3 +525,13 @@ def test_values_that_do_not_go_together_are_found_where_they_meet(tmp_path, axes
     assert wanted in said(tmp_path, text)
     text += "exclude: [{where: {cl_mode: [none, dense]}, because: x}]\n"
     assert wanted in said(tmp_path, text), "what is excluded has to be valid too"
+
+
+def test_values_that_differ_read_differently(tmp_path):
+    grid = grid_of(tmp_path, "name: x\ngrid: {learning_rate: [0.001, 0.0010000004, 1.0e-5, 1000000]}")
+    labels = [cell_label(run.config, grid.axes) for run in grid.cells]
+    assert labels == ["0.001", "0.0010000004", "1e-05", "1e+06"]
+    values = [1, "1", None, "null", True, "true", 0.1, 0.10000001, [1], "[1]", "1 b=2"]
+    texts = [value_text({"a": value}) for value in values]
+    assert len(set(texts)) == len(values)
+    assert value_text({"img_size": 32, "weight_init": "moco"}) == "img_size=32 weight_init=moco"
