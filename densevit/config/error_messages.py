@@ -40,6 +40,9 @@ def explain(problem: Mapping[str, Any], fields: Iterable[str]) -> str:
     if error in types:
         other = " or auto" if key == "learning_rate" else ""
         return f"{key}: {_quoted(value)} must be {types[error]}{other}"
+    if error == "value_error":
+        message = str(context["error"])
+        return f"{key}: {_quoted(value)}{' ' if message.startswith('must') else ': '}{message}"
     return f"{key}: {_quoted(value)}: {problem['msg']}"
 
 
@@ -50,5 +53,6 @@ _BRANCHES = {
 
 
 def _quoted(value: object) -> str:
-    text = repr(value)
+    words = isinstance(value, bool) or value is None
+    text = str(value).lower().replace("none", "null") if words else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

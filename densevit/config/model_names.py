@@ -11,12 +11,16 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from densevit.config.loss_modes import applies
 from densevit.config.run_config import RunConfig
 from densevit.utils.errors import UserError, nearest
 
+PATCH_COUNTS = ("sampled_patches", "query_patches")
+
 
 def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
-    """Reject a model name that timm does not have and an image size that its patch does not divide.
+    """Reject a model name that timm does not have, an image size that its patch does not divide,
+    and more patches than an image has.
 
     Errors: `UserError` that begins with `source(key)`, the place that set the key.
     """
@@ -33,6 +37,15 @@ def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
             f"{source('model_kwargs')}: model_kwargs: img_size {size} is not divisible by the "
             f"patch size {patch}"
         )
+    if not (size and patch):
+        return
+    for key in PATCH_COUNTS:
+        value = getattr(config, key)
+        if applies(key, config) and value != "all" and value > (size // patch) ** 2:
+            raise UserError(
+                f"{source(key)}: {key}: {value} is more than the {(size // patch) ** 2} patches of "
+                f"an image: {size // patch} x {size // patch}; give at most {(size // patch) ** 2}"
+            )
 
 
 def image_size(config: RunConfig) -> int | None:

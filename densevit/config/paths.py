@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,23 @@ from densevit.config.evaluation_names import DRAWN_TESTS
 from densevit.utils.errors import UserError
 
 
-def base_path(base: object, file: Path) -> Path:
-    """Return the file that `base:` names, relative to the file that contains it."""
+def base_paths(base: object, file: Path) -> list[Path]:
+    """Return the files that `base:` names, relative to the file that contains it."""
+    given = base if isinstance(base, list) else [] if base is None else [base]
+    return [_base_path(each, file) for each in given]
+
+
+def _base_path(base: object, file: Path) -> Path:
     if not isinstance(base, str) or not base:
-        raise UserError(f"{file}: base: must be the path of a YAML file, not {base!r}")
-    target = file.parent / base
+        raise UserError(
+            f"{file}: base: must be the path of a YAML file, or a list of them, not {base!r}"
+        )
+    if (file.parent / base).is_file():
+        return file.parent / base
+    expanded = os.path.expanduser(os.path.expandvars(base))  # noqa: PTH111
+    if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
+        raise UserError(f"{file}: base: {base}: the variable {unset[0]} is not set")
+    target = file.parent / expanded
     if not target.is_file():
         raise UserError(f"{file}: base: {base}: no such file ({target})")
     return target

@@ -12,7 +12,7 @@ from densevit.config import yaml_file
 from densevit.config.error_messages import explain
 from densevit.config.evaluation_names import DRAWN_TESTS
 from densevit.config.loss_modes import self_supervised
-from densevit.config.paths import absolute_paths, base_path
+from densevit.config.paths import absolute_paths, base_paths
 from densevit.config.probes import probes_by_name
 from densevit.config.run_config import FIELDS, TEMPERATURE_RANGE, BenchmarkFolder, RunConfig
 from densevit.utils.errors import UserError
@@ -26,15 +26,13 @@ class Layer(NamedTuple):
 
 
 def build(layers: Sequence[Layer]) -> RunConfig:
-    """Merge layers of settings into a RunConfig; later layers override earlier ones.
+    """Merge layers of settings into a RunConfig; see `merged`.
 
     Errors: `UserError` naming the place, the key and the nearest valid name or the valid range.
     """
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update(layer.settings)
+    settings = merged(layers)
     try:
-        config = RunConfig(**merged)
+        config = RunConfig(**settings)
     except ValidationError as error:
         # Report an unknown key first: a misspelled name often causes the other errors. Then a
         # range: a number for a field that also takes text was meant as a number.
@@ -45,7 +43,7 @@ def build(layers: Sequence[Layer]) -> RunConfig:
         known = FIELDS if len(problems[0]["loc"]) == 1 else BenchmarkFolder.model_fields
         raise UserError(f"{source}: {explain(problems[0], known)}") from None
     if config.warmup_epochs >= config.epochs and config.warmup_epochs > 0:
-        source = source_of(layers, "epochs" if "epochs" in merged else "warmup_epochs")
+        source = source_of(layers, "epochs" if "epochs" in settings else "warmup_epochs")
         raise UserError(
             f"{source}: warmup_epochs: {config.warmup_epochs} must be less than epochs: "
             f"{config.epochs}"
@@ -91,6 +89,45 @@ def _unlabelled_fault(config: RunConfig) -> str:
     return ""
 
 
+# Fields that hold several values, with the value of an empty one.
+_SECTIONS = {n: f.default for n, f in FIELDS.items() if isinstance(f.default, dict | list)}
+# The value that removes a key of an earlier layer. A benchmark's null is its default folder.
+_REMOVES = {"model_kwargs": None, "benchmarks": False}
+
+
+def merged(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Merge layers of settings: later ones override earlier ones, mappings key by key.
+
+    null removes a key of `model_kwargs`, false one of `benchmarks`. A field of several values
+    without a value, as after its lines have been commented out, is empty.
+    Errors: `UserError` for an empty mapping whose keys are set in an earlier layer: both readings,
+    to keep them and to remove them, are likely.
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.settings.items():
+            earlier = settings.get(name) or {}
+            if value is None and name in _SECTIONS:
+                if isinstance(earlier, dict) and earlier:
+                    raise UserError(_ambiguous(layers, layer, name, earlier))
+                value = _SECTIONS[name]
+            if isinstance(value, dict) and isinstance(earlier, dict) and name in _REMOVES:
+                removed = _REMOVES[name]
+                value = {k: v for k, v in {**earlier, **value}.items() if v is not removed}
+            settings[name] = value
+    return settings
+
+
+def _ambiguous(layers: Sequence[Layer], layer: Layer, name: str, earlier: Mapping[str, Any]) -> str:
+    source = source_of(layers[: layers.index(layer)], name)
+    word = "null" if _REMOVES[name] is None else "false"
+    removed = ", ".join(f"{key}: {word}" for key in earlier)
+    return (
+        f"{layer.source}: {name}: has no value, and {source} sets {', '.join(earlier)}; leave it "
+        f"out to keep them, or remove them with {{{removed}}}"
+    )
+
+
 def source_of(layers: Sequence[Layer], key: str) -> str:
     """Return the place that set a key, for errors; the last layer if none did."""
     given = [layer.source for layer in layers if key in layer.settings]
@@ -98,21 +135,34 @@ def source_of(layers: Sequence[Layer], key: str) -> str:
 
 
 def read_layers(path: Path) -> list[Layer]:
-    """Return the layers of an experiment file: its `base` chain, deepest first, then itself.
+    """Return the layers of an experiment file: those of its `base`, then its own settings.
 
-    Paths (`base`, `data_dir`, `benchmarks`, ...) are relative to the file that contains them.
+    `base` is a file or a list of files, the later ones over the earlier ones; a file that several
+    of them extend comes once, first. Paths (`base`, `data_dir`, `benchmarks`, ...) are relative to
+    the file that contains them.
     """
-    layers: list[Layer] = []
-    chain: list[Path] = []
-    current: Path | None = path
-    while current is not None:
-        real = current.resolve()
-        if real in chain:
-            names = " -> ".join(p.name for p in [*chain, real])
-            raise UserError(f"{chain[-1]}: base: the files name each other in a circle: {names}")
-        chain.append(real)
-        settings = yaml_file.load(current)
-        base = settings.pop("base", None)
-        layers.append(Layer(str(current), absolute_paths(settings, current.parent)))
-        current = base_path(base, current) if base is not None else None
-    return layers[::-1]
+    found: dict[Path, Layer] = {}
+    _add_layers(path, (), found)
+    return list(found.values())
+
+
+def base_layers(base: object, file: Path) -> list[Layer]:
+    """Return the layers of what `base:` names in a file."""
+    found: dict[Path, Layer] = {}
+    for path in base_paths(base, file):
+        _add_layers(path, (), found)
+    return list(found.values())
+
+
+def _add_layers(path: Path, chain: tuple[Path, ...], found: dict[Path, Layer]) -> None:
+    """Add the layers of a file and of the files below it to `found`, by file."""
+    real = path.resolve()
+    if real in chain:
+        names = " -> ".join(p.name for p in [*chain, real])
+        raise UserError(f"{chain[-1]}: base: the files name each other in a circle: {names}")
+    if real in found:
+        return
+    settings = yaml_file.load(path)
+    for base in base_paths(settings.pop("base", None), path):
+        _add_layers(base, (*chain, real), found)
+    found[real] = Layer(str(path), absolute_paths(settings, path.parent))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from densevit.config.model_names import check_names
+from densevit.config.loss_modes import applies
+from densevit.config.model_names import PATCH_COUNTS, check_names
 from densevit.config.resolve import source_of
 from densevit.runs.directory import RunFolder, run_folder, sweep_folder
 from densevit.runs.status import Status
@@ -64,10 +65,12 @@ def make_plan(file: Path, outputs: Path) -> Plan:
     grid = expand(spec)
     checked = set()
     for run in grid.cells:
-        names = (run.config.model_name, repr(run.config.model_kwargs))
-        if names not in checked:
-            check_names(run.config, lambda key: _source(spec, key))
-            checked.add(names)
+        config = run.config
+        counts = [applies(name, config) and getattr(config, name) for name in PATCH_COUNTS]
+        key = repr((config.model_name, config.model_kwargs, counts))
+        if key not in checked:
+            check_names(config, lambda key: _source(spec, key))
+            checked.add(key)
     return Plan(spec, grid, outputs)
 
 

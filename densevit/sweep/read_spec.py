@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from densevit.config import yaml_file
 from densevit.config.error_messages import explain
-from densevit.config.paths import absolute_paths, base_path
-from densevit.config.resolve import Layer, read_layers
+from densevit.config.paths import absolute_paths
+from densevit.config.resolve import Layer, base_layers, merged
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
+from densevit.sweep.axis_values import listed_axes
 from densevit.sweep.spec import (
     KINDS,
     EarlyStop,
@@ -35,9 +36,16 @@ def read_spec(path: Path) -> SweepSpec:
 
     Errors: `UserError` naming the file, the key and the nearest valid name.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(
+            f"{path}: is no file but a pipe, and a sweep is read again by later commands; write it "
+            f"to a file"
+        )
     data = yaml_file.load(path)
-    base = data.pop("base", None)
-    layers = read_layers(base_path(base, path)) if base is not None else []
+    layers = base_layers(data.pop("base", None), path)
+    for section in ("grid", "zip"):
+        if section in data:
+            data[section] = _listed(data[section], f"{path}: {section}")
     for taken in ("file", "layers"):
         if taken in data:
             valid = [*_KEYS, "base"]
@@ -49,7 +57,41 @@ def read_spec(path: Path) -> SweepSpec:
         raise UserError(f"{path}: {_explain(problems[0])}") from None
     _check_keys(spec)
     fixed = Layer(f"{path}: fixed", absolute_paths(spec.fixed, path.parent))
-    return spec.model_copy(update={"layers": (*layers, fixed)})
+    return _with_whole_mappings(spec.model_copy(update={"layers": (*layers, fixed)}))
+
+
+def _listed(section: object, source: str) -> object:
+    if isinstance(section, list):
+        return [listed_axes(group, source) for group in section]
+    return listed_axes(section, source)
+
+
+def _with_whole_mappings(spec: SweepSpec) -> SweepSpec:
+    """Return the sweep with the mappings that its rules look for as they are on an axis: merged
+    with those that every cell starts from."""
+
+    def whole(where: Settings) -> Settings:
+        return {name: _whole(spec.layers, name, value) for name, value in where.items()}
+
+    def changed(rule: Any) -> Any:
+        return rule.model_copy(update={"where": whole(rule.where)})
+
+    resources = {"when": [changed(rule) for rule in spec.resources.when]}
+    return spec.model_copy(
+        update={
+            "exclude": [changed(rule) for rule in spec.exclude],
+            "resources": spec.resources.model_copy(update=resources),
+            "baseline": spec.baseline and whole(spec.baseline),
+        }
+    )
+
+
+def _whole(layers: Sequence[Layer], name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_whole(layers, name, each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return merged([*layers, Layer("where", {name: value})])[name]
 
 
 _SECTIONS: dict[Any, type[BaseModel]] = {

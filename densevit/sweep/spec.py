@@ -8,17 +8,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from densevit.config.loss_modes import applies
+from densevit.config.record import drop_empty
 from densevit.config.resolve import Layer
 from densevit.config.run_config import Int, Name, RunConfig
 
 Settings = dict[str, Any]
 
 
+def _without_empty(value: Any) -> Any:
+    """Drop the entries of a list whose lines have been commented out."""
+    return [entry for entry in value if entry is not None] if isinstance(value, list) else value
+
+
+_Entries = BeforeValidator(_without_empty)
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    _drop_empty = model_validator(mode="before")(drop_empty)
 
 
 class Exclusion(_Record):
@@ -51,7 +68,7 @@ class ResourcesWhen(Resources):
 class SweepResources(Resources):
     """The resources of every run, and exceptions; the last exception that matches wins."""
 
-    when: list[ResourcesWhen] = []
+    when: Annotated[list[ResourcesWhen], _Entries] = []
 
 
 def _address(value: str | None) -> str | None:
@@ -117,9 +134,11 @@ def _seed_list(value: Any) -> Any:
     """Convert a number of seeds n to the list 0 to n-1."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and value > MOST_SEEDS:
-        raise ValueError(f"at most {MOST_SEEDS} seeds")
-    return list(range(value)) if isinstance(value, int) and value is not True else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if not 1 <= value <= MOST_SEEDS:
+        raise ValueError(f"must be a number of seeds from 1 to {MOST_SEEDS}, or a list of seeds")
+    return list(range(value))
 
 
 Seeds = Annotated[
@@ -134,9 +153,9 @@ class SweepSpec(_Record):
     description: str = ""
     fixed: Settings = {}
     grid: dict[str, list[Any]] = {}
-    zip: list[dict[str, list[Any]]] = []
-    include: list[Settings] = []
-    exclude: list[Exclusion] = []
+    zip: Annotated[list[dict[str, list[Any]]], _Entries] = []
+    include: Annotated[list[Settings], _Entries] = []
+    exclude: Annotated[list[Exclusion], _Entries] = []
     seeds: Seeds = [0]
     baseline: Settings | None = None
     launcher: str = "local"  # checked against launch/launchers.py, which stands above this

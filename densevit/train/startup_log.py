@@ -30,7 +30,8 @@ def log_startup(config: RunConfig, model: DenseViT, steps: int) -> None:
 
 def consequences(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
     """Return what follows from a configuration for a run of so many steps."""
-    found = [f"learning_rate {value_text(config.learning_rate)}, {steps} steps of {config.batch_size} images"]
+    rate = value_text(config.learning_rate)
+    found = [f"learning_rate {rate}, {steps} steps of {config.batch_size} images"]
     if config.cl_mode != "none" and not loss_weights(config):
         found.append("lambda_weight 0: supervised training, no contrastive loss is computed")
     if config.unlabelled:
@@ -74,8 +75,8 @@ def warnings(config: RunConfig, model: DenseViT, steps: int) -> list[str]:
     averaged = 1 / (1 - config.momentum)
     if loss_weights(config) and config.key_encoder == "momentum" and averaged > steps / 5:
         found.append(
-            f"momentum: {value_text(config.momentum)} averages over about {averaged:.0f} steps, and the run "
-            f"has {steps}: its keys are nearly those of the initial weights; "
+            f"momentum: {value_text(config.momentum)} averages over about {averaged:.0f} steps, "
+            f"and the run has {steps}: its keys are nearly those of the initial weights; "
             f"{_fitting_momentum(steps):g} fits"
         )
     return found

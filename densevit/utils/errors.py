@@ -55,8 +55,11 @@ def own_message(text: str) -> str:
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """Return a hint for a wrong name: the closest valid name, or else the valid names."""
-    names = sorted({str(v) for v in valid})
+    """Return a hint for a wrong name: the closest valid name, or else the valid names.
+
+    A name that is among the valid ones, but wrong where it was given, is not suggested.
+    """
+    names = sorted({str(v) for v in valid} - {str(name)})
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

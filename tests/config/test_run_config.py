@@ -52,10 +52,10 @@ def test_the_defaults_are_those_of_the_design():
         ({"temperature": 0}, "temperature: 0 is out of range; it must be greater than 0"),
         ({"temperature": float("nan")}, "temperature: nan"),
         ({"temperature": "0.2"}, "temperature: '0.2' must be a number"),
-        ({"temperature": True}, "temperature: True must be a number"),
+        ({"temperature": True}, "temperature: true must be a number"),
         ({"batch_size": 2.5}, "batch_size: 2.5 must be a whole number"),
-        ({"batch_size": True}, "batch_size: True must be a whole number"),
-        ({"batch_size": None}, "batch_size: None must be a whole number"),
+        ({"batch_size": True}, "batch_size: true must be a whole number"),
+        ({"batch_size": None}, "batch_size: null must be a whole number"),
         ({"learnable_temp": 1}, "learnable_temp: 1 must be true or false"),
         ({"query_patches": "some"}, "query_patches: 'some' is not valid or a whole number"),
         ({"query_patches": 0.5}, "query_patches: 0.5"),
@@ -296,13 +296,57 @@ def test_void_is_a_value_or_several():
     assert ": 256 is out of range" in said(config, void=256)
 
 
+def test_mappings_are_merged_key_by_key():
+    def made(*layers, field="model_kwargs"):
+        named = [Layer(f"{n}.yaml", {field: value}) for n, value in enumerate(layers)]
+        return getattr(build(named), field)
+
+    base = {"img_size": 32, "patch_size": 8, "depth": 4}
+    assert made(base, {"depth": 2}) == {"img_size": 32, "patch_size": 8, "depth": 2}
+    assert made(base, {"depth": None, "drop": None}, {}) == {"img_size": 32, "patch_size": 8}
+    assert made(None) == {}, "its lines have been commented out"
+    # A benchmark's null is its default folder; false removes it.
+    sets = made({"a": "/a", "b": None}, {"b": False, "c": None}, field="benchmarks")
+    assert sets == {"a": "/a", "c": None}
+    assert made(["knn"], None, field="probes") == []
+    assert said(made, base, None) == (
+        "1.yaml: model_kwargs: has no value, and 0.yaml sets img_size, patch_size, depth; leave it "
+        "out to keep them, or remove them with {img_size: null, patch_size: null, depth: null}"
+    )
+
+
+def test_a_file_may_extend_several(tmp_path):
+    (tmp_path / "root.yaml").write_text("epochs: 7\nbatch_size: 3\n")
+    (tmp_path / "a.yaml").write_text("base: root.yaml\nepochs: 8\ntemperature: 0.3\n")
+    (tmp_path / "b.yaml").write_text(
+        "base: [root.yaml]\ntemperature: 0.4\nmodel_kwargs: {depth: 2}\n"
+    )
+    (tmp_path / "top.yaml").write_text("base: [a.yaml, b.yaml]\nmodel_kwargs: {drop: 1}\n")
+    made = build(read_layers(tmp_path / "top.yaml"))
+    # What both extend comes first: b.yaml does not bring its epochs back.
+    assert (made.epochs, made.batch_size, made.temperature) == (8, 3, 0.4)
+    assert made.model_kwargs == {"depth": 2, "drop": 1}
+
+
+def test_a_base_may_begin_with_a_variable_or_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SETTINGS", str(tmp_path))
+    (tmp_path / "root.yaml").write_text("epochs: 7\n")
+    (tmp_path / "sub").mkdir()
+    for base in ("~/root.yaml", "$SETTINGS/root.yaml", "${SETTINGS}/root.yaml"):
+        (tmp_path / "sub" / "a.yaml").write_text(f"base: {base}\n")
+        assert build(read_layers(tmp_path / "sub" / "a.yaml")).epochs == 7
+    (tmp_path / "a.yaml").write_text("base: $UNSET_HERE/root.yaml\n")
+    assert "the variable $UNSET_HERE is not set" in said(read_layers, tmp_path / "a.yaml")
+
+
 def test_a_circular_or_missing_base_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
     assert "in a circle: a.yaml -> b.yaml -> a.yaml" in said(read_layers, tmp_path / "a.yaml")
     (tmp_path / "c.yaml").write_text("base: gone.yaml\n")
     assert "c.yaml: base: gone.yaml: no such file" in said(read_layers, tmp_path / "c.yaml")
-    (tmp_path / "d.yaml").write_text("base: [a]\n")
+    (tmp_path / "d.yaml").write_text("base: [3]\n")
     assert "d.yaml: base: must be the path" in said(read_layers, tmp_path / "d.yaml")
 
 

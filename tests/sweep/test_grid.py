@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,8 @@ def test_an_exclusion_counts_and_matches_only_where_its_fields_apply(tmp_path):
         ("name: a\ngrid: {seed: [0, 1]}", "grid.seed: list the seeds under `seeds:`"),
         ("name: a\ngrid: {workers: [0, 1]}", "grid.workers: is an execution field"),
         ("name: a\nseeds: []", "seeds: must not be empty"),
-        ("name: a\nseeds: 0", "seeds: must not be empty"),
+        ("name: a\nseeds: 0", "seeds: 0 must be a number of seeds from 1 to 10000, or a list of seeds"),
+        ("name: a\nseeds: -1", "seeds: -1 must be a number of seeds from 1"),
         ("name: a\nseeds: [1, 1]", "names a seed twice"),
         ("name: a\nseeds: [-1]", "seeds.0: -1 is out of range"),
         ("name: a\nseeds: many", "seeds: 'many' must be a list"),
@@ -198,8 +200,17 @@ def test_an_exclusion_counts_and_matches_only_where_its_fields_apply(tmp_path):
         ("name: a\nresources: {gpus: -1}", "resources.gpus: -1 is out of range"),
         ("name: a\nresources: {when: [{where: {x: 1}}]}", "resources.when.where.x: unknown key"),
         ("name: a\nbase: gone.yaml", "base: gone.yaml: no such file"),
+        ("name: a\nbase: $NO_SUCH/x.yaml", "base: $NO_SUCH/x.yaml: the variable $NO_SUCH is not set"),
+        ("name: a\nbase: 3", "base: must be the path of a YAML file, or a list of them, not 3"),
+        ("name: a\ngrid: {temperature: {linspce: [1, 2, 3]}}", "grid.temperature: must be a list or one rule: range, linspace, logspace; did you mean 'linspace'?"),
+        ("name: a\ngrid: {temperature: {linspace: [1, 2]}}", "grid.temperature.linspace: [1, 2] must be [FIRST, LAST, COUNT]"),
+        ("name: a\ngrid: {temperature: {logspace: [-4, -2, 3]}}", "[-4, -2, 3] must be [FIRST, LAST, COUNT], both above 0"),
+        ("name: a\ngrid: {temperature: {range: [0, 1, 0]}}", "must be [START, STOP] or [START, STOP, STEP]"),
+        ("name: a\ngrid: {temperature: {range: [1, 0]}}", "has 0 different values"),
+        ("name: a\ngrid: {epochs: {linspace: [10, 12, 9]}}", "has 3 different values; wanted are from 1 to 10000, each once"),
+        ("name: a\ngrid: {cl_mode: {range: [1, 3]}}", "grid.cl_mode.range: is for numbers, and cl_mode is none"),
         ("name: a\nfixed: {seed: 3}", "fixed.seed: list the seeds under `seeds:`"),
-        ("name: a\nseeds: 100000000000", "seeds: 100000000000: "),
+        ("name: a\nseeds: 100000000000", "seeds: 100000000000 must be a number of"),
         ("name: a\nexclude: [{where: {cl_mode: dens}, because: x}]", "did you mean 'dense'?"),
         ("name: a\nexclude: [{where: {temperature: hot}, because: x}]", "exclude.where.temperature: 'hot' must be a number"),
         ("name: a\nbaseline: {cl_mode: nome}", "baseline.cl_mode: 'nome' is not valid; did you mean 'none'?"),
@@ -233,6 +244,18 @@ def test_an_unknown_model_and_an_indivisible_size_are_told_by_the_plan(tmp_path)
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_more_sampled_patches_than_an_image_has_are_told_by_the_plan(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    small = "model_kwargs: {img_size: 32, patch_size: 8}"
+    file.write_text(f"name: a\nfixed: {{{small}}}\ngrid: {{sampled_patches: [16, 17]}}\n")
+    wanted = "sampled_patches: 17 is more than the 16 patches of an image: 4 x 4"
+    with pytest.raises(UserError, match=wanted):
+        make_plan(file, tmp_path)
+    # Where the field has no effect, its value does not matter.
+    file.write_text(f"name: a\nfixed: {{{small}, cl_mode: global}}\n")
+    assert len(make_plan(file, tmp_path).runs) == 1
+
+
 def test_the_base_of_a_sweep_counts_from_the_sweep_and_is_named_in_errors(tmp_path):
     (tmp_path / "experiments").mkdir()
     (tmp_path / "sweeps").mkdir()
@@ -245,6 +268,65 @@ def test_the_base_of_a_sweep_counts_from_the_sweep_and_is_named_in_errors(tmp_pa
     assert "base.yaml: temperature: 0 is out of range" in str(error.value)
     base.write_text("epochs: 30\n")
     assert {r.config.epochs for r in expand(read_spec(sweep)).runs} == {30}
+
+
+def test_a_mapping_on_an_axis_and_in_a_rule_is_merged_with_the_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("model_kwargs: {img_size: 32, patch_size: 4}\n")
+    grid = grid_of(
+        tmp_path,
+        """
+        name: a
+        base: base.yaml
+        grid: {model_kwargs: [{}, {depth: 2}, {depth: 3, patch_size: null}]}
+        exclude: [{where: {model_kwargs: [{depth: 3, patch_size: null}]}, because: x}]
+        baseline: {model_kwargs: {}}
+        """,
+    )
+    whole = {"img_size": 32, "patch_size": 4}
+    assert [run.config.model_kwargs for run in grid.cells] == [whole, {**whole, "depth": 2}]
+    assert [count for _, count in grid.excluded] == [1]
+    # So the plan shows what a cell gets.
+    assert cell_label(grid.cells[1].config, grid.axes) == "img_size=32 patch_size=4 depth=2"
+
+
+@pytest.mark.parametrize(
+    ("axis", "values"),
+    [
+        ("temperature: {range: [0.1, 0.5, 0.1]}", [0.1, 0.2, 0.3, 0.4]),
+        ("epochs: {range: [8, 11]}", [8, 9, 10]),
+        ("epochs: {range: [11, 6, -2]}", [11, 9, 7]),
+        ("temperature: {linspace: [0.1, 0.2, 4]}", [0.1, 0.1333, 0.1667, 0.2]),
+        ("temperature: {linspace: [1, 1.001, 3]}", [1, 1.0005, 1.001]),
+        ("epochs: {linspace: [10, 30, 3]}", [10, 20, 30]),
+        ("learning_rate: {logspace: [1e-4, 1e-2, 5]}", [1e-4, 3.162e-4, 1e-3, 3.162e-3, 1e-2]),
+        ("queue_size: {logspace: [256, 65536, 3]}", [256, 4096, 65536]),
+        ("learning_rate: {logspace: [1, 1.003, 4]}", [1, 1.000999, 1.001999, 1.003]),
+    ],
+)
+def test_the_values_of_an_axis_may_follow_a_rule(tmp_path, axis, values):
+    name = axis.partition(":")[0]
+    for text in (f"grid: {{{axis}}}", f"zip: [{{{axis}}}]"):
+        grid = grid_of(tmp_path, f"name: a\n{text}\n")
+        found = [getattr(run.config, name) for run in grid.cells]
+        assert found == values
+        assert [type(value) for value in found] == [FIELDS[name].annotation] * len(values)
+
+
+def test_a_section_whose_lines_are_commented_out_is_empty(tmp_path):
+    empty = spec_of(tmp_path, "name: a\n")
+    sections = "base description fixed grid zip include exclude seeds baseline launcher profile"
+    for name in (*sections.split(), "resources", "ray", "early_stop", "search"):
+        assert spec_of(tmp_path, f"name: a\n{name}:\n#  - x\n") == empty, name
+    for text in ("exclude:\n- # {where: x}\n", "resources: {when: }", "zip: [null]"):
+        assert spec_of(tmp_path, f"name: a\n{text}\n") == empty, text
+    assert said(tmp_path, "name:\n").endswith("name: null must be text")
+    assert "grid.epochs: the axis is empty" in said(tmp_path, "name: a\ngrid: {epochs: }\n")
+
+
+def test_a_pipe_is_refused_since_later_commands_could_not_read_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is no file but a pipe"):
+        make_plan(tmp_path / "pipe", tmp_path)
 
 
 def test_labels_name_only_what_applies(tmp_path):
@@ -528,7 +610,9 @@ def test_values_that_do_not_go_together_are_found_where_they_meet(tmp_path, axes
 
 
 def test_values_that_differ_read_differently(tmp_path):
-    grid = grid_of(tmp_path, "name: x\ngrid: {learning_rate: [0.001, 0.0010000004, 1.0e-5, 1000000]}")
+    grid = grid_of(
+        tmp_path, "name: x\ngrid: {learning_rate: [0.001, 0.0010000004, 1.0e-5, 1000000]}"
+    )
     labels = [cell_label(run.config, grid.axes) for run in grid.cells]
     assert labels == ["0.001", "0.0010000004", "1e-05", "1e+06"]
     values = [1, "1", None, "null", True, "true", 0.1, 0.10000001, [1], "[1]", "1 b=2"]

@@ -114,7 +114,7 @@ def test_seeds_change_runs_and_no_cells(tmp_path):
         ("grid: {epochs: [50, 60]}", "grid: {epochs: [70]}", ["70", "50", "60"]),
         ("fixed: {epochs: 50}", "fixed: {epochs: 70}", ["70", "50"]),
         ("grid: {epochs: [50]}", "grid: {epochs: [50, 60]}", ["60"]),
-        ("fixed: {model_kwargs: {img_size: 32}}", "fixed: {}", ["{}", "img_size=32"]),
+        ("fixed: {model_kwargs: {img_size: 128}}", "fixed: {}", ["{}", "img_size=128"]),
     ],
 )
 def test_labels_tell_the_cells_of_both_plans_apart(tmp_path, before, after, labels):

@@ -11,10 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from densevit.config import yaml_file
 from densevit.config.error_messages import explain
+from densevit.config.record import drop_empty
 from densevit.config.run_config import Int
 from densevit.launch.launcher import LaunchOptions
 from densevit.launch.slurm import commands
@@ -54,6 +63,7 @@ Nodes = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]*$")]
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    _drop_empty = model_validator(mode="before")(drop_empty)
 
 
 class Requeue(_Record):

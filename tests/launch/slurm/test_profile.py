@@ -143,7 +143,7 @@ def test_what_the_launcher_says_itself_is_no_option(tmp_path, name):
         ("account: 3", "account: 3 must be text"),
         ("throttle: 0", "throttle: 0 is out of range; it must be at least 1"),
         ("throttle: many", "throttle: 'many' must be a whole number"),
-        ("throttle: true", "throttle: True must be a whole number"),
+        ("throttle: true", "throttle: true must be a whole number"),
         ("max_submitted: 0", "max_submitted: 0 is out of range; it must be at least 1"),
         ("signal_seconds: 0", "signal_seconds: 0 is out of range; it must be at least 1"),
         ("signal_seconds: 4000", "signal_seconds: 4000 is out of range; it must be at most 3600"),
@@ -168,7 +168,7 @@ def test_what_the_launcher_says_itself_is_no_option(tmp_path, name):
         ("python: ''", "python: '' must be a line of shell"),
         ("options: []", "options: [] must be a mapping"),
         ("options: {licenses: [1]}", "options.licenses: [1] must be text"),
-        ("options: {exclusive: }", "options.exclusive: None must be text"),
+        ("options: {exclusive: }", "options.exclusive: null must be text"),
         ("options: {comment: ''}", "options.comment: '' is empty, or holds a quote, "),
         # A newline in a key makes no second line of the message.
         ('options: {"a\\nb": 1}', r"options: 'a\nb' is not a long option of sbatch"),

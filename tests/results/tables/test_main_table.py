@@ -111,7 +111,7 @@ def test_a_benchmark_of_some_of_its_classes_is_named_so(sweep, finish):
 
 
 def test_csv_is_numeric_and_complete(sweep, finish, finish_all):
-    plan = sweep("grid: {model_kwargs: [{img_size: 32, patch_size: 8}, {img_size: 64}]}")
+    plan = sweep("grid: {model_kwargs: [{img_size: 64}, {img_size: 128, patch_size: null}]}")
     finish(plan, plan.runs[0], {"val": 100 / 3})
     read = list(csv.DictReader(io.StringIO(csv_of(cell_table_text(table_of(plan))))))
     assert list(read[0]) == [
@@ -119,7 +119,7 @@ def test_csv_is_numeric_and_complete(sweep, finish, finish_all):
     ]  # fmt: skip
     assert float(read[0]["val_mean"]) == 100 / 3
     assert (read[0]["val_std"], read[1]["val_mean"], read[1]["val_n"]) == ("", "", "0")
-    assert read[1]["model_kwargs"] == '{"img_size": 64}'
+    assert read[1]["model_kwargs"] == '{"img_size": 128}'
 
 
 def test_markdown_has_equal_columns_and_escapes_pipes(sweep, finish_all):

@@ -138,8 +138,11 @@ def test_a_mapping_is_an_axis(sweep, finish_all):
     plan = sweep("grid: {model_kwargs: [{img_size: 32}, {img_size: 64}]}")
     finish_all(plan, ["val"])
     sheet = pivot(plan, collect(plan), ["model_kwargs"], ["benchmark"])
-    assert [row[0] for row in sheet.rows] == ["img_size=32", "img_size=64"]
-    assert '"{""img_size"": 64}"' in to_csv(sheet)
+    assert [row[0] for row in sheet.rows] == [
+        "img_size=32 patch_size=4",
+        "img_size=64 patch_size=4",
+    ]
+    assert '"{""img_size"": 64, ""patch_size"": 4}"' in to_csv(sheet)
 
 
 @pytest.mark.parametrize(
