@@ -34,7 +34,9 @@ from densevit.launch.launchers import choose_launcher, observe, read_plan
 from densevit.monitor import plan_table, status_record
 from densevit.runs.directory import outputs_root
 from densevit.runs.status import CAUSES
+from densevit.sweep.earlier_plans import check_owner, dropped_line
 from densevit.sweep.plan import Plan
+from densevit.utils.console import say
 from densevit.utils.errors import UserError
 
 COMMANDS = ("run", "plan", "status", "logs", "retry", "cancel", "explain", "report")
@@ -84,10 +86,6 @@ def _add_commands(commands: Any) -> None:
         "--class", dest="causes", action="append", choices=CAUSES,
         help="only runs that failed for this reason",
     )  # fmt: skip
-    retry.add_argument(
-        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
-        help="change resources (resources.mem=64G) or execution fields (workers=2)",
-    )  # fmt: skip
     _add_launching(retry)
     cancel = _command(commands, "cancel", _cancel, "stop runs that are queued or running", runs="*")
     cancel.add_argument("--yes", action="store_true", help="do not ask for confirmation")
@@ -99,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     from densevit.cli.sweep_run import run_sweep
 
     set_tracking_uri(options.tracking_uri)
-    return run_sweep(_read_plan(options), options)
+    return run_sweep(_own_plan(options), options)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -111,13 +109,15 @@ def _plan(options: argparse.Namespace) -> int:
         raise UserError("plan: give a sweep FILE, or two with --diff")
     if options.budget and not options.estimate:
         raise UserError("--budget: needs the cost of the runs; add --estimate")
-    plan = _read_plan(options)
+    plan = _own_plan(options)
     if options.estimate:
         return _estimate(plan, options)
     if options.json:
         print(json.dumps(plan_record(plan, plan.statuses())))
     else:
         plan_table.print_plan(plan)
+        if line := dropped_line(plan):
+            say(line)
     return 0
 
 
@@ -181,7 +181,7 @@ def _retry(options: argparse.Namespace) -> int:
     set_tracking_uri(options.tracking_uri)
     if not (options.runs or options.failed or options.causes):
         raise UserError("retry: give the ids of runs, --failed, or --class")
-    return retry_sweep(_read_plan(options), options)
+    return retry_sweep(_own_plan(options), options)
 
 
 def _cancel(options: argparse.Namespace) -> int:
@@ -201,7 +201,7 @@ def _report(options: argparse.Namespace) -> int:
     from densevit.cli import sweep_report
 
     _refuse_unused(options)
-    plan = _read_plan(options)
+    plan = _own_plan(options)
     references = None if options.references is None else Path(options.references)
     view = sweep_report.View(options.rows, options.cols, options.metric)
     difference = SMALLEST_EFFECT if options.difference is None else options.difference
@@ -233,4 +233,11 @@ def _refuse_unused(options: argparse.Namespace) -> None:
 
 
 def _read_plan(options: argparse.Namespace) -> Plan:
-    return read_plan(Path(options.file), outputs_root(options.outputs))
+    return read_plan(Path(options.file), outputs_root(options.outputs), options.changes)
+
+
+def _own_plan(options: argparse.Namespace) -> Plan:
+    """Return the plan for a command that writes into the sweep's folder, which it must own."""
+    plan = _read_plan(options)
+    check_owner(plan)
+    return plan

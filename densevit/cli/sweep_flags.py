@@ -64,6 +64,10 @@ def _command(
         )
     elif runs is not None:
         parser.add_argument("run", metavar=runs, help="the id of a run, or how it begins")
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
+        help="a field for every cell (epochs=2), seeds, or a resource (resources.mem=64G)",
+    )  # fmt: skip
     add_outputs(parser)
     return parser
 

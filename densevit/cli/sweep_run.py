@@ -149,7 +149,7 @@ def _further(plan: Plan) -> Plan | None:
     """Return the plan with the next round of a search; None if there is no further round."""
     if plan.spec.search is None or plan.spec.search.method == "random":
         return None
-    found = make_plan(plan.spec.file, plan.outputs)
+    found = make_plan(plan.spec.file, plan.outputs, plan.spec.changes)
     return found if len(found.runs) > len(plan.runs) else None
 
 

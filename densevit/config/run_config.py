@@ -16,6 +16,7 @@ from densevit.config.probes import ProbeName
 
 TEMPERATURE_RANGE = (0.01, 1.0)  # of a learned temperature
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_LENGTH = 100
 
 
 def _whole(value: Any) -> Any:
@@ -63,7 +64,7 @@ def _several(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(_whole)]
 _Byte = Annotated[Int, Field(ge=0, le=255)]
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
 
 
 _EXECUTION_MARK: dict[str, Any] = {"execution": True}

@@ -22,13 +22,17 @@ def load(path: Path) -> dict[str, Any]:
     Errors: `UserError` naming the file if it cannot be read, is not YAML, has a duplicate key, or
     is not a mapping at the top level.
     """
+    return parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a YAML file. Errors: `UserError` if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
-    return parse(text, str(path))
 
 
 def parse(text: str, name: str) -> dict[str, Any]:

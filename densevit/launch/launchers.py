@@ -6,6 +6,7 @@ observed by every launcher that has jobs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from densevit.launch.launcher import JobQueue, Launcher
@@ -33,9 +34,9 @@ def find_launcher(name: str, source: str) -> Launcher:
     raise UserError(f"{source}: {name!r} is not valid; {nearest(name, valid)}")
 
 
-def read_plan(file: Path, outputs: Path) -> Plan:
+def read_plan(file: Path, outputs: Path, changes: Sequence[str] = ()) -> Plan:
     """Return the plan of a sweep file as `make_plan` does, and check the launcher that it names."""
-    plan = make_plan(file, outputs)
+    plan = make_plan(file, outputs, changes)
     find_launcher(plan.spec.launcher, f"{file}: launcher")
     return plan
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from densevit.launch.decide import RunActions
 from densevit.runs.provenance import git_state
 from densevit.sweep import search
+from densevit.sweep.earlier_plans import dropped
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.plan_record import plan_record
@@ -25,9 +26,14 @@ def prepare(plan: Plan, actions: RunActions) -> None:
     for run in actions.done:
         if run.config.log_model:  # the mirror reads it there, also if set after the run
             plan.run_folder(run).create(run.config)
-    write_atomic(plan.folder / "sweep.yaml", plan.spec.file.read_text(encoding="utf-8"))
+    write_atomic(plan.folder / "sweep.yaml", plan.spec.text)
     record = plan_record(plan, plan.statuses())
-    record |= {"begun": _begun(plan), "git_sha": git_state()["git_sha"]}
+    record |= {
+        "begun": _begun(plan),
+        "git_sha": git_state()["git_sha"],
+        "file": str(plan.spec.file.resolve()),
+        "dropped": dropped(plan),
+    }
     write_json(plan.folder / "plan.json", record)
     rows = search.record(plan.spec)
     if rows is not None:

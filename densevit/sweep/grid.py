@@ -119,12 +119,13 @@ def _runs(spec: SweepSpec, cells: Mapping[str, RunConfig]) -> Iterator[Run]:
 
 
 def _resources(spec: SweepSpec, config: RunConfig) -> tuple[dict[str, Any], frozenset[str]]:
-    """Return a run's resources, and the names of those that an exception sets."""
+    """Return a run's resources, and the names of those that an exception or a command sets."""
     resources = spec.resources.model_dump(exclude={"when"}, exclude_none=True)
     exceptions: dict[str, Any] = {}
     for rule in spec.resources.when:
         if matches(rule.where, config):
             exceptions |= rule.model_dump(exclude={"where"}, exclude_none=True)
+    exceptions |= spec.request.model_dump(exclude_none=True)
     return resources | exceptions, frozenset(exceptions)
 
 

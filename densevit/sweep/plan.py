@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,14 +55,16 @@ class Plan:
         return {run.id: self.run_folder(run).status() for run in self.runs}
 
 
-def make_plan(file: Path, outputs: Path) -> Plan:
+def make_plan(file: Path, outputs: Path, changes: Sequence[str] = ()) -> Plan:
     """Read a sweep file and expand it; reads no run directory and needs no data.
+
+    `changes`: settings of a command line, `KEY=VALUE`, over those of the file.
 
     Exception: an Optuna search reads the results of its earlier rounds.
 
     Errors: `UserError` naming the file, the key and the nearest valid name.
     """
-    spec = drawn(read_spec(file), outputs)
+    spec = drawn(read_spec(file, changes), outputs)
     grid = expand(spec)
     checked = set()
     for run in grid.cells:

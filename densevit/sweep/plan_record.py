@@ -38,5 +38,10 @@ def plan_record(plan: Plan, statuses: Mapping[str, Status]) -> dict[str, Any]:
         }
         for run in plan.runs
     ]
-    described = {"name": plan.name, "description": plan.spec.description, "axes": plan.axes}
+    described = {
+        "name": plan.name,
+        "description": plan.spec.description,
+        "axes": plan.axes,
+        "set": plan.spec.changes,
+    }
     return {**described, "runs": runs}

@@ -16,8 +16,10 @@ from densevit.config.paths import absolute_paths
 from densevit.config.resolve import Layer, base_layers, merged
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
 from densevit.sweep.axis_values import listed_axes
+from densevit.sweep.overrides import override
 from densevit.sweep.spec import (
     KINDS,
+    NO_KEYS,
     EarlyStop,
     Exclusion,
     RaySettings,
@@ -31,8 +33,8 @@ from densevit.sweep.spec import (
 from densevit.utils.errors import UserError, nearest
 
 
-def read_spec(path: Path) -> SweepSpec:
-    """Read and check a sweep file.
+def read_spec(path: Path, changes: Sequence[str] = ()) -> SweepSpec:
+    """Read and check a sweep file, with the `changes` of a command line (`KEY=VALUE`).
 
     Errors: `UserError` naming the file, the key and the nearest valid name.
     """
@@ -41,23 +43,25 @@ def read_spec(path: Path) -> SweepSpec:
             f"{path}: is no file but a pipe, and a sweep is read again by later commands; write it "
             f"to a file"
         )
-    data = yaml_file.load(path)
+    text = yaml_file.read_text(path)
+    data = yaml_file.parse(text, str(path))
     layers = base_layers(data.pop("base", None), path)
     for section in ("grid", "zip"):
         if section in data:
             data[section] = _listed(data[section], f"{path}: {section}")
-    for taken in ("file", "layers"):
+    for taken in NO_KEYS:
         if taken in data:
             valid = [*_KEYS, "base"]
             raise UserError(f"{path}: {taken}: unknown key; {nearest(taken, valid)}")
     try:
-        spec = SweepSpec(**data, file=path, layers=tuple(layers))
+        spec = SweepSpec(**data, file=path, layers=tuple(layers), text=text)
     except ValidationError as error:
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         raise UserError(f"{path}: {_explain(problems[0])}") from None
     _check_keys(spec)
     fixed = Layer(f"{path}: fixed", absolute_paths(spec.fixed, path.parent))
-    return _with_whole_mappings(spec.model_copy(update={"layers": (*layers, fixed)}))
+    spec = spec.model_copy(update={"layers": (*layers, fixed)})
+    return _with_whole_mappings(override(spec, changes) if changes else spec)
 
 
 def _listed(section: object, source: str) -> object:
@@ -98,7 +102,7 @@ _SECTIONS: dict[Any, type[BaseModel]] = {
     "exclude": Exclusion, "resources": SweepResources, "ray": RaySettings, "early_stop": EarlyStop,
     "search": Search,
 }  # fmt: skip
-_KEYS = [name for name in SweepSpec.model_fields if name not in ("file", "layers")]
+_KEYS = [name for name in SweepSpec.model_fields if name not in NO_KEYS]
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

@@ -127,6 +127,9 @@ class Search(_Record):
         return {name: next(iter(given.items())) for name, given in self.space.items()}
 
 
+# Fields of `SweepSpec` that are no keys of the file.
+NO_KEYS = ("file", "layers", "text", "changes", "request")
+
 MOST_SEEDS = 10_000
 
 
@@ -146,8 +149,18 @@ Seeds = Annotated[
 ]
 
 
+class SeedList(_Record):
+    """Seeds alone, to check those of a command line."""
+
+    seeds: Seeds
+
+
 class SweepSpec(_Record):
-    """The content of a sweep file. `layers` are the settings that every cell starts from."""
+    """The content of a sweep file.
+
+    `layers` are the settings that every cell starts from, `text` is the file as it was read. A
+    command line adds `changes`, the texts of its `--set`, and its resources as `request`.
+    """
 
     name: Name
     description: str = ""
@@ -166,6 +179,9 @@ class SweepSpec(_Record):
     search: Search | None = None
     file: Path
     layers: tuple[Layer, ...]
+    text: str
+    changes: tuple[str, ...] = ()
+    request: Resources = Resources()
 
     def axes(self) -> list[str]:
         """Return the fields that the sweep varies, in file order."""

@@ -13,6 +13,8 @@ from densevit.sweep.plan import Plan
 def typed(plan: Plan, command: str, *words: str) -> str:
     """Return a `densevit-sweep` command about the plan, ready to paste into a shell."""
     command_line = ["densevit-sweep", *([command] if command else []), str(plan.spec.file), *words]
+    for change in plan.spec.changes:
+        command_line += ["--set", change]
     if plan.outputs != outputs_root(None):
         command_line += ["--outputs", str(plan.outputs)]
     return shlex.join(command_line)

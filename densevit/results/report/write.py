@@ -19,6 +19,7 @@ from densevit.results.tables.best_cells import marked_table
 from densevit.results.tables.main_table import cell_table
 from densevit.results.tables.table import TextTable, to_csv, to_markdown
 from densevit.runs.directory import run_folder
+from densevit.sweep.earlier_plans import dropped_line
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
 from densevit.utils.files import write_atomic
@@ -72,8 +73,13 @@ def write(
     changes = _changes(found)
     coverage = found.coverage
     origins = provenance(plan, list(coverage.loc[coverage["state"] != "pending", "run"]))
+    left_out = dropped_line(plan)
     extras = Extras(
-        conclusions=[*conclusions(found), *runs.provenance_warnings(origins)],
+        conclusions=[
+            *conclusions(found),
+            *runs.provenance_warnings(origins),
+            *([left_out] if left_out else []),
+        ],
         table=table,
         states=states,
         provenance=origins,
