@@ -1,8 +1,42 @@
-"""Run the command `densevit` as `python -m densevit`."""
+"""Run a command: `python -m densevit`, and the programs `densevit` and `densevit-sweep`.
 
+The imports of the commands take some tenths of a second. Before them, Ctrl-C is provided for, and
+output that is closed or not in UTF-8.
+"""
+
+import os
+import signal
 import sys
+from types import FrameType
 
-from densevit.cli.main import main
+from densevit.utils.streams import prepare_streams
+
+
+def main() -> int:
+    """Run the command `densevit` and return its exit code."""
+    return _run("densevit")
+
+
+def main_sweep() -> int:
+    """Run the command `densevit-sweep` and return its exit code."""
+    return _run("densevit-sweep")
+
+
+def _run(program: str) -> int:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        """End at once: an exception could be lost in a module that is being imported."""
+        os.write(2, f"{program}: stopped before anything was started\n".encode())
+        os._exit(75)  # EXIT_CARRY_ON
+
+    prepare_streams()
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)
+    from densevit.cli import main as commands
+
+    signal.signal(signal.SIGINT, before)
+    return commands.main_sweep() if program == "densevit-sweep" else commands.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ from densevit.config.metrics import MULTILABEL
 from densevit.config.probes import metrics_of
 from densevit.evaluate.recompute import compute_metrics, merge_metrics, recompute
 from densevit.runs.directory import RunFolder, outputs_root
+from densevit.utils.cache import use_writable_cache
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json
 
@@ -71,6 +72,7 @@ def add_eval(commands: Any) -> None:
 
 def _eval(options: argparse.Namespace) -> int:
     outputs = outputs_root(options.outputs)
+    use_writable_cache(outputs)
     run = find_run(options.target, outputs)
     if options.from_predictions:
         if options.benchmarks:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from densevit.runs.directory import RunFolder, run_folder
 from densevit.utils.errors import EXIT_MISTAKE, UserError, exit_code, nearest
+from densevit.utils.streams import outliving_readers
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_subparsers` returns
 
@@ -109,6 +111,15 @@ def points(text: str) -> float:
 
 
 def run_command(program: str, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
-    """Parse, call what the command set as `call`, and turn its errors into one line and a code."""
-    options = parser.parse_args(arguments)
-    return exit_code(program, lambda: options.call(options))
+    """Parse, call what the command set as `call`, and turn its errors into one line and a code.
+
+    A command that set `starts_runs` goes on if its output is not read any more.
+    """
+
+    def work() -> int:
+        options = parser.parse_args(arguments)
+        starts_runs = getattr(options, "starts_runs", False)
+        with outliving_readers() if starts_runs else nullcontext():
+            return int(options.call(options))
+
+    return exit_code(program, work)

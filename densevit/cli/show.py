@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from densevit.cli.parser import add_outputs, existing_run
 from densevit.config.loss_kinds import LOSS_KINDS
 from densevit.runs.directory import outputs_root
+from densevit.utils.cache import use_writable_cache
 from densevit.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def _add_features(parser: Any) -> None:
 
 def _open(options: argparse.Namespace) -> tuple[DenseViT, LazyImage, Path]:
     """Return the network, the image, and the path of the drawing."""
-    folder = existing_run(options.run, outputs_root(options.outputs))
+    outputs = outputs_root(options.outputs)
+    use_writable_cache(outputs)
+    folder = existing_run(options.run, outputs)
     name = Path(options.image).stem
     target = Path(options.to or f"{options.kind}-{folder.path.name}-{name}.png").absolute()
     _check_files(options.image, target)  # before the slow loading of the network

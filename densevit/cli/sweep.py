@@ -36,6 +36,7 @@ from densevit.runs.directory import outputs_root
 from densevit.runs.status import CAUSES
 from densevit.sweep.earlier_plans import check_owner, dropped_line
 from densevit.sweep.plan import Plan
+from densevit.utils.cache import use_writable_cache
 from densevit.utils.console import say
 from densevit.utils.errors import UserError
 
@@ -240,4 +241,5 @@ def _own_plan(options: argparse.Namespace) -> Plan:
     """Return the plan for a command that writes into the sweep's folder, which it must own."""
     plan = _read_plan(options)
     check_owner(plan)
+    use_writable_cache(plan.outputs)
     return plan

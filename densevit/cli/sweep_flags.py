@@ -73,6 +73,7 @@ def _command(
 
 
 def _add_launching(parser: Any) -> None:
+    parser.set_defaults(starts_runs=True)
     _add_jobs(parser)
     parser.add_argument("--no-tracking", action="store_true", help="do not send runs to MLflow")
     add_tracking_uri(parser)

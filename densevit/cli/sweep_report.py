@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,12 +37,11 @@ def report_sweep(
     difference: the smallest difference that matters, in percentage points.
     view: a table to print instead of the cells' table.
     """
-    from densevit.results.report import write
     from densevit.results.tables import table  # pandas and matplotlib: a second
 
     console = console_for_tables()
     shown = None if view is None else _viewed(plan, view)  # first: it may raise a UserError
-    written = write.write(plan, references, difference, shown, observe(plan).runs)
+    written = _write(plan, references, difference, shown)
     console.print(table.to_rich(shown or written.table))
     for line in written.conclusions:
         console.print(f"- {line}", highlight=False, soft_wrap=True)
@@ -71,11 +71,22 @@ def print_page(
     plan: Plan, references: Path | None, difference: float, view: View | None = None
 ) -> None:
     """Write the report, with the table of `view` if given, and print the path of its page."""
+    shown = None if view is None else _viewed(plan, view)
+    print(_write(plan, references, difference, shown).folder / "report.html")
+
+
+def _write(plan: Plan, references: Path | None, difference: float, shown: Any) -> Any:
+    """Write the report; into a temporary folder, with a notice, if the outputs are read-only."""
     from densevit.results.report import write
 
-    shown = None if view is None else _viewed(plan, view)
-    written = write.write(plan, references, difference, shown, observe(plan).runs)
-    print(written.folder / "report.html")
+    states = observe(plan).runs
+    try:
+        return write.write(plan, references, difference, shown, states)
+    except OSError as error:
+        folder = Path(tempfile.mkdtemp(prefix=f"{plan.name}-report-"))
+        reason = f"{error.filename or plan.folder}: {error.strerror or error}"
+        print(f"{reason}; the report is in {folder} instead", file=sys.stderr)
+        return write.write(plan, references, difference, shown, states, folder)
 
 
 def freeze_sweep(plan: Plan, name: str) -> None:

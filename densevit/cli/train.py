@@ -14,6 +14,7 @@ from densevit.config.paths import absolute_paths
 from densevit.config.resolve import Layer, build, read_layers, source_of
 from densevit.config.run_config import FIELDS, RunConfig
 from densevit.runs.directory import RunFolder, outputs_root, run_folder
+from densevit.utils.cache import use_writable_cache
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json
 
@@ -24,7 +25,7 @@ def add_train(commands: Commands) -> None:
         help="train and evaluate one run, or resume it",
         description="Train and evaluate one run, or resume it. Flags override --config.",
     )
-    train.set_defaults(call=_train)
+    train.set_defaults(call=_train, starts_runs=True)
     train.add_argument("--config", metavar="FILE", help="YAML with any of the fields below")
     add_outputs(train)
     train.add_argument("--no-tracking", action="store_true", help="do not send the run to MLflow")
@@ -48,6 +49,7 @@ def _train(options: argparse.Namespace) -> int:
     from densevit.utils.distributed import world
 
     if options.run_dir:
+        use_writable_cache(Path(options.run_dir).absolute().parent.parent)
         # Started by a launcher, which redirects the output to the run's log.
         return execute(RunFolder(Path(options.run_dir)))
     set_tracking_uri(options.tracking_uri)
@@ -58,6 +60,7 @@ def _train(options: argparse.Namespace) -> int:
     layers = [*layers, Layer("command line", absolute_paths(settings, Path.cwd()))]
     config = build(layers)
     outputs = outputs_root(options.outputs)
+    use_writable_cache(outputs)
     folder = run_folder(outputs, identity(config).run)
     _check_run(config, layers, folder)
     if not world().writes:

@@ -29,7 +29,7 @@ def start_training(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
+            env={**environment, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
             start_new_session=own_session,
         )
 

@@ -188,7 +188,7 @@ def start_mirror(
             stdout=output,
             stderr=output,
             # It may export networks; the CPUs are for training.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
             start_new_session=True,
         )
     return MirrorProcess(process, log, length)

@@ -12,10 +12,17 @@ def say(text: str) -> None:
     console_for_tables().print(text, highlight=False, soft_wrap=True)
 
 
+class _Console(Console):
+    """A console that leaves a closed pipe to `utils.errors.exit_code`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console_for_tables() -> Console:
     """Return a console that does not narrow tables to 80 columns in a file or pipe."""
     # No markup: names and descriptions come from the user and may contain brackets.
-    return Console(markup=False, width=None if sys.stdout.isatty() else 200)
+    return _Console(markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def count(number: int, noun: str) -> str:

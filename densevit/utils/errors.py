@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from densevit.utils.redact import without_password
+from densevit.utils.streams import discard
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -70,7 +71,9 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 def exit_code(program: str, work: Callable[[], int]) -> int:
     """Return the exit code of some work; print its errors as one line each."""
     try:
-        return work()
+        code = work()
+        sys.stdout.flush()  # an error of the last lines is handled here, and not at exit
+        return code
     except UserError as error:
         print(f"{program}: {own_message(str(error))}", file=sys.stderr)
         return EXIT_MISTAKE
@@ -84,7 +87,7 @@ def exit_code(program: str, work: Callable[[], int]) -> int:
         print(f"{program}: stopped; run the same command to resume", file=sys.stderr)
         return EXIT_CARRY_ON
     except BrokenPipeError:  # the reader of a pipe, e.g. head, has closed it
-        sys.stderr.close()
+        discard(sys.stdout)
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
         where = f"{error.filename}: " if error.filename else ""

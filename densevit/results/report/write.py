@@ -51,8 +51,9 @@ def write(
     smallest_effect: float = 1.0,
     requested: TextTable | None = None,
     states: Mapping[str, RunState] | None = None,
+    folder: Path | None = None,
 ) -> Report:
-    """Write the report of the current results into `plan.folder`/report.
+    """Write the report of the current results into a folder (default: `plan.folder`/report).
 
     It may be called while the sweep runs, even before any run has finished: the report lists what
     is missing. The same results give the same bytes. `references`: see
@@ -66,7 +67,7 @@ def write(
     most = MOST_CELLS if len(plan.grid.cells) <= MOST_CELLS else FEW_CELLS
     states = read_states(plan) if states is None else states
     found = analyze(plan, models, smallest_effect, figures.CURVES, most, states)
-    folder = plan.folder / "report"
+    folder = folder or plan.folder / "report"
     shown, note = numbers.shown_table(found, found.frame, found.metric)
     table = marked_table(shown, found.frame, note)
     _write_numbers(found, folder)

@@ -7,6 +7,7 @@ import pytest
 from webpage import check
 
 from densevit.cli.sweep import main_sweep
+from densevit.sweep.plan_record import plan_record
 from densevit.utils.files import read_json, write_json
 
 GRID = ["grid: {cl_mode: [none, dense], temperature: [0.1, 0.2]}", "seeds: 3",
@@ -48,6 +49,25 @@ def test_it_prints_table_answer_and_places(sweep, finish_all, call):
         assert str(folder / name) in out
         assert (folder / name).is_file()
     assert (folder / "differences.csv").is_file()
+
+
+def test_outputs_that_cannot_be_written_still_give_the_answer(
+    sweep, finish_all, call, no_figures, tmp_path, monkeypatch
+):
+    plan = sweep("grid: {cl_mode: [none, dense]}", "seeds: 2", GRID[-1])
+    finish_all(plan, ["val"])
+    # A file is in the way: the superuser, too, cannot write there.
+    plan.folder.parent.mkdir(parents=True)
+    plan.folder.write_text("")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, errors = call(plan)
+    assert code == 0
+    assert "dense" in out
+    assert "baseline cl_mode: none is" in out
+    (folder,) = tmp_path.glob("made_up-report-*")
+    assert errors == f"{plan.folder}/report: Not a directory; the report is in {folder} instead\n"
+    assert f"report  {folder}/report.html" in out
+    assert (folder / "report.html").is_file()
 
 
 def test_a_table_alone(plan, call):
@@ -148,3 +168,15 @@ def test_mistakes_are_told_in_a_line(plan, call, options, message):
 @pytest.mark.usefixtures("no_figures")
 def test_the_wanted_difference_is_the_users(plan, call):
     assert "a difference of 30.0 points" in call(plan, "--difference", "30")[1]
+
+
+def test_finished_runs_that_the_plan_has_lost_are_in_the_report(
+    sweep, finish_all, call, no_figures
+):
+    first = sweep("grid: {temperature: [0.1, 0.2]}")
+    finish_all(first, ["val"])
+    write_json(first.folder / "plan.json", plan_record(first, first.statuses()))
+    plan = sweep("grid: {temperature: [0.2, 0.3]}")
+    told = "Not in this plan: 1 finished run of earlier plans of this sweep (0.1, seed 0)."
+    assert told in call(plan)[1]
+    assert told in (plan.folder / "report" / "report.md").read_text()
