@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densevit.cli.parser import add_outputs, existing_run, find_run, points
+from densevit.cli.parser import add_changes, add_outputs, existing_run, find_run, points
 from densevit.runs.directory import RunFolder, outputs_root
 from densevit.utils.errors import UserError
 
@@ -35,6 +35,7 @@ def add_compare(commands: Any) -> None:
         "--difference", type=points, metavar="POINTS",
         help="the smallest difference that matters to you (1.0; for nll 0.02)",
     )  # fmt: skip
+    add_changes(compare)
     add_outputs(compare)
 
 
@@ -50,7 +51,7 @@ def _compare(options: argparse.Namespace) -> int:
         return 0
     from densevit.sweep.plan import make_plan
 
-    plan = make_plan(Path(options.first), outputs)
+    plan = make_plan(Path(options.first), outputs, options.changes)
     from densevit.results.compare.cells import compare_cells
     from densevit.results.compare.find_cell import find_cell
 

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from densevit import __version__
 from densevit.cli.compare import add_compare
+from densevit.cli.completion import add_completion
 from densevit.cli.data import add_data
 from densevit.cli.evaluate import add_eval
 from densevit.cli.export import add_export
 from densevit.cli.parser import Parser, run_command
 from densevit.cli.show import add_show
-from densevit.cli.sweep import main_sweep
+from densevit.cli.sweep import main_sweep, sweep_parser
 from densevit.cli.sync import add_sync
 from densevit.cli.train import add_train
 from densevit.cli.ui import add_ui
@@ -28,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["sweep"]:
         return main_sweep(given[1:], program="densevit sweep")
+    return run_command("densevit", _parser(), given)
+
+
+def _parser() -> Parser:
+    """Return the parser of `densevit`."""
     parser = Parser("densevit", description="Train and compare Vision Transformers with dense, "
                      "global or no contrastive learning.")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"densevit {__version__}")
@@ -41,4 +47,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_sync(commands)
     add_ui(commands)
     commands.add_parser("sweep", help="run a grid of configurations (the same as densevit-sweep)")
-    return run_command("densevit", parser, given)
+    add_completion(commands, lambda: [parser, sweep_parser("densevit-sweep")])
+    return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -23,28 +24,55 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            wrong = message.split(": ", 1)[1].split()[0]
-            hint = nearest(wrong, self._all_flags())
-            if not wrong.startswith("-"):  # argparse takes names in one row only
-                hint = "put all names before the options"
-            message = f"{wrong}: unknown; {hint}"
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
 
-    def _all_flags(self) -> list[str]:
-        """Return its flags and those of the commands below it."""
-        flags = list(self._option_string_actions)
+    def parse_args(  # type: ignore[override]  # of its overloads, the one that is used
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(_unknown(args, unknown[0], self._used(found)))
+        return found
+
+    def _used(self, found: argparse.Namespace) -> list[Parser]:
+        """Return this parser and those of the commands that were given."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                for parser in action.choices.values():
-                    flags += Parser._all_flags(parser)
-        return list(dict.fromkeys(flags))
+                return [self, *action.choices[getattr(found, action.dest)]._used(found)]
+        return [self]
+
+
+def _unknown(given: Sequence[str], word: str, used: Sequence[Parser]) -> str:
+    """Return the message on a word that the command does not know."""
+    if not word.startswith("-"):
+        before = given[: given.index(word)] if word in given else ()
+        if any(other.startswith("-") for other in before):  # argparse takes names in one row only
+            return f"{word}: unknown; put all names before the options"
+        return f"{word}: unknown; {used[-1].prog} takes no more names; see --help"
+    flag, command = word.partition("=")[0], used[-1]
+    others = [
+        parser.prog
+        for action in used[0]._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for parser in action.choices.values()
+        if flag in parser._option_string_actions
+    ]
+    if others:
+        return f"{flag}: is an option of {' and '.join(others)}, and not of {command.prog}"
+    return f"{flag}: unknown; {nearest(flag, command._option_string_actions)}"
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outputs", metavar="DIR", help="default: $DENSEVIT_OUTPUTS, else ./outputs"
     )
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
+        help="a field for every cell (epochs=2), seeds, or a resource (resources.mem=64G)",
+    )  # fmt: skip
 
 
 def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +107,12 @@ def existing_run(given: str, outputs: Path) -> RunFolder:
         ids = [p.name for p in (outputs / "runs").glob("*") if p.is_dir()]
         raise UserError(f"{given}: no such run in {outputs / 'runs'}; {nearest(given, ids)}")
     return folder
+
+
+def profile_path(text: str) -> str:
+    """Return a profile as typed: a path is relative to the current folder, a name is none."""
+    is_path = "/" in text or text.endswith((".yaml", ".yml"))
+    return str(Path(text).expanduser().absolute()) if is_path else text
 
 
 def sweep_name(given: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from densevit import __version__
 from densevit.cli.parser import (
     Parser,
     add_tracking_uri,
@@ -38,7 +39,7 @@ from densevit.sweep.earlier_plans import check_owner, dropped_line
 from densevit.sweep.plan import Plan
 from densevit.utils.cache import use_writable_cache
 from densevit.utils.console import say
-from densevit.utils.errors import UserError
+from densevit.utils.errors import UserError, nearest
 
 COMMANDS = ("run", "plan", "status", "logs", "retry", "cancel", "explain", "report")
 
@@ -47,17 +48,32 @@ def main_sweep(arguments: Sequence[str] | None = None, program: str = "densevit-
     """Run the command `densevit-sweep` and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # `densevit-sweep FILE` is short for `densevit-sweep run FILE`.
-    if given and given[0] not in (*COMMANDS, "-h", "--help"):
+    if given and given[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        _check_file(program, given[0])
         given.insert(0, "run")
+    return run_command(program, sweep_parser(program), given)
+
+
+def _check_file(program: str, first: str) -> None:
+    """Exit if the first word is no file but nearly a command."""
+    hint = nearest(first, COMMANDS)
+    is_name = first.replace("-", "").isalpha()
+    if is_name and hint.startswith("did you mean") and not Path(first).exists():
+        Parser(program).error(f"{first}: is neither a command nor a file; {hint}")
+
+
+def sweep_parser(program: str) -> Parser:
+    """Return the parser of `densevit-sweep`."""
     parser = Parser(
         program,
         usage=f"{program} [COMMAND] FILE [options]",
         description="Expand a YAML grid into runs, execute the unfinished ones, and report.",
         epilog=f"{program} FILE is short for {program} run FILE. It is safe to repeat.",
     )
+    parser.add_argument("--version", action="version", version=f"{program} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog=program)
     _add_commands(commands)
-    return run_command(program, parser, given)
+    return parser
 
 
 def _add_commands(commands: Any) -> None:

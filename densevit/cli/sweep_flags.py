@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from densevit.cli.parser import add_outputs, add_tracking_uri, points, positive
+from densevit.cli.parser import (
+    add_changes,
+    add_outputs,
+    add_tracking_uri,
+    points,
+    positive,
+    profile_path,
+)
 from densevit.launch import launchers
 
 WATCH_SECONDS = 20
@@ -64,10 +71,7 @@ def _command(
         )
     elif runs is not None:
         parser.add_argument("run", metavar=runs, help="the id of a run, or how it begins")
-    parser.add_argument(
-        "--set", dest="changes", action="append", default=[], metavar="KEY=VALUE",
-        help="a field for every cell (epochs=2), seeds, or a resource (resources.mem=64G)",
-    )  # fmt: skip
+    add_changes(parser)
     add_outputs(parser)
     return parser
 
@@ -100,7 +104,9 @@ def _add_budget(parser: Any) -> None:
 def _add_where(parser: Any) -> None:
     names = [launcher.name for launcher in launchers.LAUNCHERS]
     parser.add_argument("--launcher", choices=names, help="override the file's launcher")
-    parser.add_argument("--profile", metavar="NAME", help="slurm: override the file's profile")
+    parser.add_argument(
+        "--profile", type=profile_path, metavar="NAME", help="slurm: override the file's profile"
+    )
 
 
 def _add_watch(parser: Any) -> None:

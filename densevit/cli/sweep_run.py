@@ -16,6 +16,7 @@ from densevit.launch.launchers import choose_launcher, observe
 from densevit.launch.preflight import check
 from densevit.launch.prepare import prepare
 from densevit.launch.run_state import Observed
+from densevit.monitor.notify import notify, notifying_errors
 from densevit.monitor.plan_table import print_dry_run
 from densevit.monitor.status import status_printer
 from densevit.sweep.grid import Run
@@ -66,20 +67,26 @@ def _run_in_foreground(
     plan: Plan, launcher: Launcher, options: argparse.Namespace, only: Collection[str] | None
 ) -> int:
     """Execute runs with a launcher that waits until they have ended."""
+    started, stopped = True, False
     try:
-        _start(plan, launcher, options, only)
+        started = not _all_finished(_start(plan, launcher, options, only)[1])
         # The next proposals of a search depend on the results of these runs.
         while further := _further(plan):
-            plan = further
+            plan, started = further, True
             _start(plan, launcher, options, None)
-        stopped = False
     except Interrupted:
         stopped = True
     with mirror(plan, options.no_tracking):
         code = finish_sweep(plan, options.no_tracking)
     if stopped:
         say("stopped; run the same command to resume")
+    if started:
+        notify(plan, "stopped" if stopped else "failed" if code else "finished")
     return EXIT_CARRY_ON if stopped else code
+
+
+def _all_finished(observed: Observed) -> bool:
+    return all(run.state == "finished" for run in observed.runs.values())
 
 
 def _submit(
@@ -87,7 +94,7 @@ def _submit(
 ) -> int:
     """Submit runs to a launcher that does not wait for them and, with `--watch`, follow them."""
     left, observed = _start(plan, launcher, options, only)
-    if all(run.state == "finished" for run in observed.runs.values()):
+    if _all_finished(observed):
         with mirror(plan, options.no_tracking):
             return finish_sweep(plan, options.no_tracking)
     if not options.watch:
@@ -95,8 +102,11 @@ def _submit(
         return 0
     try:
         with mirror(plan, options.no_tracking, starting=True):
-            _watch(plan, launcher, options, left)
-            return finish_sweep(plan, options.no_tracking)
+            with notifying_errors(plan):
+                _watch(plan, launcher, options, left)
+            code = finish_sweep(plan, options.no_tracking)
+        notify(plan, "failed" if code else "finished")
+        return code
     except KeyboardInterrupt:
         say("stopped watching; the jobs go on, and the same command watches them again")
         return EXIT_CARRY_ON
@@ -141,7 +151,12 @@ def _launch(
     with mirror(plan, not settings.tracking, starting=bool(runs)):
         if not runs:
             return ()
-        with launching(plan.folder), watching(plan, len(runs), console_for_tables()) as watch:
+        console = console_for_tables()
+        with (
+            notifying_errors(plan),
+            launching(plan.folder),
+            watching(plan, len(runs), console) as watch,
+        ):
             return launcher.launch(plan, runs, settings, watch)
 
 

@@ -21,6 +21,7 @@ from densevit.config.loss_modes import applies
 from densevit.config.record import drop_empty
 from densevit.config.resolve import Layer
 from densevit.config.run_config import Int, Name, RunConfig
+from densevit.utils.errors import nearest
 
 Settings = dict[str, Any]
 
@@ -71,7 +72,11 @@ class SweepResources(Resources):
     when: Annotated[list[ResourcesWhen], _Entries] = []
 
 
-def _address(value: str | None) -> str | None:
+def check_address(value: str | None) -> str | None:
+    """Return the address of a Ray if it is one. Errors: `ValueError`."""
+    if value is not None and value.startswith("ray://"):
+        raise ValueError("must not be an address of Ray Client; give HOST:PORT of the head node "
+                         "as `ray start --head` prints it (port 6379), or auto on a node")  # fmt: skip
     if value is not None and not re.fullmatch(r"auto|local|[^\s:/]+:[0-9]{1,5}", value):
         raise ValueError("must be auto, local or HOST:PORT")
     return value
@@ -83,7 +88,7 @@ class RaySettings(_Record):
     `max_failures`: how often a failed run is restarted.
     """
 
-    address: Annotated[str | None, AfterValidator(_address)] = None
+    address: Annotated[str | None, AfterValidator(check_address)] = None
     gpus_per_run: float | None = Field(None, ge=0, allow_inf_nan=False)
     cpus_per_run: float | None = Field(None, gt=0, allow_inf_nan=False)
     max_concurrent: Int | None = Field(None, ge=1)
@@ -149,6 +154,18 @@ Seeds = Annotated[
 ]
 
 
+# Words in braces that `notify:` may hold; the state is finished, failed or stopped.
+PLACEHOLDER = r"(?<!\$)\{(\w+)\}"  # a shell's ${VARIABLE} is none
+PLACEHOLDERS = ("sweep", "state", "runs", "finished", "failed")
+
+
+def _known_placeholders(command: str) -> str:
+    for name in re.findall(PLACEHOLDER, command):
+        if name not in PLACEHOLDERS:
+            raise ValueError(f"{{{name}}} is unknown; {nearest(name, PLACEHOLDERS)}")
+    return command
+
+
 class SeedList(_Record):
     """Seeds alone, to check those of a command line."""
 
@@ -159,7 +176,8 @@ class SweepSpec(_Record):
     """The content of a sweep file.
 
     `layers` are the settings that every cell starts from, `text` is the file as it was read. A
-    command line adds `changes`, the texts of its `--set`, and its resources as `request`.
+    command line
+    adds `changes`, the texts of its `--set`, and its resources as `request`.
     """
 
     name: Name
@@ -176,6 +194,7 @@ class SweepSpec(_Record):
     resources: SweepResources = SweepResources()
     ray: RaySettings = RaySettings()
     early_stop: EarlyStop | None = None
+    notify: Annotated[str, AfterValidator(_known_placeholders)] | None = None
     search: Search | None = None
     file: Path
     layers: tuple[Layer, ...]

@@ -100,7 +100,7 @@ def outliving_readers() -> Iterator[None]:
     def notice() -> None:
         print("nobody reads the output any more; the command goes on", file=sys.stderr)
 
-    sys.stdout, sys.stderr = _Unread(stdout, notice), _Unread(stderr, lambda: None)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Unread(stdout, notice), _Unread(stderr, lambda: None)
     try:
         yield
         sys.stdout.flush()

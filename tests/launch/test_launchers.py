@@ -16,6 +16,7 @@ from densevit.launch.process import training_command
 from densevit.launch.run_state import Observed, RunState
 from densevit.sweep.plan import make_plan
 from densevit.utils.errors import UserError
+from densevit.utils.files import write_json
 
 
 def write_commands(plan, runs, options, watch):
@@ -77,6 +78,25 @@ def test_a_run_of_its_file_is_finished_in_the_status(call, tmp_path, tiny):
     assert done.returncode == 0, done.stderr + done.stdout
     status = json.loads(call("status", file, "--json")[1])
     assert [run["state"] for run in status["runs"]] == ["finished"]
+
+
+def test_the_end_of_a_sweep_is_notified_once(call, tmp_path, monkeypatch, tiny):
+    def finish(plan, runs, options, watch):
+        for run in runs:
+            plan.run_folder(run).write_status("finished" if ok else "failed")
+            if ok:
+                results = {"benchmarks": {"val": {}, "dark": {}}}
+                write_json(plan.run_folder(run).results_file, results)
+        return ()
+
+    here = Launcher("here", finish, foreground=True)
+    monkeypatch.setattr(launchers, "LAUNCHERS", (here,))
+    monkeypatch.setattr("densevit.cli.sweep_run.finish_sweep", lambda *_: 0 if ok else 1)
+    command = f"echo {{state}} >> {tmp_path}/told"
+    file = write_sweep(tmp_path, launcher="here", fixed=tiny, notify=command)
+    for ok in (False, True, True):
+        assert call(file, "--no-tracking")[0] == (0 if ok else 1)
+    assert (tmp_path / "told").read_text() == "failed\nfinished\n"
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "explain", "report"])

@@ -14,6 +14,7 @@ from typing import Any
 from densevit.launch.ray.fork_server import code_path
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.sweep.spec import check_address
 from densevit.utils.errors import UserError, reason_of
 
 ANSWER_SECONDS = 5.0
@@ -52,8 +53,18 @@ def _import_ray(where: str) -> None:
 
 
 def address(plan: Plan) -> str:
-    """Return `local`, `auto` or HOST:PORT: the sweep's, else $RAY_ADDRESS, else `local`."""
-    return plan.spec.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    """Return `local`, `auto` or HOST:PORT: the sweep's, else $RAY_ADDRESS, else `local`.
+
+    Errors: `UserError` if $RAY_ADDRESS is none of these.
+    """
+    given = os.environ.get("RAY_ADDRESS")
+    if plan.spec.ray.address or not given:
+        return plan.spec.ray.address or "local"
+    try:
+        check_address(given)
+    except ValueError as error:
+        raise UserError(f"$RAY_ADDRESS: {given!r} {error}") from None
+    return given
 
 
 @contextmanager

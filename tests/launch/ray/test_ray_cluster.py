@@ -4,8 +4,9 @@ both."""
 import pytest
 
 from densevit.config import yaml_file
-from densevit.launch.ray.cluster import needs, processes
+from densevit.launch.ray.cluster import address, needs, processes
 from densevit.sweep.plan import make_plan
+from densevit.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,22 @@ def test_needs(tmp_path, resources, ray, count, wanted):
     run = plan.runs[0]
     assert processes(plan, run) == count
     assert needs(plan, run) == dict(zip(("CPU", "GPU"), wanted, strict=True))
+
+
+def test_an_address_of_ray_client_is_told_wherever_it_is_given(tmp_path, monkeypatch):
+    file = tmp_path / "s.yaml"
+    file.write_text("name: s\nray: {address: ray://head:10001}\n")
+    told = (
+        "'ray://head:10001' must not be an address of Ray Client; give HOST:PORT of the head node"
+    )
+    with pytest.raises(UserError, match=f"s.yaml: ray.address: {told}"):
+        make_plan(file, tmp_path)
+    file.write_text("name: s\n")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(UserError, match=rf"^\$RAY_ADDRESS: {told}"):
+        address(make_plan(file, tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "head")
+    with pytest.raises(UserError, match="'head' must be auto, local or HOST:PORT"):
+        address(make_plan(file, tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert address(make_plan(file, tmp_path)) == "local"
