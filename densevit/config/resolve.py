@@ -15,7 +15,7 @@ from densevit.config.loss_modes import self_supervised
 from densevit.config.paths import absolute_paths, base_paths
 from densevit.config.probes import probes_by_name
 from densevit.config.run_config import FIELDS, TEMPERATURE_RANGE, BenchmarkFolder, RunConfig
-from densevit.utils.errors import UserError
+from densevit.utils.errors import UserError, nearest
 
 
 class Layer(NamedTuple):
@@ -93,6 +93,7 @@ def _unlabelled_fault(config: RunConfig) -> str:
 _SECTIONS = {n: f.default for n, f in FIELDS.items() if isinstance(f.default, dict | list)}
 # The value that removes a key of an earlier layer. A benchmark's null is its default folder.
 _REMOVES = {"model_kwargs": None, "benchmarks": False}
+_WORDS = {None: "null", False: "false"}
 
 
 def merged(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -100,8 +101,8 @@ def merged(layers: Sequence[Layer]) -> dict[str, Any]:
 
     null removes a key of `model_kwargs`, false one of `benchmarks`. A field of several values
     without a value, as after its lines have been commented out, is empty.
-    Errors: `UserError` for an empty mapping whose keys are set in an earlier layer: both readings,
-    to keep them and to remove them, are likely.
+    Errors: `UserError` for the removal of a key that is not set, and for an empty mapping whose
+    keys are set in an earlier layer: to keep them and to remove them are both likely readings.
     """
     settings: dict[str, Any] = {}
     for layer in layers:
@@ -112,16 +113,29 @@ def merged(layers: Sequence[Layer]) -> dict[str, Any]:
                     raise UserError(_ambiguous(layers, layer, name, earlier))
                 value = _SECTIONS[name]
             if isinstance(value, dict) and isinstance(earlier, dict) and name in _REMOVES:
-                removed = _REMOVES[name]
-                value = {k: v for k, v in {**earlier, **value}.items() if v is not removed}
+                value = _overlaid(layer, name, earlier, value)
             settings[name] = value
     return settings
 
 
+def _overlaid(
+    layer: Layer, name: str, earlier: Mapping[str, Any], later: Mapping[str, Any]
+) -> dict[str, Any]:
+    removes = _REMOVES[name]
+    if not earlier and removes is None:  # timm ignores an argument that is null
+        return dict(later)
+    for key, value in later.items():
+        if value is removes and key not in earlier:
+            raise UserError(
+                f"{layer.source}: {name}: {key}: {_WORDS[removes]} removes a key, and none of this "
+                f"name was set before; {nearest(key, earlier)}"
+            )
+    return {k: v for k, v in {**earlier, **later}.items() if v is not removes}
+
+
 def _ambiguous(layers: Sequence[Layer], layer: Layer, name: str, earlier: Mapping[str, Any]) -> str:
     source = source_of(layers[: layers.index(layer)], name)
-    word = "null" if _REMOVES[name] is None else "false"
-    removed = ", ".join(f"{key}: {word}" for key in earlier)
+    removed = ", ".join(f"{key}: {_WORDS[_REMOVES[name]]}" for key in earlier)
     return (
         f"{layer.source}: {name}: has no value, and {source} sets {', '.join(earlier)}; leave it "
         f"out to keep them, or remove them with {{{removed}}}"

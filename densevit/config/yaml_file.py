@@ -7,6 +7,7 @@ section 10.3.2) and a duplicate key is an error. Only plain data is built.
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,23 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a YAML file. Errors: `UserError` if it cannot be read."""
+    """Return the text of a YAML file: UTF-8, or UTF-16 with a byte order mark.
+
+    Errors: `UserError` if it cannot be read.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        return content.decode("utf-16" if content.startswith(marks) else "utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {_reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read: is not UTF-8 from byte {error.start}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+_DOCUMENTS = ("but found another document", "begins another document; a file holds one")
 
 
 def parse(text: str, name: str) -> dict[str, Any]:
@@ -42,7 +53,8 @@ def parse(text: str, name: str) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{name}:{where} {error.problem or 'is not YAML'}") from None
+        problem = (error.problem or "is not YAML").replace(*_DOCUMENTS)
+        raise UserError(f"{name}:{where} {problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: is not YAML: {reason_of(error)}") from None
     except (ValueError, OverflowError) as error:
@@ -98,6 +110,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
+            if re.search(r":\S", key):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} holds a colon; a space belongs behind it",
+                    key_node.start_mark,
+                )  # fmt: skip
             keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -149,10 +166,6 @@ def _install_scalars() -> None:
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _kind(data: object) -> str:

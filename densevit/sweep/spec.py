@@ -75,8 +75,10 @@ class SweepResources(Resources):
 def check_address(value: str | None) -> str | None:
     """Return the address of a Ray if it is one. Errors: `ValueError`."""
     if value is not None and value.startswith("ray://"):
-        raise ValueError("must not be an address of Ray Client; give HOST:PORT of the head node "
-                         "as `ray start --head` prints it (port 6379), or auto on a node")  # fmt: skip
+        raise ValueError(
+            "must not be an address of Ray Client; give HOST:PORT of the head node as "
+            "`ray start --head` prints it (port 6379), or auto on a node"
+        )
     if value is not None and not re.fullmatch(r"auto|local|[^\s:/]+:[0-9]{1,5}", value):
         raise ValueError("must be auto, local or HOST:PORT")
     return value

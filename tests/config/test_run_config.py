@@ -303,11 +303,16 @@ def test_mappings_are_merged_key_by_key():
 
     base = {"img_size": 32, "patch_size": 8, "depth": 4}
     assert made(base, {"depth": 2}) == {"img_size": 32, "patch_size": 8, "depth": 2}
-    assert made(base, {"depth": None, "drop": None}, {}) == {"img_size": 32, "patch_size": 8}
+    assert made(base, {"depth": None}, {}) == {"img_size": 32, "patch_size": 8}
     assert made(None) == {}, "its lines have been commented out"
     # A benchmark's null is its default folder; false removes it.
     sets = made({"a": "/a", "b": None}, {"b": False, "c": None}, field="benchmarks")
     assert sets == {"a": "/a", "c": None}
+    assert said(made, base, {"dept": None}) == (
+        "1.yaml: model_kwargs: dept: null removes a key, and none of this name was set before; did "
+        "you mean 'depth'?"
+    )
+    assert "benchmarks: b: false removes a key" in said(made, {"b": False}, field="benchmarks")
     assert made(["knn"], None, field="probes") == []
     assert said(made, base, None) == (
         "1.yaml: model_kwargs: has no value, and 0.yaml sets img_size, patch_size, depth; leave it "
