@@ -35,7 +35,11 @@ def _run(program: str) -> int:
     from densevit.cli import main as commands
 
     signal.signal(signal.SIGINT, before)
-    return commands.main_sweep() if program == "densevit-sweep" else commands.main()
+    try:
+        return commands.main_sweep() if program == "densevit-sweep" else commands.main()
+    except KeyboardInterrupt:  # between the import and the command
+        stop(signal.SIGINT, None)
+        raise
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from densevit.cli import sweep_report
 
-    _refuse_unused(options)
+    sweep_report.refuse_unused(options)
     plan = _own_plan(options)
     references = None if options.references is None else Path(options.references)
     view = sweep_report.View(options.rows, options.cols, options.metric)
@@ -232,21 +232,6 @@ def _report(options: argparse.Namespace) -> int:
     else:
         sweep_report.report_sweep(plan, references, difference, own_view)
     return 0
-
-
-def _refuse_unused(options: argparse.Namespace) -> None:
-    """Reject flags that this format ignores."""
-    to = f"--format {options.format}" if options.format else "--tracking-uri"
-    if options.format == "html":
-        unused, why = ["tracking_uri"], "a store lacks some of what the page shows"
-    elif options.format or options.tracking_uri is not None:
-        unused, why = ["references", "difference"], "it prints the table alone"
-    else:
-        return
-    unused += ["freeze"] if options.tracking_uri is not None else []
-    for name in unused:
-        if getattr(options, name) not in (None, ()):
-            raise UserError(f"--{name.replace('_', '-')}: cannot be used with {to}: {why}")
 
 
 def _read_plan(options: argparse.Namespace) -> Plan:

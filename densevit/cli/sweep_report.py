@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from densevit.config.metrics import SMALLEST_EFFECT
 from densevit.launch.launchers import observe
 from densevit.sweep.plan import Plan
 from densevit.utils.console import console_for_tables
+from densevit.utils.errors import UserError
 
 
 class View(NamedTuple):
@@ -52,6 +54,21 @@ def report_sweep(
         ("report", "report.html"),
     ):  # fmt: skip
         console.print(f"{name:<7} {written.folder / file}", highlight=False, soft_wrap=True)
+
+
+def refuse_unused(options: argparse.Namespace) -> None:
+    """Reject flags that this format ignores."""
+    to = f"--format {options.format}" if options.format else "--tracking-uri"
+    if options.format == "html":
+        unused, why = ["tracking_uri"], "a store lacks some of what the page shows"
+    elif options.format or options.tracking_uri is not None:
+        unused, why = ["references", "difference"], "it prints the table alone"
+    else:
+        return
+    unused += ["freeze"] if options.tracking_uri is not None else []
+    for name in unused:
+        if getattr(options, name) not in (None, ()):
+            raise UserError(f"--{name.replace('_', '-')}: cannot be used with {to}: {why}")
 
 
 def print_table(plan: Plan, view: View, form: str | None, store: str | None = None) -> None:

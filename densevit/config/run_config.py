@@ -107,7 +107,8 @@ class RunConfig(BaseModel):
     model_name: str = Field("vit_tiny_patch16_224", min_length=1)
     """any timm Vision Transformer"""
     model_kwargs: Annotated[dict[str, Any], BeforeValidator(canonical)] = {}
-    """arguments of timm.create_model (img_size, patch_size, depth, ...)"""
+    """arguments of timm.create_model (img_size, patch_size, depth, ...), added to those of the base
+    file; null removes one"""
     dataset: Name = "imagenet"
     """shapes or shapes-many (drawn, no download), or the name of an image folder"""
     label_column: str | None = Field(None, min_length=1)
@@ -194,7 +195,7 @@ class RunConfig(BaseModel):
     """folder with train/ and val/ (default: $DENSEVIT_DATA/DATASET)"""
     benchmarks: dict[Name, str | BenchmarkFolder | None] = _execution({})
     """further test sets: known ones (imagenet-a, ...) or your own, as a mapping of name to
-    folder (default: $DENSEVIT_DATA/NAME)"""
+    folder (default: $DENSEVIT_DATA/NAME), added to those of the base file; false removes one"""
     watched: list[Name] = _execution([])
     """test sets to evaluate during training, too; knn and knn-patch are also possible"""
     watch_every: Int = _execution(5, ge=1)

@@ -338,6 +338,16 @@ def test_labels_name_only_what_applies(tmp_path):
     assert labels == ["none", "dense · 0.1", "dense · 0.2"]
 
 
+def test_the_sweep_file_of_the_docs_is_valid(tmp_path):
+    lines = (ROOT / "docs" / "sweeps.md").read_text().splitlines()[2:]
+    example = itertools.takewhile(lambda line: line.startswith("    "), lines)
+    text = "\n".join(line[4:] for line in example).replace("..", str(ROOT))
+    grid = grid_of(tmp_path, text)
+    # For each of two models: none, global without one of three temperatures, dense; and joint.
+    assert len(grid.cells) == 2 * (1 + 2 + 3) + 1
+    assert {run.config.temperature for run in grid.cells} == {0.1, 0.2, 0.3}
+
+
 @pytest.mark.parametrize(
     ("name", "cells", "runs"),
     [
