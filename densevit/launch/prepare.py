@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from densevit.launch.decide import RunActions
 from densevit.runs.provenance import git_state
 from densevit.sweep import search
-from densevit.sweep.earlier_plans import dropped
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.plan_record import plan_record
@@ -32,7 +31,6 @@ def prepare(plan: Plan, actions: RunActions) -> None:
         "begun": _begun(plan),
         "git_sha": git_state()["git_sha"],
         "file": str(plan.spec.file.resolve()),
-        "dropped": dropped(plan),
     }
     write_json(plan.folder / "plan.json", record)
     rows = search.record(plan.spec)

@@ -8,14 +8,16 @@ from typing import Any
 from densevit.runs.status import Status
 from densevit.sweep.baseline import differences
 from densevit.sweep.cells import cell_values
+from densevit.sweep.earlier_plans import dropped
 from densevit.sweep.plan import Plan
 
 
 def plan_record(plan: Plan, statuses: Mapping[str, Status]) -> dict[str, Any]:
-    """Return `{"name", "description", "axes", "runs": [{"id", "cell", "seed", "label", ...}]}`.
+    """Return `{"name", "description", "axes", "set", "dropped", "runs": [{"id", "cell", ...}]}`.
 
-    A run's `axes` are its values on the axes that apply to it; `differs` describes its difference
-    from its baseline, "" if the sweep has none.
+    `set` holds the settings of the command line, `dropped` the runs of earlier plans that are not
+    in this one. A run's `axes` are its values on the axes that apply to it; `differs` describes its
+    difference from its baseline, "" if the sweep has none.
     """
     differing = differences(plan)
     cells = {
@@ -43,5 +45,6 @@ def plan_record(plan: Plan, statuses: Mapping[str, Status]) -> dict[str, Any]:
         "description": plan.spec.description,
         "axes": plan.axes,
         "set": plan.spec.changes,
+        "dropped": dropped(plan),
     }
     return {**described, "runs": runs}

@@ -68,12 +68,22 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     return f"valid: {shown}" if names else "none is valid"
 
 
+def _flushed(work: Callable[[], int]) -> int:
+    """Do some work and flush its output, so that an error of the last lines comes now and not at
+    exit. It may end itself, as `--help` does."""
+    try:
+        code = work()
+    except SystemExit:
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
+
+
 def exit_code(program: str, work: Callable[[], int]) -> int:
     """Return the exit code of some work; print its errors as one line each."""
     try:
-        code = work()
-        sys.stdout.flush()  # an error of the last lines is handled here, and not at exit
-        return code
+        return _flushed(work)
     except UserError as error:
         print(f"{program}: {own_message(str(error))}", file=sys.stderr)
         return EXIT_MISTAKE

@@ -54,8 +54,13 @@ def test_a_command_that_starts_runs_goes_on_if_its_output_is_not_read(monkeypatc
     assert errors.getvalue() == "nobody reads the output any more; the command goes on\n"
 
 
+def _help(text):
+    print(text)
+    sys.exit(0)
+
+
 def test_another_command_ends_without_a_word_if_its_output_is_not_read(monkeypatch):
-    for output in (say, print, lambda text: print(text, flush=True)):
+    for output in (say, print, lambda text: print(text, flush=True), _help):
         errors = _unread(monkeypatch)
         assert exit_code("densevit", lambda output=output: output("a") or 0) == 0
         sys.stdout.close()  # as at exit: nothing is left that could fail

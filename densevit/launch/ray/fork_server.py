@@ -58,7 +58,8 @@ class ForkServer:
         self._server = subprocess.Popen(  # noqa: S603  (a list, no shell)
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
             env={**without_rendezvous(os.environ), "PYTHONPATH": code_path(),
-                 "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive", **OF_RAY},
+                 "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8",
+                 "OMP_WAIT_POLICY": "passive", **OF_RAY},
         )  # fmt: skip
         self._requests, self._answers = _pipe(self._server.stdin), _pipe(self._server.stdout)
         self._pid = 0
