@@ -26,7 +26,7 @@ def check_owner(plan: Plan) -> None:
     other = Path(record.get("file") or own)
     if other == own or not _plans(other, plan.name, record):
         return
-    if {run["id"] for run in record["runs"]} != {run.id for run in plan.runs}:
+    if {run["id"] for run in record.get("runs", [])} != {run.id for run in plan.runs}:
         raise UserError(
             f"{plan.spec.file}: name: {plan.name} is also the name of {other}, which plans other "
             f"runs, and {plan.folder} holds its plan and report; give one of the files another name"

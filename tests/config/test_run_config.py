@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from densevit.config import yaml_file
 from densevit.config.identity import identity
-from densevit.config.resolve import Layer, build, read_layers
+from densevit.config.resolve import _REMOVES, Layer, build, read_layers
 from densevit.config.run_config import FIELDS, RunConfig
 from densevit.utils.errors import UserError
 
@@ -301,6 +301,7 @@ def test_mappings_are_merged_key_by_key():
         named = [Layer(f"{n}.yaml", {field: value}) for n, value in enumerate(layers)]
         return getattr(build(named), field)
 
+    assert set(_REMOVES) == {n for n, f in FIELDS.items() if isinstance(f.default, dict)}
     base = {"img_size": 32, "patch_size": 8, "depth": 4}
     assert made(base, {"depth": 2}) == {"img_size": 32, "patch_size": 8, "depth": 2}
     assert made(base, {"depth": None}, {}) == {"img_size": 32, "patch_size": 8}
