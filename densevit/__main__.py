@@ -9,8 +9,6 @@ import signal
 import sys
 from types import FrameType
 
-from densevit.utils.streams import prepare_streams
-
 
 def main() -> int:
     """Run the command `densevit` and return its exit code."""
@@ -28,10 +26,12 @@ def _run(program: str) -> int:
         os.write(2, f"{program}: stopped before anything was started\n".encode())
         os._exit(75)  # EXIT_CARRY_ON
 
-    prepare_streams()
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, stop)
+    from densevit.utils.streams import prepare_streams
+
+    prepare_streams()
     from densevit.cli import main as commands
 
     signal.signal(signal.SIGINT, before)
