@@ -48,7 +48,7 @@ def dropped(plan: Plan) -> list[dict[str, Any]]:
     earlier = [*record.get("dropped", []), *record.get("runs", [])]
     left_out = {run["id"]: run for run in earlier if run["id"] not in ids}
     names = ("id", "cell", "label", "seed")
-    return [{name: run[name] for name in names} for run in left_out.values()]
+    return [{name: run.get(name, "") for name in names} for run in left_out.values()]
 
 
 def dropped_line(plan: Plan) -> str | None:

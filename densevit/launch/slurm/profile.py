@@ -6,6 +6,7 @@ of a batch script; only `setup` and `python` are shell code by intention.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,7 +134,8 @@ def find_profile(name: str | None, sweep_file: Path) -> Profile:
         raise UserError(f"{sweep_file}: profile: {name[:60]!r} is neither a name nor a path")
     if "/" in name or name.endswith((".yaml", ".yml")):
         try:
-            return read_profile((sweep_file.parent / Path(name).expanduser()).resolve())
+            path = Path(os.path.expandvars(name)).expanduser()
+            return read_profile((sweep_file.parent / path).resolve())
         except (RuntimeError, ValueError) as error:  # no such user, a NUL
             raise UserError(f"{sweep_file}: profile: {name!r}: is no path: {error}") from None
     places = [sweep_file.absolute().parent, *sweep_file.absolute().parents]

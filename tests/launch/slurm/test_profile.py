@@ -239,6 +239,7 @@ def test_a_profile_is_found_by_absolute_path_and_home_and_from_a_relative_sweep(
     assert find_profile(str(tree.parent / "own.yaml"), tree).account == "own"
     monkeypatch.setenv("HOME", str(tree.parent))
     assert find_profile("~/own.yaml", tree).account == "own"
+    assert find_profile("$HOME/own.yaml", tree).account == "own"
     monkeypatch.chdir(tree.parent)
     assert find_profile("near", tree.relative_to(tree.parent)).account == "near"
 
