@@ -9,9 +9,9 @@ from densevit.config.loss_kinds import loss_kind
 from densevit.config.loss_modes import loss_weights
 from densevit.config.run_config import RunConfig
 from densevit.models.vit import DenseViT, has_class_token
+from densevit.sweep.cells import value_text
 from densevit.utils.console import count
 from densevit.utils.threads import threads
-from densevit.sweep.cells import value_text
 
 log = logging.getLogger("densevit")
 

@@ -220,5 +220,4 @@ def _explain(problem: Mapping[str, Any]) -> str:
     }
     valid = {name: list(part.model_fields) for name, part in parts.items()}
     message = explain(problem, valid.get(where[0], _keys()) if len(where) > 1 else _keys())
-    message = message.replace("Value error, ", "")
     return message if message.isprintable() else repr(message)[1:-1]
