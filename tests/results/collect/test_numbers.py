@@ -123,6 +123,7 @@ def test_a_run_that_has_not_said_that_it_ended_is_looked_at_again(sweep, finish_
     plan = sweep(GRID)
     finish_all(plan, ALL)
     folder = plan.run_folder(plan.runs[0])
+    folder.metrics_file.touch()
     folder.write_status("running")  # it was killed after it had written its results
     frame, covered = gather(plan)
     assert list(covered["state"]) == ["finished"] * 3
