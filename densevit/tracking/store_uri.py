@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -61,6 +62,12 @@ def require_usable(uri: str) -> None:
     """
     if uri in _OTHERS:
         return
+    if not uri.startswith("sqlite:") and re.search(r"\s|^[\w+]+:/(?!/)", uri):
+        # Not repeated: nobody can say where the password ends in such an address.
+        raise UserError(
+            "MLflow store: its address is not SCHEME://USER:PASSWORD@HOST; write a space in a "
+            "password as %20, a / as %2F and an @ as %40"
+        )
     shown = without_password(uri)
     try:
         scheme, host = urlsplit(uri).scheme, urlsplit(uri).hostname

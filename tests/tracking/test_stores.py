@@ -88,6 +88,9 @@ def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
         ("http://me:secret@[::1:5000", "Invalid IPv6 URL"),
         ("http://me:sec/secret@host:5000", "its port is invalid; write / in a password as %2F"),
         ("http://me:123/secret@host:5000", "its port is invalid; write / in a password as %2F"),
+        ("postgresql://me:two secret words@host/db", "is not SCHEME://USER:PASSWORD@HOST"),
+        ("postgresql:/me:secret@host/db", "is not SCHEME://USER:PASSWORD@HOST"),
+        ("http:/me:secret@host", "is not SCHEME://USER:PASSWORD@HOST"),
         ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
     ],
@@ -159,6 +162,13 @@ def test_folders_that_mlflow_misreads_are_refused(tmp_path, name):
         ("postgresql+psycopg2://host/db?user=me&password=secret", "postgresql+psycopg2://host/db?user=me&password=***"),
         ("to http://a:secret@x failed, and mysql://b:secret@y/z", "to http://x failed, and mysql://y/z"),
         ("sqlite:////a/b@c.db", "sqlite:////a/b@c.db"),
+        ("postgresql://me:two secret words@host/db", "postgresql://host/db"),
+        ("postgresql:/me:secret@host/db", "postgresql:/host/db"),
+        ("http:/me:secret@host", "http:/host"),
+        ("http://me:a secret@host:5000/x", "http://host:5000/x"),
+        ("https://host/api?user=me&token=secret#/x?key=y", "https://host/api?user=me&token=***#/x?key=***"),
+        ("https://host?access_token=secret", "https://host?access_token=***"),
+        ("read file:///a/b@c and http://host:5000/ for a@b", "read file:///a/b@c and http://host:5000/ for a@b"),
     ],
 )  # fmt: skip
 def test_passwords_are_not_shown(given, shown):
