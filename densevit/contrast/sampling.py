@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densevit.contrast.precision import without_autocast
 from densevit.contrast.random_draws import Draws, uniform
 
 Strategy = Literal["random", "diverse", "hardest"]
@@ -48,7 +49,7 @@ def sample(
     batch, patches, dim = keys.shape
     if not 1 <= n <= patches:
         raise ValueError(f"n must be between 1 and the {patches} patches of an image, got {n}")
-    with torch.autocast(keys.device.type, enabled=False):
+    with without_autocast(keys.device.type):
         if strategy == "random":
             return uniform(batch, patches, generator, keys.device).argsort(dim=1)[:, :n]
         if strategy == "diverse":
@@ -64,7 +65,8 @@ def sample(
                 )
             # The mean cosine to unit vectors is the dot product with their mean.
             mean_cosine = F.normalize(keys.float(), dim=2) @ queue.float().mean(dim=0)  # (B, N)
-            return mean_cosine.topk(n, dim=1, largest=False).indices
+            # Stable: of equal patches the first are taken, on every device.
+            return mean_cosine.sort(dim=1, stable=True).indices[:, :n]
     raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from densevit.data.crops import Transform
 from densevit.data.image import chosen_labels
 from densevit.data.loaders import let_go, plain_batches
 from densevit.data.test_set import TestSet
+from densevit.evaluate.highest import highest
 from densevit.evaluate.predictions import (
     ClassPredictions,
     ImagePredictions,
@@ -140,12 +142,20 @@ def predict(
     return PredictionRows(torch.cat(indices), columns)
 
 
-def from_logits(test_set: TestSet, logits: Tensor) -> ImagePredictions:
-    """Return predictions from logits (n, C), on the CPU, of all images of a test set."""
+def from_logits(test_set: TestSet, logits: Tensor, votes: Tensor | None = None) -> ImagePredictions:
+    """Return predictions from logits (n, C), on the CPU, of all images of a test set.
+
+    With `votes` (n, C), of images of one class each, the classes are ranked by these instead, and
+    no class without a vote is predicted, not even if fewer than five have one.
+    """
     columns = _ToColumns(test_set, logits.shape[1], logits.device)
     labels = torch.from_numpy(chosen_labels(test_set.labels, range(len(test_set))))
-    rows = PredictionRows(torch.arange(len(test_set)), columns(logits, labels))
-    return rows.to_predictions(test_set)
+    found = columns(logits, labels)
+    if votes is not None and labels.ndim == 1:
+        found |= _top(votes, logits.softmax(dim=1))
+        unvoted = votes.gather(1, found["top"]) == 0
+        found["top"] = found["top"].masked_fill(unvoted, -1)
+    return PredictionRows(torch.arange(len(test_set)), found).to_predictions(test_set)
 
 
 class _ToColumns:
@@ -154,7 +164,7 @@ class _ToColumns:
 
     def __init__(self, test_set: TestSet, outputs: int, device: torch.device) -> None:
         self.output_of: Tensor | None = None  # (G,) the output of a class
-        self.weights: Tensor | None = None  # (C, G), where a class is the mean of several outputs
+        self.members: list[Tensor] = []  # (m,) outputs of each class, where some have several
         self.class_of: Tensor | None = None  # (C,) the class of an output, -1: none
         groups = test_set.groups
         if groups is not None:
@@ -165,10 +175,7 @@ class _ToColumns:
             if all(len(group) == 1 for group in groups):
                 self.output_of = torch.tensor([group[0] for group in groups], device=device)
             else:
-                weights = torch.zeros(outputs, len(groups))
-                for number, group in enumerate(groups):
-                    weights[list(group), number] = 1 / len(group)
-                self.weights = weights.to(device)
+                self.members = [torch.tensor(group, device=device) for group in groups]
         self.among = {}
         for name, classes in test_set.among.items():
             inside = torch.zeros(len(test_set.classes), dtype=torch.bool)
@@ -180,11 +187,9 @@ class _ToColumns:
         if labels.ndim == 2:
             return _multilabel_columns(logits, labels)
         own = self._own(logits)  # (B, G)
-        best = own.softmax(dim=1).topk(min(MOST, own.shape[1]), dim=1)
         columns = {
             "labels": labels,
-            "top": best.indices,
-            "probabilities": best.values,
+            **_top(own, own.softmax(dim=1)),
             "losses": F.cross_entropy(own, labels, reduction="none"),
         }
         if self.class_of is not None:
@@ -198,10 +203,22 @@ class _ToColumns:
         """Return logits of the benchmark's classes; a group of outputs has its mean probability."""
         if self.output_of is not None:
             return logits[:, self.output_of]
-        if self.weights is not None:
-            means = logits.softmax(dim=1) @ self.weights
-            return means.clamp_min(torch.finfo(means.dtype).tiny).log()
+        if self.members:
+            # In logarithms: far from the most probable class the probabilities would all be 0.
+            each = logits.log_softmax(dim=1)
+            means = [each[:, m].logsumexp(dim=1) - math.log(len(m)) for m in self.members]
+            return torch.stack(means, dim=1)
         return logits
+
+
+def _top(scores: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+    """Return the classes with the highest scores (B, C), and their probabilities.
+
+    Probabilities are no ranking: far ones round to 0. NaN comes last.
+    """
+    numbers = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    order = highest(numbers, min(MOST, scores.shape[1]))[1]
+    return {"top": order, "probabilities": probabilities.gather(1, order)}
 
 
 def _multilabel_columns(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -29,8 +29,9 @@ class ClassPredictions:
     """A predicted class for each of n images of a test set.
 
     samples: (n,) image ids. labels: (n,) indices of `classes`, the benchmark's own.
-    top: (n, k) the classes with the highest `probabilities` (n, k), most probable first; k is 5, or
-        the number of classes if that is less. Both are among the benchmark's classes.
+    top: (n, k) the classes with the highest `probabilities` (n, k), most probable first, of equal
+        ones the first class; k is 5, or the number of classes if that is less. Both are among the
+        benchmark's classes. -1: a probe ranks no further class.
     losses: (n,) cross-entropy in nats.
     anywhere: (n,) the prediction among all classes of the network, as an index of `classes`, -1 for
         any other class; None if the benchmark has all the network's classes.

@@ -130,7 +130,8 @@ def cells_to_show(
         return list(cells["cell"])
     rows = ranking.image_rows(frame)
     first = rows[rows["benchmark"] == next(iter(rows["benchmark"]), "val")]
-    best = first.groupby("cell")["value"].mean().sort_values(ascending=False).index
+    means = first.groupby("cell", sort=False)["value"].mean()
+    best = means.sort_values(ascending=False, kind="stable").index  # of equal ones in plan order
     established = ranking.ranked(differences[differences["verdict"] == "different"])["cell"]
     chosen: dict[str, None] = {}
     for cell in [*best[: most // 2], *dict.fromkeys(established), *best, *cells["cell"]]:

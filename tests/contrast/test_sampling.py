@@ -112,6 +112,11 @@ def test_hardest_has_the_lowest_mean_cosine_to_the_queue():
         assert set(row) == set(sorted(range(30), key=values.__getitem__)[:7])
 
 
+def test_of_equally_hard_patches_the_first_are_taken():
+    chosen = sample(torch.ones(2, 300, 4), 9, "hardest", torch.ones(5, 4))
+    assert chosen.tolist() == [list(range(9))] * 2
+
+
 @pytest.mark.parametrize("strategy", ["random", "diverse", "hardest"])
 def test_no_gradient_and_float32_similarities_under_autocast_and_of_half_features(strategy):
     # So many patches that bfloat16 products would change their order.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densevit.evaluate.highest import highest
 from densevit.evaluate.predictions import ImagePredictions
 from densevit.evaluate.probes.features import full_precision
 from densevit.evaluate.probes.run import ProbeInput
@@ -22,10 +23,11 @@ def predict(probe: ProbeInput) -> ImagePredictions:
         train.features, train.labels, test.features, len(train.images.classes),
         device=probe.device, boundary=probe.boundary,
     )  # fmt: skip
-    # The clamps keep the cross-entropy of a class without a vote finite.
+    # The clamps keep the cross-entropy of a class without a vote finite; its rank is no accident.
     if train.labels.ndim == 2:
         return probe.class_predictions(votes.clamp(1e-6, 1 - 1e-6).logit())
-    return probe.class_predictions((votes / votes.sum(dim=1, keepdim=True)).clamp_min(1e-6).log())
+    shares = votes / votes.sum(dim=1, keepdim=True)
+    return probe.class_predictions(shares.clamp_min(1e-6).log(), votes)
 
 
 @torch.no_grad()
@@ -109,37 +111,12 @@ def _nearest(queries: Tensor, train: Tensor, k: int, width: int) -> tuple[Tensor
     place = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for begin in range(0, len(train), width):
         block = _unit(train[begin : begin + width], queries.device)
-        found, where = _top(queries @ block.T, k)
+        found, where = highest(queries @ block.T, k)
         # Earlier rows come first, and a stable sort keeps them before equal ones.
         best, order = torch.cat([best, found], dim=1).sort(dim=1, descending=True, stable=True)
         place = torch.cat([place, where + begin], dim=1).gather(1, order[:, :k])
         best = best[:, :k]
     return best, place
-
-
-def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k highest values of each row (a, b) and their indices; ties go to the first.
-
-    `topk` returns any of several equal values. This matters if the k-th equals the next one: rare
-    unless the features have collapsed.
-    """
-    if k >= similarity.shape[1]:
-        return similarity.sort(dim=1, descending=True, stable=True)
-    values, place = similarity.topk(k + 1, dim=1)
-    tied = values[:, k - 1] == values[:, k]
-    place = place[:, :k].sort(dim=1).values
-    if tied.any():
-        place[tied] = _first_of_equal(similarity[tied], values[tied, k - 1 : k], k)
-    values, order = similarity.gather(1, place).sort(dim=1, descending=True, stable=True)
-    return values, place.gather(1, order)
-
-
-def _first_of_equal(similarity: Tensor, least: Tensor, k: int) -> Tensor:
-    """Return sorted indices (a, k) of values above the k-th highest (a, 1) and the first ties."""
-    above, equal = similarity > least, similarity == least
-    missing = k - above.sum(dim=1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
-    return chosen.nonzero()[:, 1].view(-1, k)
 
 
 def _sum_votes(votes: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -82,11 +82,14 @@ class ProbeInput:
     device: torch.device
     boundary: Callable[[], None]
 
-    def class_predictions(self, logits: Tensor) -> ImagePredictions:
-        """Return the predictions of logits (n, classes) of the test images."""
+    def class_predictions(self, logits: Tensor, votes: Tensor | None = None) -> ImagePredictions:
+        """Return the predictions of logits (n, classes) of the test images.
+
+        `votes` (n, classes) rank the classes instead, and predict none without a vote.
+        """
         images = self.test.images
         test_set = TestSet(self.name, images, tuple(images.classes), images.labels)
-        return from_logits(test_set, logits.float().cpu())
+        return from_logits(test_set, logits.float().cpu(), votes)
 
 
 def run_probe(name: str, network: ProbedNetwork, splits: tuple[Images, Images]) -> Predictions:

@@ -33,7 +33,7 @@ def pareto(
     if len(means) < 2:
         return None
     order = [cell for cell in cells["cell"] if cell in means.index]
-    best = list(means["accuracy"].sort_values(ascending=False).index)
+    best = list(means["accuracy"][order].sort_values(ascending=False, kind="stable").index)
     styles, labels = assign_styles(order, best), labels_of(cells)
     legend = Legend([labels[cell] for cell in styles])
     texts = ["Marker: mean over seeds (dots). Line: no cell is cheaper and at least as accurate."]

@@ -76,7 +76,8 @@ def shift(
     drawn = _panels(frame, benchmarks, references)
     if not drawn:
         return None
-    means = drawn[0].runs.groupby("cell")["shifted"].mean().sort_values(ascending=False)
+    means = drawn[0].runs.groupby("cell", sort=False)["shifted"].mean()
+    means = means.sort_values(ascending=False, kind="stable")
     with_number = {cell for panel in drawn for cell in panel.runs["cell"]}
     order = [cell for cell in cells["cell"] if cell in with_number]
     styles = assign_styles(order, list(means.index))

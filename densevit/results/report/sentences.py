@@ -108,7 +108,8 @@ def averaged(marginals: pd.DataFrame) -> list[str]:
         return []
     lines = []
     rows = marginals[marginals["p_holm"] < 0.05]
-    rows = rows.assign(metric="top1", size=-rows["difference"].abs()).sort_values("size")
+    rows = rows.assign(metric="top1", size=-rows["difference"].abs())
+    rows = rows.sort_values("size", kind="stable")
     for axis in dict.fromkeys(marginals["axis"]):
         effects: dict[str, list[str]] = {}
         for row in rows[rows["axis"] == axis].itertuples(index=False):

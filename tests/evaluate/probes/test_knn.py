@@ -1,14 +1,18 @@
 """Nearest neighbors compared with scikit-learn, for any block size."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from labeled import Labeled
 from sklearn.neighbors import KNeighborsClassifier
 
+from densevit.evaluate.metrics import score
 from densevit.evaluate.probes.features import full_precision
-from densevit.evaluate.probes.knn import knn
+from densevit.evaluate.probes.knn import knn, predict
+from densevit.evaluate.probes.run import FeatureSet, ProbeInput
 
 
 def normal(*shape, seed):
@@ -110,3 +114,18 @@ def test_images_of_several_classes_have_the_share_of_the_votes_that_has_each():
     torch.testing.assert_close(shares, wanted, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="train_labels must be"):
         knn(train, several[:, 1:], test, classes)
+
+
+def test_a_class_without_a_vote_is_never_a_hit():
+    """All neighbors are of class 0 and every label is wrong: no top-5 may contain it by accident."""
+    train, wrong = Labeled(12, [0] * 24), Labeled(12, range(1, 12))
+    probe = ProbeInput(
+        "knn", FeatureSet(train, torch.ones(24, 4)), FeatureSet(wrong, torch.ones(11, 4)),
+        None, 32, 0, torch.device("cpu"), lambda: None,
+    )  # fmt: skip
+    found = predict(probe)
+    assert found.top.tolist() == [[0, -1, -1, -1, -1]] * 11
+    numbers = score(found)
+    assert (numbers["top1"], numbers["top5"]) == (0, 0)
+    right = replace(probe, test=FeatureSet(Labeled(12, [0] * 11), probe.test.features))
+    assert score(predict(right))["top5"] == 100
