@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from densevit.config.run_config import RunConfig
 from densevit.contrast import loss
 from densevit.data.batch import Batch
-from densevit.models.vit import check_model
+from densevit.models.backbone import check_model
 from densevit.train.learner import build_learner
 from densevit.train.step import build_engine, train_step
 from densevit.train.timing import peak_memory_mib

@@ -35,8 +35,8 @@ from densevit.config.resolve import Layer, build
 from densevit.data.batch import Crops
 from densevit.data.datasets import Data
 from densevit.data.image import LazyImage
-from densevit.models.vit import check_model
-from densevit.runs import checkpoint
+from densevit.models.backbone import check_model
+from densevit.runs import checkpoint_files
 from densevit.runs.directory import RunFolder
 from densevit.train import loop
 from densevit.train.build import build_trainer
@@ -180,7 +180,7 @@ def checkpoints(trainer: Trainer, options: argparse.Namespace) -> dict[str, list
         note("the step waits, s", waited)
         note("written after, s", written)
         note("waits / written", waited / written)
-    file = checkpoint.newest_first(trainer.folder.checkpoint_folder)[0]
+    file = checkpoint_files.newest_first(trainer.folder.checkpoint_folder)[0]
     note("size, MiB", file.stat().st_size / 2**20)
     for _ in range(options.rounds):
         start = time.perf_counter()

@@ -22,6 +22,8 @@ def explain(problem: Mapping[str, Any], fields: Iterable[str]) -> str:
         valid = re.findall(r"'([^']*)'", context["expected"])
         other = " or a whole number" if key == "query_patches" else ""
         return f"{key}: {_quoted(value)} is not valid{other}; {nearest(value, valid)}"
+    if error == "string_pattern_mismatch" and key == "init_sha256":
+        return f"{key}: {_quoted(value)} must be 16 to 64 digits of a SHA-256 (0-9 and a-f)"
     if error == "string_pattern_mismatch":
         return f"{key}: {_quoted(value)} must be a name of letters, digits, '.', '_' and '-'"
     limits = {

@@ -30,8 +30,13 @@ def identity(config: RunConfig) -> Identity:
 
 
 def science(config: RunConfig) -> dict[str, Any]:
-    """Return the science fields that apply and differ from their defaults: a cell's identity."""
+    """Return the science fields that apply and differ from their defaults: a cell's identity.
+
+    Initial weights are identified by their content (`init_sha256`), wherever the file is.
+    """
     values, unused = config.__dict__, inapplicable(config)
+    if config.init_sha256 is not None:
+        unused |= {"init_checkpoint"}
     return {
         name: canonical(values[name])
         for name, default in SCIENCE.items()

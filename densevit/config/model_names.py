@@ -1,6 +1,6 @@
 """Check a timm model's name and sizes without importing timm, so that a plan is checked at once.
 
-timm itself checks the model before a launch (`models.vit.check_model`); this check comes earlier.
+timm itself checks the model before a launch (`models.backbone`); this check comes earlier.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from densevit.utils.errors import UserError, nearest
 
 PATCH_COUNTS = ("sampled_patches", "query_patches")
 
+HUB = "hf-hub:"  # a model on the Hugging Face Hub
+
 
 def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
     """Reject a model name that timm does not have, an image size that its patch does not divide,
@@ -25,8 +27,10 @@ def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
     Errors: `UserError` that begins with `source(key)`, the place that set the key.
     """
     names = _registered()
-    name = config.model_name.split(".")[0]
-    if names and name not in names:
+    name = architecture(config.model_name)
+    if config.model_name.startswith(HUB):
+        _check_hub_name(config.model_name, f"{source('model_name')}: model_name")
+    elif names and name not in names:
         hint = nearest(name, {n for n in names if "vit" in n})
         raise UserError(
             f"{source('model_name')}: model_name: timm has no model {config.model_name!r}; {hint}"
@@ -48,11 +52,27 @@ def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
             )
 
 
+def architecture(name: str) -> str:
+    """Return the architecture in a timm name, without its tag: of `hf-hub:timm/NAME`, too.
+
+    The names of other repositories say nothing: "" for them.
+    """
+    if not name.startswith(HUB):
+        return name.split(".")[0]
+    owner, _, repository = name.removeprefix(HUB).partition("/")
+    return repository.split("@")[0].split(".")[0] if owner == "timm" else ""
+
+
+def _check_hub_name(name: str, source: str) -> None:
+    if not re.fullmatch(HUB + r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+        raise UserError(f"{source}: {name}: must be {HUB}OWNER/NAME, with @REVISION if you like")
+
+
 def image_size(config: RunConfig) -> int | None:
     """Return the side of the model's input in pixels, by `model_kwargs` or the name, else None."""
     given = config.model_kwargs.get("img_size")
     if given is None:
-        found = re.search(r"_(\d{2,4})$", config.model_name.split(".")[0])
+        found = re.search(r"_(\d{2,4})$", architecture(config.model_name))
         given = int(found[1]) if found else None
     return given if isinstance(given, int) else None
 
@@ -61,7 +81,7 @@ def patch_size(config: RunConfig) -> int | None:
     """Return the side of a patch in pixels, from `model_kwargs` or the name, else None."""
     given = config.model_kwargs.get("patch_size")
     if given is None:
-        found = re.search(r"_patch(\d+)", config.model_name)
+        found = re.search(r"_patch(\d+)", architecture(config.model_name))
         given = int(found[1]) if found else None
     return given if isinstance(given, int) and given > 0 else None
 

@@ -54,6 +54,11 @@ def build(layers: Sequence[Layer]) -> RunConfig:
             f"{source}: grad_accumulation: {config.grad_accumulation} does not divide batch_size: "
             f"{config.batch_size}"
         )
+    if config.init_sha256 and not config.init_checkpoint:
+        source = source_of(layers, "init_sha256")
+        raise UserError(
+            f"{source}: init_sha256: needs init_checkpoint, the file that it identifies"
+        )
     if config.pretrained and config.init_checkpoint:
         source = source_of(layers, "init_checkpoint")
         raise UserError(f"{source}: init_checkpoint: set either this or pretrained, not both")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 from pydantic_core import PydanticKnownError
 
 from densevit.config.loss_kinds import LOSS_KINDS, cl_modes
@@ -105,7 +105,7 @@ class RunConfig(BaseModel):
         + "joint (global and dense, as in DenseCL), or none",
     )
     model_name: str = Field("vit_tiny_patch16_224", min_length=1)
-    """any timm Vision Transformer"""
+    """any timm Vision Transformer, or hf-hub:OWNER/NAME"""
     model_kwargs: Annotated[dict[str, Any], BeforeValidator(canonical)] = {}
     """arguments of timm.create_model (img_size, patch_size, depth, ...), added to those of the base
     file; null removes one"""
@@ -121,6 +121,11 @@ class RunConfig(BaseModel):
     """start from timm's pretrained weights, downloaded if needed"""
     init_checkpoint: str | None = None
     """start from the weights in a file (safetensors, or a timm checkpoint) or in a run directory"""
+    init_sha256: Annotated[str | None, AfterValidator(lambda digits: digits and digits[:16])] = (
+        Field(None, pattern=r"^[0-9a-f]{16,64}$")
+    )
+    """SHA-256 (16 digits or more) of the file of init_checkpoint, which identifies the run;
+    default: read from the file"""
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     """of matrix products: float32, bf16 or fp16; losses and norms are always float32"""
     tf32: bool = False
@@ -217,6 +222,9 @@ class RunConfig(BaseModel):
     """log the final network as an MLflow model, besides the metrics"""
     device: Literal["auto", "cpu", "cuda"] = _execution("auto")
     """cpu, cuda, or auto: a GPU if there is one"""
+    init_share: float = _execution(0.99, ge=0, le=1)
+    """share of the backbone's weights that init_checkpoint must hold, and unless it is 0 also patch
+    and position embedding"""
     threads: Int = _execution(1, ge=1)
     """threads of the training process on CPUs, at most its processors; the last digits of a run
     depend on their number"""

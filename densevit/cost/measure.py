@@ -105,7 +105,7 @@ def _of_one_process(settings: Mapping[str, Any], processes: int) -> tuple[RunCon
     from densevit.train.build import on_gpu
     from densevit.train.preflight import check_batch_split, check_device
 
-    unloaded = {**settings, "pretrained": False, "init_checkpoint": None}
+    unloaded = {**settings, "pretrained": False, "init_checkpoint": None, "init_sha256": None}
     config = build([Layer("probe", unloaded)])
     check_device(config)
     processes = processes if on_gpu(config) else 1
@@ -115,7 +115,7 @@ def _of_one_process(settings: Mapping[str, Any], processes: int) -> tuple[RunCon
 
 def _measured(config: RunConfig, processes: int, imports: float) -> dict[str, Any]:
     from densevit.data.datasets import open_data
-    from densevit.models.vit import check_model
+    from densevit.models.backbone import check_model
     from densevit.train.build import build_trainer
 
     begin = time.perf_counter()

@@ -30,7 +30,7 @@ FORMAT = [1, SCHEMA_VERSION]  # of the cache file; a file of another format is i
 _TIMELESS = {
     "cl_mode", "lambda_weight", "contrastive_weight_adaptive", "joint_dense_weight",
     "epochs", "warmup_epochs", "learning_rate", "weight_decay", "grad_clip", "layer_decay",
-    "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint",
+    "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint", "init_sha256",
     "temperature", "learnable_temp", "momentum", "seed",
     "watched", "watch_every", "watch_samples", "probes", "masks", "void",
     "experiment_name", "log_every", "health_every", "on_collapse", "checkpoint_minutes",

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densevit.config.model_names import HUB
 from densevit.data.imagenet import wnids
-from densevit.models.vit import (
-    DenseViT,
-    TimmModel,
-    create_timm,
-    data_config,
-    preprocessing_of,
-)
-from densevit.runs import checkpoint
+from densevit.models.backbone import TimmModel, create_timm
+from densevit.models.vit import DenseViT, data_config, preprocessing_of
+from densevit.models.weights_file import check_weights_file
+from densevit.runs import checkpoint, checkpoint_files
 from densevit.runs.directory import RunFolder
 from densevit.utils.errors import UserError, nearest, reason_of
 from densevit.utils.torchvision_compat import ensure_torchvision
@@ -50,13 +47,14 @@ def load_model(target: str, run: RunFolder | None, model_name: str | None) -> Lo
     if run is not None:
         return _of_run(run, None)
     path = Path(target)
-    if path.is_file() and checkpoint.is_checkpoint(path):
+    if path.is_file() and checkpoint_files.is_checkpoint(path):
         return _of_run(RunFolder(path.absolute().parent.parent), path)
     if path.is_file():
         return _of_file(path, model_name)
-    if path.exists() or "/" in target:
+    on_hub = target.startswith(HUB)
+    if path.exists() or ("/" in target and not on_hub):
         raise UserError(f"{target}: no such run, checkpoint or file of weights")
-    if not timm.is_model(target.split(".")[0]):
+    if not on_hub and not timm.is_model(target.split(".")[0]):
         hint = nearest(target, timm.list_models())
         raise UserError(f"{target}: no run, file or timm model has this name; {hint}")
     try:
@@ -67,7 +65,8 @@ def load_model(target: str, run: RunFolder | None, model_name: str | None) -> Lo
             f"{target}: timm cannot load its weights: {reason}; without internet, download them "
             f"elsewhere and give the file, with --model-name {target}"
         ) from None
-    return _of_timm(target, target, model, None)
+    name = target.removeprefix(HUB).replace("/", "-")  # it names a folder of results
+    return _of_timm(name, target, model, None)
 
 
 def _of_run(folder: RunFolder, file: Path | None) -> LoadedModel:
@@ -95,11 +94,15 @@ def _of_run(folder: RunFolder, file: Path | None) -> LoadedModel:
 
 def _of_file(path: Path, model_name: str | None) -> LoadedModel:
     """Load a file of timm weights; files of `densevit export` name their model and classes."""
+    try:
+        check_weights_file(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     about = _metadata(path)
     name = model_name or about.get("architecture")
     if name is None:
         raise UserError(f"{path}: it does not name its model; give --model-name NAME")
-    if not timm.is_model(name.split(".")[0]):
+    if not name.startswith(HUB) and not timm.is_model(name.split(".")[0]):
         raise UserError(
             f"{path}: {name}: timm has no such model; {nearest(name, timm.list_models())}"
         )
@@ -114,7 +117,7 @@ def _of_file(path: Path, model_name: str | None) -> LoadedModel:
         reason = reason_of(error)
         raise UserError(f"{path}: cannot be read as weights of {name}: {reason}") from None
     with path.open("rb") as file:
-        source = f"{name}, {checkpoint.digest(file)}"
+        source = f"{name}, {checkpoint_files.content_digest(file)}"
     return _of_timm(path.stem, source, model, classes)
 
 

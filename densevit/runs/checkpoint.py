@@ -1,30 +1,30 @@
 """Checkpoints of a run: written atomically in the background, verified before use.
 
-A file's name holds its step and the SHA-256 of its content, `step-00001200-5d41402abc4b2a76.pt`, so
-that no second file is needed to verify it. The last two are kept.
+The last two are kept; `checkpoint_files` names them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 import threading
 from collections.abc import Callable
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from densevit.runs.checkpoint_files import (
+    checkpoint_name,
+    content_digest,
+    digest_in_name,
+    newest_first,
+)
 from densevit.utils.errors import UserError, reason_of
 from densevit.utils.files import put, temporary_beside
 
 log = logging.getLogger("densevit")
 KEPT = 2
-_DIGITS = 16  # of the digest: 64 bits detect a damaged file as surely as all 256
-_NAME = re.compile(rf"step-(\d+)-([0-9a-f]{{{_DIGITS}}})\.pt")
 
 
 class Checkpoints:
@@ -124,28 +124,15 @@ def load(folder: Path, run: str) -> dict[str, Any] | None:
     return None
 
 
-def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, newest first, intact or not."""
-    names = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.pt")}
-    steps = {path: int(name[1]) for path, name in names.items() if name is not None}
-    return sorted(steps, key=lambda path: steps[path], reverse=True)
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Return True if a file has the name of a checkpoint."""
-    return _NAME.fullmatch(path.name) is not None
-
-
 class Unusable(Exception):
     """The reason why a file cannot be resumed from."""
 
 
 def read(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint, on the CPU. Errors: `Unusable`."""
-    name = _NAME.fullmatch(path.name)
     try:
         with path.open("rb") as file:
-            if name is None or digest(file) != name[2]:
+            if content_digest(file) != digest_in_name(path):
                 raise Unusable("is damaged: its content is not what was written")
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -168,16 +155,11 @@ def _write(folder: Path, state: dict[str, Any], step: int) -> None:
             except RuntimeError as error:  # torch's writer wraps the file's own error
                 raise error.__context__ or error from None
             file.seek(0)
-            name = f"step-{step:08d}-{digest(file)}.pt"
+            name = checkpoint_name(step, content_digest(file))
         path = folder / name
         put(temporary, path)
     for old in [p for p in older if p != path][KEPT - 1 :]:
         old.unlink(missing_ok=True)
-
-
-def digest(file: BufferedIOBase) -> str:
-    """Return the beginning of the SHA-256 of a file's content."""
-    return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 
 def _copied(value: Any, buffer: Any) -> Any:

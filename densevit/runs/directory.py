@@ -142,6 +142,8 @@ class RunFolder:
         `config.yaml` is updated, since execution fields may change between starts. Errors:
         `UserError` if the folder belongs to another configuration.
         """
+        if config.init_checkpoint and not config.init_sha256:
+            raise ValueError("init_sha256 must be set: the content of the weights is identity")
         ids = identity(config)
         record = read_json(self.identity_file)
         if record is not None and record.get("preimage") != ids.preimage:

@@ -9,8 +9,9 @@ from typing import Any
 
 from densevit.config.identity import identity
 from densevit.config.loss_modes import applies
-from densevit.config.resolve import Layer, build
+from densevit.config.resolve import Layer, build, source_of
 from densevit.config.run_config import RunConfig
+from densevit.runs.initial_file import with_initial_digest
 from densevit.sweep.spec import Exclusion, Settings, SweepSpec, matches
 from densevit.utils.errors import UserError
 
@@ -71,7 +72,10 @@ def expand(spec: SweepSpec) -> Grid:
     excluded: list[set[str]] = [set() for _ in spec.exclude]
     merged = 0
     for section, settings in _combinations(spec):
-        config = build([*spec.layers, Layer(f"{spec.file}: {section}", settings)])
+        layers = [*spec.layers, Layer(f"{spec.file}: {section}", settings)]
+        config = build(layers)
+        if config.init_checkpoint:
+            config = with_initial_digest(config, source_of(layers, "init_checkpoint"))
         cell = identity(config).cell
         # No rule excludes an included cell.
         rule = None if section == "include" else _excluded_by(spec, config)

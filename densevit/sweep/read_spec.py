@@ -15,6 +15,7 @@ from densevit.config.error_messages import explain
 from densevit.config.paths import absolute_paths
 from densevit.config.resolve import Layer, base_layers, merged
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
+from densevit.sweep.axis_paths import with_absolute_paths
 from densevit.sweep.axis_values import listed_axes
 from densevit.sweep.overrides import override
 from densevit.sweep.spec import (
@@ -59,6 +60,7 @@ def read_spec(path: Path, changes: Sequence[str] = ()) -> SweepSpec:
         problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
         raise UserError(f"{path}: {_explain(problems[0])}") from None
     _check_keys(spec)
+    spec = with_absolute_paths(spec, path.parent)
     fixed = Layer(f"{path}: fixed", absolute_paths(spec.fixed, path.parent))
     spec = spec.model_copy(update={"layers": (*layers, fixed)})
     return _with_whole_mappings(override(spec, changes) if changes else spec)

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder
 from densevit.tracking.mlflow_fields import RUN
 from densevit.utils.errors import UserError, reason_of
@@ -42,10 +43,8 @@ def log_model(client: MlflowClient, mlflow_run_id: str, folder: RunFolder, uri: 
     """
     from mlflow.entities import LoggedModelStatus
 
-    from densevit.runs import checkpoint  # imports torch: a second
-
     run = client.get_run(mlflow_run_id)
-    newest = checkpoint.newest_first(folder.checkpoint_folder)
+    newest = newest_first(folder.checkpoint_folder)
     weights = newest[0].name if newest else None
     models = _models_of(client, run, folder, weights)
     model = models[0] if models else None

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from densevit.runs import checkpoint
+from densevit.runs import checkpoint_files
 from densevit.train.learner import contrastive_weight
 from densevit.train.progress import Progress, summary
 from densevit.train.timing import peak_memory_mib
@@ -67,7 +67,7 @@ def _check_skipped(trainer: Trainer, rate: float) -> None:
     in_a_row = int(engine.most_in_a_row)
     if in_a_row >= min(SKIPPED_LIMIT, trainer.steps_per_epoch):
         trainer.checkpoints.finish()  # the newest may still be written
-        found = checkpoint.newest_first(trainer.folder.checkpoint_folder)
+        found = checkpoint_files.newest_first(trainer.folder.checkpoint_folder)
         raise Diverged(
             f"the loss or its gradient was not finite in {in_a_row} steps in a row, at step "
             f"{trainer.step} with learning_rate {rate:.3g}; they were skipped; the last good "

@@ -21,7 +21,12 @@ from timm.optim import (  # type: ignore[attr-defined]  # noqa: E402  # timm's s
 
 
 def build_optimizer(learner: Learner) -> torch.optim.Optimizer:
-    """Return AdamW for the network and a learned temperature.
+    """Return AdamW for the network and a learned temperature."""
+    return torch.optim.AdamW(parameter_groups(learner), lr=learner.config.learning_rate, fused=True)
+
+
+def parameter_groups(learner: Learner) -> list[dict[str, Any]]:
+    """Return the groups of parameters with their weight decay and share of the learning rate.
 
     Biases, norms and what the backbone exempts (position embedding and CLS token) do not decay.
     """
@@ -29,7 +34,7 @@ def build_optimizer(learner: Learner) -> torch.optim.Optimizer:
     groups = _decayed_groups(learner.model, config)
     if learner.contrast is not None and config.learnable_temp:
         groups.append({"params": list(learner.contrast.parameters()), "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    return groups
 
 
 def _decayed_groups(model: DenseViT, config: RunConfig) -> list[dict[str, Any]]:
@@ -52,5 +57,9 @@ def _decayed_groups(model: DenseViT, config: RunConfig) -> list[dict[str, Any]]:
 
 def clipped_parameters(model: DenseViT) -> list[nn.Parameter]:
     """Return the parameters to clip; a linear probe's gradient must not scale down the others."""
-    probe = set(model.backbone.get_classifier().parameters()) if model.linear_probe else set()
+    if not model.linear_probe:
+        return list(model.parameters())
+    found = model.backbone.get_classifier()  # of a distilled DeiT: two
+    heads = found if isinstance(found, tuple) else (found,)
+    probe = {parameter for head in heads for parameter in head.parameters()}
     return [parameter for parameter in model.parameters() if parameter not in probe]

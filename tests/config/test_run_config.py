@@ -159,8 +159,8 @@ EXECUTION = {
     "data_dir": ("a", "b"), "benchmarks": ({}, {"x": "y"}), "watched": ([], ["x"]),
     "watch_every": (5, 2), "watch_samples": (9, 8), "probes": ([], ["knn"]), "masks": ("a", "b"),
     "void": ([255], [0, 255]), "experiment_name": ("a", "b"), "log_model": (False, True),
-    "device": ("auto", "cpu"), "threads": (1, 2), "workers": (4, 0), "log_every": (50, 7),
-    "health_every": (1000, 9),
+    "device": ("auto", "cpu"), "threads": (1, 2), "init_share": (0.99, 0.5), "workers": (4, 0),
+    "log_every": (50, 7), "health_every": (1000, 9),
     "on_collapse": ("warn", "stop"), "checkpoint_minutes": (10.0, 2.5),
     "grad_accumulation": (1, 2), "gradient_checkpointing": (False, True), "compile": (False, True),
 }  # fmt: skip
@@ -171,6 +171,7 @@ ALWAYS = {
     "warmup_epochs": (1, 2), "weight_decay": (0.1, 0.2), "grad_clip": (1.0, 2.0),
     "layer_decay": (0.8, 0.9), "drop_path": (0.1, 0.2), "label_smoothing": (0.1, 0.2),
     "mixup": (0.1, 0.2), "pretrained": (False, True), "init_checkpoint": (None, "w.pt"),
+    "init_sha256": ("a" * 16, "b" * 16),
     "precision": ("bf16", "fp16"), "tf32": (False, True),
 }  # fmt: skip
 # The others are, if they apply: with one of these choices.
@@ -223,7 +224,8 @@ def test_a_field_makes_another_run_where_it_applies_and_nowhere_else(name):
     elif name in SOMETIMES:
         values, where = SOMETIMES[name]
     for choice, settings in CHOICES.items():
-        one, other = (identity(config(**{**settings, name: value})) for value in values)
+        extra = {"init_checkpoint": "w.pt"} if name == "init_sha256" else {}
+        one, other = (identity(config(**{**settings, **extra, name: value})) for value in values)
         assert (one.run != other.run) == (one.cell != other.cell) == (choice in where), choice
 
 

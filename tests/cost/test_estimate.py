@@ -101,14 +101,14 @@ OTHER_VALUES = {
     "cl_mode": "global", "model_name": "vit_small_patch16_224", "model_kwargs": {"depth": 3},
     "dataset": "pacs", "precision": "bf16", "sampling_strategy": "hardest", "query_patches": 3,
     "correspondence_features": "dense", "dense_negatives": "pooled", "key_encoder": "shared",
-    "init_checkpoint": "x.pt", "data_dir": "/data", "benchmarks": {"a": "/a"}, "device": "cpu",
+    "init_checkpoint": "x.pt", "init_sha256": "a" * 16, "data_dir": "/data", "benchmarks": {"a": "/a"}, "device": "cpu",
     "experiment_name": "other", "on_collapse": "stop", "lambda_weight": 0.25, "layer_decay": 0.5, "learning_rate": 0.1,
     "watched": ["knn"], "probes": ["knn"], "masks": "shapes", "void": [0],
     "label_column": "fine",
 }  # fmt: skip
 SAME_SPEED = {
     "epochs", "learning_rate", "warmup_epochs", "weight_decay", "grad_clip", "layer_decay",
-    "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint", "lambda_weight",
+    "drop_path", "label_smoothing", "mixup", "pretrained", "init_checkpoint", "init_sha256", "lambda_weight",
     "contrastive_weight_adaptive", "temperature", "learnable_temp", "seed", "experiment_name",
     "log_every", "health_every", "on_collapse", "checkpoint_minutes",
     "watched", "watch_every", "watch_samples", "probes", "masks", "void",

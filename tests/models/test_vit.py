@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from densevit.config.model_names import check_names, image_size, patch_size
 from densevit.config.run_config import RunConfig
-from densevit.models.vit import DenseViT, check_model
-from densevit.utils.errors import UserError
+from densevit.models.vit import DenseViT
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
@@ -60,55 +58,3 @@ def test_arms_of_one_seed_share_their_backbone():
         weights.append(DenseViT(config(cl_mode=mode), classes=5).backbone.state_dict())
     for other in weights[1:]:
         assert all(torch.equal(other[name], value) for name, value in weights[0].items())
-
-
-def test_check_model_tells_the_size_without_building():
-    assert check_model(config()) == 32
-    big = RunConfig(model_name="vit_giant_patch14_224")
-    assert check_model(big) == 224  # 4 GB of weights, were they allocated
-
-
-@pytest.mark.parametrize(
-    ("fields", "wanted"),
-    [
-        ({"model_name": "resnet18", "model_kwargs": {}}, "resnet18 is not a Vision Transformer"),
-        (
-            {"model_kwargs": {**SMALL, "dpth": 1}},
-            "model_kwargs: dpth: unknown to vit_tiny_patch16_224; did you mean 'depth'?",
-        ),
-        ({"model_kwargs": {**SMALL, "img_size": 30}}, "divisible by the patch size 8"),
-        ({"model_kwargs": {**SMALL, "img_size": [32, 64]}}, "must be square"),
-        ({"model_kwargs": {**SMALL, "num_classes": 3}}, "num_classes follows from the data set"),
-        ({"model_kwargs": {**SMALL, "num_heads": 5}}, "model_kwargs: timm cannot build"),
-        ({"sampled_patches": 17}, "sampled_patches: 17 is more than the 16 patches"),
-        ({"query_patches": 17}, "query_patches: 17 is more than the 16 patches"),
-        ({"cl_mode": "joint", "sampled_patches": 17}, "sampled_patches: 17 is more than"),
-    ],
-)
-def test_what_cannot_be_built_is_refused_in_a_line(fields, wanted):
-    with pytest.raises(UserError) as error:
-        check_model(config(**fields))
-    assert wanted in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"cl_mode": "global"},
-        {"dense_negatives": "pooled"},
-        {"cl_mode": "joint", "joint_dense_weight": 0},
-        {"lambda_weight": 0},
-    ],
-    ids=str,
-)
-def test_a_number_that_means_nothing_to_the_run_is_no_mistake(fields):
-    assert check_model(config(sampled_patches=99, **fields)) == 32
-
-
-def test_names_are_known_without_timm():
-    check_names(RunConfig(model_name="vit_small_patch16_224.augreg_in21k"), str)
-    check_names(RunConfig(model_name="deit3_base_patch16_224"), str)
-    assert image_size(RunConfig(model_name="vit_base_patch32_384.x")) == 384
-    assert patch_size(RunConfig(model_name="vit_base_patch32_384.x")) == 32
-    assert image_size(RunConfig(model_name="vit_so150m")) is None

@@ -99,7 +99,8 @@ def test_the_question_of_a_sweep_file(tmp_path, text, expected):
     assert question(file) == expected
 
 
-def test_null_on_an_axis_is_a_level_and_not_an_axis_that_does_not_apply(sweep, finish):
+def test_null_on_an_axis_is_a_level_and_not_an_axis_that_does_not_apply(sweep, finish, tmp_path):
+    (tmp_path / "w.pt").touch()
     plan = sweep(
         "grid: {cl_mode: [none, dense], init_checkpoint: [null, w.pt]}", "seeds: 3",
         "baseline: {cl_mode: none}",

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from densevit.runs import checkpoint
-from densevit.runs.checkpoint import Checkpoints, is_checkpoint, load, newest_first
+from densevit.runs.checkpoint import Checkpoints, load
+from densevit.runs.checkpoint_files import content_digest, is_checkpoint, newest_first
 from densevit.utils.errors import UserError
 
 
@@ -108,7 +109,7 @@ def harmful(path):
     torch.save({"run": "a" * 12, "x": Harm()}, file)
     path.unlink()
     file.seek(0)
-    path.with_name(f"step-00000020-{checkpoint.digest(file)}.pt").write_bytes(file.getvalue())
+    path.with_name(f"step-00000020-{content_digest(file)}.pt").write_bytes(file.getvalue())
 
 
 DAMAGES = {

@@ -21,7 +21,7 @@ from densevit.config.identity import identity
 from densevit.config.run_config import RunConfig
 from densevit.models.load import load_model
 from densevit.models.vit import DenseViT
-from densevit.runs.checkpoint import newest_first
+from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder, run_folder
 from densevit.tracking import mlflow_model
 from densevit.tracking.mlflow_model import log_model, write_model

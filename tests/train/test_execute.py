@@ -29,7 +29,8 @@ from densevit.config.identity import SCHEMA_VERSION, identity
 from densevit.config.run_config import RunConfig
 from densevit.data.image_folder import scan
 from densevit.models.export import export_timm
-from densevit.runs.checkpoint import Checkpoints, load, newest_first
+from densevit.runs.checkpoint import Checkpoints, load
+from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder
 from densevit.runs.metrics_file import MetricsFile, read_metrics
 from densevit.train import evaluation, signals

@@ -21,7 +21,8 @@ from tiny import without_machine
 
 from densevit.config.identity import identity
 from densevit.config.run_config import RunConfig
-from densevit.runs.checkpoint import load, newest_first
+from densevit.runs.checkpoint import load
+from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder
 from densevit.utils.errors import EXIT_MISTAKE
 from densevit.utils.files import read_json

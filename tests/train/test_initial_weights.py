@@ -1,5 +1,6 @@
 """Initial weights from other sources, and exported weights."""
 
+import argparse
 import json
 import shlex
 
@@ -12,7 +13,7 @@ from tiny import TINY
 
 from densevit.config.identity import identity
 from densevit.config.run_config import RunConfig
-from densevit.runs.checkpoint import newest_first
+from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder, run_folder
 from densevit.runs.metrics_file import read_metrics
 from densevit.train.execute import execute
@@ -135,24 +136,98 @@ def test_other_classes_another_grid_and_strange_names_are_told(tmp_path, trained
     assert torch.equal(got["backbone.pos_embed"][:, 0], inside["pos_embed"][:, 0])
 
 
-def test_what_cannot_be_begun_with_is_one_line(tmp_path, trained):
+def inside_of(folder):
+    """Return the tensors of the run's backbone under timm's names."""
+    state = network(folder).state_dict()
+    return {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+
+
+def prefixed(prefix, tensors):
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "layout"),
+    [
+        ("teacher.backbone.", lambda net: {  # DINO, DINOv2
+            "student": prefixed("module.backbone.", net),
+            "teacher": prefixed("backbone.", net) | {"head.mlp.0.weight": torch.ones(2)},
+            "args": argparse.Namespace(arch="vit_tiny"), "epoch": 3,
+        }),
+        ("state_dict.module.base_encoder.", lambda net: {  # MoCo v3
+            "state_dict": prefixed("module.base_encoder.", net)
+            | prefixed("module.momentum_encoder.", net),
+        }),
+        ("state_dict.model.backbone.", lambda net: {  # Lightning
+            "state_dict": prefixed("model.backbone.", net), "hyper_parameters": {"lr": 1},
+        }),
+        ("module.", lambda net: prefixed("module.", net)),
+        ("", lambda net: net | prefixed("teacher.", net)),
+    ],
+)  # fmt: skip
+def test_a_known_prefix_is_stripped_and_told(tmp_path, trained, prefix, layout, caplog):
+    caplog.set_level("INFO", "densevit")
+    torch.save(layout(inside_of(trained)), tmp_path / "w.pth")
     learner = learner_for(trained)
+    load_initial(learner, str(tmp_path / "w.pth"))
+    for name, value in inside_of(trained).items():
+        assert torch.equal(learner.model.state_dict()[f"backbone.{name}"], value), name
+    assert (f"its tensors are those named {prefix}..." in caplog.text) == bool(prefix)
+
+
+def test_what_cannot_be_begun_with_is_one_line(tmp_path, trained):
+    net = inside_of(trained)
     (tmp_path / "empty").mkdir()
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    (tmp_path / "nothing.pth").touch()
+    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html>")
     save_file({"conv.weight": torch.ones(3)}, tmp_path / "other.safetensors")
+    torch.save({"teacher": net, "module": net}, tmp_path / "two.pth")
+    save_file({n: v for n, v in net.items() if n != "pos_embed"}, tmp_path / "half.safetensors")
+    wide = timm.create_model("vit_tiny_patch16_224", embed_dim=64, depth=2, num_heads=2,
+                             img_size=32, patch_size=8, num_classes=3)  # fmt: skip
+    torch.save(prefixed("backbone.", wide.state_dict()), tmp_path / "wide.pth")
+    learner = learner_for(trained, init_share=0.5)
+    before = learner.model.state_dict()["backbone.head.bias"].clone()
     for name, told in (
         ("gone.pth", "no such file or run directory"),
         ("empty", "the folder holds no checkpoint of a run"),
         ("torn.safetensors", "cannot be read"),
-        ("other.safetensors", "none of its 1 tensors fits the network"),
-    ):
+        ("nothing.pth", "is empty; was its download interrupted?"),
+        ("lfs.safetensors", "is a pointer of Git LFS, not the weights; get them with: git lfs pull"),
+        ("page.pth", "is a web page, not weights"),
+        ("other.safetensors", "none of its 1 tensors fits the network: in the network "
+         "cls_token, pos_embed, "),
+        ("two.pth", "holds several networks that fit: teacher., module.; save the one"),
+        ("half.safetensors", "lacks pos_embed of the network: in the network pos_embed; in the "),
+        ("wide.pth", "fits 0.0% of the backbone's weights, at least 0.5 of them are needed "
+         "(init_share), and lacks patch_embed.proj.weight and pos_embed: cls_token is (1, 1, 64) in "
+         "the file, (1, 1, 32) in the network; do model_name and model_kwargs fit the file?"),
+    ):  # fmt: skip
         with pytest.raises(UserError) as error:
             load_initial(learner, str(tmp_path / name))
         assert str(error.value).startswith(f"init_checkpoint: {tmp_path / name}: {told}")
         assert "\n" not in str(error.value)
+    assert torch.equal(before, learner.model.state_dict()["backbone.head.bias"])
 
 
-def test_a_whole_run_begins_with_another_and_refuses_a_changed_one(tmp_path, trained, tiny):
+@pytest.mark.parametrize("share", [0.99, 0.4, 0])
+def test_a_share_of_the_weights_is_enough_if_the_run_says_so(tmp_path, trained, share):
+    net = inside_of(trained)
+    del net["pos_embed"]
+    save_file({n: v for n, v in net.items() if "blocks.1" not in n}, tmp_path / "w.safetensors")
+    learner = learner_for(trained, init_share=share)
+    if share:
+        with pytest.raises(UserError, match=r"fits 58\.\d%.* 0\.99|lacks pos_embed"):
+            load_initial(learner, str(tmp_path / "w.safetensors"))
+        return
+    load_initial(learner, str(tmp_path / "w.safetensors"))
+    got = learner.model.state_dict()
+    assert torch.equal(got["backbone.blocks.0.attn.qkv.weight"], net["blocks.0.attn.qkv.weight"])
+
+
+def test_a_whole_run_begins_with_another_and_other_weights_are_another_run(tmp_path, trained, tiny):
     file = tmp_path / "w.safetensors"
     expression = densevit("export", trained.path, "--to", file)
     assert expression.returncode == 0
@@ -170,17 +245,22 @@ def test_a_whole_run_begins_with_another_and_refuses_a_changed_one(tmp_path, tra
     # It starts with what the other run has learned.
     last = read_metrics(folder.metrics_file)[0][-1]["val/nll"]
     assert last == pytest.approx(read_metrics(trained.metrics_file)[0][-1]["val/nll"], rel=1e-3)
-    changed = load_file(file)
-    save_file({**changed, "norm.bias": changed["norm.bias"] + 1}, file)
+    # It is resumed from its checkpoint, also where the file has gone.
     folder.results_file.unlink()
-    # Its checkpoint has everything. Only a run without one reads the file again.
+    content = file.read_bytes()
+    file.unlink()
     again = densevit(*flags)
     assert again.returncode == 0, again.stderr
-    for path in (folder.results_file, *newest_first(folder.checkpoint_folder)):
-        path.unlink()
-    again = densevit(*flags)
-    assert again.returncode == EXIT_MISTAKE
-    assert "init_checkpoint have changed since this run saw them" in again.stderr
+    # Other weights are another run, and a run that was planned with these does not begin with them.
+    file.write_bytes(content)
+    changed = load_file(file)
+    save_file({**changed, "norm.bias": changed["norm.bias"] + 1}, file)
+    begun = RunFolder(tmp_path / "begun")
+    begun.create(folder.config())
+    assert execute(begun) == EXIT_MISTAKE
+    assert "its content has changed since this run was planned" in begun.status().message
+    assert densevit(*flags).returncode == 0
+    assert len(list((tmp_path / "out" / "runs").iterdir())) == 2
 
 
 def test_pretrained_without_a_network_says_what_to_do(tmp_path, tiny, monkeypatch):

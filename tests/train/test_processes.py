@@ -18,7 +18,8 @@ from tiny import tiny_run, without_machine
 
 from densevit.config.identity import identity
 from densevit.config.run_config import RunConfig
-from densevit.runs.checkpoint import load, newest_first
+from densevit.runs.checkpoint import load
+from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder, run_folder
 from densevit.runs.metrics_file import read_metrics
 from densevit.train.execute import execute

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from densevit.config import yaml_file
 from densevit.config.error_messages import explain
 from densevit.config.run_config import FIELDS, SCIENCE, RunConfig
+from densevit.sweep.axis_paths import absolute_where
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.spec import matches
@@ -68,4 +70,4 @@ def _where(text: str) -> dict[str, Any]:
         except ValidationError as error:
             raise UserError(f"{text}: {explain(error.errors()[0], FIELDS)}") from None
         where[name] = value
-    return where
+    return absolute_where(where, Path.cwd())

@@ -20,6 +20,7 @@ from densevit.utils.files import read_json
 
 # Execution fields that determine the data a run is measured on.
 MEASURED_ON = ("data_dir", "benchmarks", "probes", "masks")
+NEEDED = ("init_checkpoint", *MEASURED_ON)  # besides what identifies a run
 MOST_READ = 1000  # runs whose provenance is read; more are sampled evenly
 
 
@@ -30,7 +31,7 @@ def train_command(config: RunConfig) -> str:
     """
     words = ["densevit", "train"]
     settings = {**science(config), "seed": config.seed}
-    for name in MEASURED_ON:
+    for name in NEEDED:
         value = getattr(config, name)
         if value != FIELDS[name].get_default():
             settings[name] = value
@@ -139,7 +140,8 @@ def _data(fingerprint: dict[str, Any] | None) -> tuple[str, str]:
     `train 4000, val 600`."""
     if not fingerprint:
         return "unknown", ""
-    text = json.dumps(fingerprint, sort_keys=True)
+    images = {name: record for name, record in fingerprint.items() if name != "init_checkpoint"}
+    text = json.dumps(images, sort_keys=True)
     names = ("train", "val")
     sets = {name: fingerprint.get(name) for name in names} | (fingerprint.get("benchmarks") or {})
     sizes = [

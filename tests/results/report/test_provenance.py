@@ -40,7 +40,11 @@ SETTINGS = [
     {"model_kwargs": {"img_size": 32, "no_embed_class": True, "pos_embed": "it's none"}},
     {"learnable_temp": True, "query_patches": 20, "key_encoder": "momentum", "momentum": 0.99},
     {"cl_mode": "joint", "joint_dense_weight": 0.25, "lambda_weight": 1.0},
-    {"init_checkpoint": "/a folder/weights $X 'q'.safetensors", "exclude_same_image": False},
+    {
+        "init_checkpoint": "/a folder/weights $X 'q'.safetensors",
+        "init_sha256": "0" * 16,
+        "exclude_same_image": False,
+    },
     {"benchmarks": {"mine": "/data/my set", "b": {"path": "/b", "classes": "imagenet"}, "c": None}},
     {"probes": ["knn", "linear-probe"], "masks": "/m", "data_dir": "/d e"},
 ]
@@ -76,7 +80,9 @@ def test_where_numbers_come_from(sweep):
         folder.create(run.config)
         if last:
             write_json(folder.provenance_file, {"starts": [start("old"), last]})
-        write_json(folder.fingerprint_file, {"train": {"images": 10}, "val": {"images": 3 + run.seed // 4}})  # fmt: skip
+        images = {"train": {"images": 10}, "val": {"images": 3 + run.seed // 4}}
+        weights = {"init_checkpoint": {"sha256": str(run.seed)}}  # no part of the data
+        write_json(folder.fingerprint_file, images | weights)
     record = provenance.provenance(plan, [run.id for run in plan.runs])
     assert [o.runs for o in record.origins] == [2, 1, 1]
     assert record.origins[0].hosts == ("node1", "node2")
