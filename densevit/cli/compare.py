@@ -49,9 +49,11 @@ def _compare(options: argparse.Namespace) -> int:
 
         _print(compare_runs(first, second, options.metric, _smallest_effect(options)))
         return 0
+    from densevit.launch.check_images import check_measured
     from densevit.sweep.plan import make_plan
 
     plan = make_plan(Path(options.first), outputs, options.changes)
+    check_measured(plan)
     from densevit.results.compare.cells import compare_cells
     from densevit.results.compare.find_cell import find_cell
 

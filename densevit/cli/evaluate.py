@@ -20,7 +20,7 @@ from densevit.evaluate.recompute import compute_metrics, merge_metrics, recomput
 from densevit.runs.directory import RunFolder, outputs_root
 from densevit.utils.cache import use_writable_cache
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
+from densevit.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
     from densevit.data.test_set import TestSet
@@ -144,12 +144,24 @@ def _evaluate(
             metrics = {name: compute_metrics(target, predictions)}
             # After each benchmark: an interruption loses one at most.
             merge_metrics(target, metrics, network.source)
+            _record_images(target, name, request.test_sets)
             _print(metrics)
         if world.writes and not options.keep_features:
             shutil.rmtree(target.features_folder, ignore_errors=True)
     if world.writes:
         print(f"predictions and results.json in {target.path}")
     return 0
+
+
+def _record_images(target: RunFolder, name: str, test_sets: Sequence[TestSet]) -> None:
+    """Record which images a number was measured on: a sweep may name others by the same name."""
+    from densevit.data.fingerprint import fingerprint
+
+    record = read_json(target.fingerprint_file) or {"benchmarks": {}}
+    for test_set in test_sets:
+        if test_set.name == name and name not in record:  # train and val are there
+            record["benchmarks"][name] = fingerprint(test_set)
+            write_json(target.fingerprint_file, record)
 
 
 def _on_gpu(options: argparse.Namespace) -> bool:

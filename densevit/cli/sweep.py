@@ -31,6 +31,7 @@ from densevit.cli.sweep_flags import (
     _command,
 )
 from densevit.config.metrics import SMALLEST_EFFECT
+from densevit.launch.check_images import check_measured
 from densevit.launch.launchers import choose_launcher, observe, read_plan
 from densevit.monitor import plan_table, status_record
 from densevit.runs.directory import outputs_root
@@ -219,6 +220,7 @@ def _report(options: argparse.Namespace) -> int:
 
     sweep_report.refuse_unused(options)
     plan = _own_plan(options)
+    check_measured(plan)
     references = None if options.references is None else Path(options.references)
     view = sweep_report.View(options.rows, options.cols, options.metric)
     difference = SMALLEST_EFFECT if options.difference is None else options.difference

@@ -14,6 +14,7 @@ from densevit.config.paths import absolute_paths
 from densevit.config.resolve import Layer, build, read_layers, source_of
 from densevit.config.run_config import FIELDS, RunConfig
 from densevit.runs.directory import RunFolder, outputs_root, run_folder
+from densevit.runs.initial_file import with_initial_digest
 from densevit.utils.cache import use_writable_cache
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json
@@ -58,7 +59,7 @@ def _train(options: argparse.Namespace) -> int:
     flags = {name: text for name, text in given.items() if text is not None}
     settings = {name: _parsed(name, text) for name, text in flags.items()}
     layers = [*layers, Layer("command line", absolute_paths(settings, Path.cwd()))]
-    config = build(layers)
+    config = with_initial_digest(build(layers), source_of(layers, "init_checkpoint"))
     outputs = outputs_root(options.outputs)
     use_writable_cache(outputs)
     folder = run_folder(outputs, identity(config).run)
@@ -82,21 +83,22 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
     from densevit.config.model_names import check_names
     from densevit.data.datasets import check_fingerprint, open_data
     from densevit.data.shared_images import find_shared, refuse_shared
+    from densevit.evaluate.measured_on import measured_on
 
     check_names(config, lambda key: source_of(layers, key))
-    from densevit.models.vit import check_model
+    from densevit.runs.checkpoint_files import newest_first
     from densevit.train.preflight import check_device
+    from densevit.train.rehearsal import rehearse, rehearse_loading
 
     try:
         check_device(config)
-        data = open_data(config, check_model(config))
+        size = rehearse(config)
+        if config.init_checkpoint and not newest_first(folder.checkpoint_folder):
+            rehearse_loading(config)
+        data = open_data(config, size)
         if data.val is not None:
             refuse_shared(find_shared(data.train, data.val.images), "val")
-        fingerprint = data.fingerprint()
-        if config.init_checkpoint:
-            from densevit.train.initial_weights import weights_fingerprint
-
-            fingerprint["init_checkpoint"] = weights_fingerprint(folder, config.init_checkpoint)
+        fingerprint = measured_on(config, data, size)
     except UserError as error:
         key = str(error).split(":")[0]
         raise UserError(f"{source_of(layers, key)}: {error}") from None

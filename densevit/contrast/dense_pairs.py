@@ -43,7 +43,7 @@ def make_pairs(
     elif features == "dense":
         positive_index = match(queries, keys)
     elif features == "random":
-        drawn = random_match(batch, count, draws, keys.device)
+        drawn = random_match(batch, keys.shape[1], draws, keys.device)
         positive_index = drawn[:, : query_index.shape[1]]
     elif true_matches is None:
         raise ValueError("true_matches must be given for correspondence_features 'geometry'")

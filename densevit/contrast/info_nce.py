@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densevit.contrast.precision import without_autocast
 from densevit.contrast.queue_attention import _DTYPES, _QueueLogSumExp
 
 
@@ -53,7 +54,7 @@ def queue_info_nce(
     """
     _check(queries, positives, queue, temperature, exclude)
     dtype = _product_dtype(queries)
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries.device.type):
         if isinstance(temperature, Tensor):
             temperature = temperature.float().reshape(())
         # Divide here: autograd then applies the chain rule to queries and temperature.
@@ -73,7 +74,9 @@ def queue_info_nce(
 
 def _product_dtype(queries: Tensor) -> torch.dtype:
     kind = queries.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+    dtype = queries.dtype
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
     return dtype if dtype in _DTYPES else torch.float32
 
 

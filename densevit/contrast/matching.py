@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densevit.contrast.precision import without_autocast
 from densevit.contrast.random_draws import Draws, uniform
 
 
@@ -32,7 +33,7 @@ def match(f1: Tensor, f2: Tensor) -> Tensor:
     if f2.ndim != 3 or (f2.shape[0], f2.shape[2]) != (f1.shape[0], f1.shape[2]):
         expected = f"({f1.shape[0]}, N, {f1.shape[2]})"
         raise ValueError(f"f2 must be {expected} for f1 {tuple(f1.shape)}, got {tuple(f2.shape)}")
-    with torch.autocast(f1.device.type, enabled=False):
+    with without_autocast(f1.device.type):
         f1, f2 = F.normalize(f1.float(), dim=2), F.normalize(f2.float(), dim=2)
         return (f1 @ f2.transpose(1, 2)).argmax(dim=2)  # (B, Q, E) x (B, E, N) -> (B, Q)
 

@@ -18,6 +18,7 @@ from densevit.config.probes import probes_by_name
 from densevit.config.run_config import RunConfig
 from densevit.data.archives import StoredImages
 from densevit.data.class_names import check_several
+from densevit.data.fingerprint import differences, fingerprint
 from densevit.data.hugging_face import is_hugging_face, open_hugging_face
 from densevit.data.image import Images, Labels, LazyImage
 from densevit.data.image_files import skipped_lines
@@ -53,10 +54,10 @@ class Data:
         return self.train if self.val is None else self.val
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return class counts, image counts and a hash of the names for each set."""
-        tests = {name: images.fingerprint() for name, images in self.benchmarks.items()}
-        val = {} if self.val is None else {"val": self.val.fingerprint()}
-        return {"train": self.train.fingerprint(), **val, "benchmarks": tests}
+        """Return `fingerprint.fingerprint` of each set: counts, names, labels and content."""
+        tests = {name: fingerprint(images) for name, images in self.benchmarks.items()}
+        val = {} if self.val is None else {"val": fingerprint(self.val)}
+        return {"train": fingerprint(self.train), **val, "benchmarks": tests}
 
     def skipped(self) -> list[str]:
         """Return lines about the files that no set reads."""
@@ -115,16 +116,21 @@ def _check_evaluations(config: RunConfig, data: Data) -> None:
 def check_fingerprint(recorded: dict[str, Any], found: dict[str, Any], where: Path) -> None:
     """Reject images that differ from those that the run has seen.
 
-    Errors: `UserError` showing both fingerprints of the first difference.
+    Errors: `UserError` showing what differs in the first set that differs.
     """
     then = {**recorded, **recorded.get("benchmarks", {})}
     now = {**found, **found.get("benchmarks", {})}
-    for name in then.keys() & now.keys() - {"benchmarks"}:
-        if then[name] != now[name]:
-            what = name if name == "init_checkpoint" else f"the {name} images"
+    for name in [name for name in then if name in now and name != "benchmarks"]:
+        differing = differences(then[name], now[name])
+        if differing:
+            what = "initial weights" if name == "init_checkpoint" else f"{name} images"
+            out = f"give other images another name than {name!r}"
+            if name not in recorded.get("benchmarks", {}):
+                out = "remove the folder to train on what is there now"
             raise UserError(
-                f"{where}: {what} have changed since this run saw them: "
-                f"then {then[name]}, now {now[name]}"
+                f"{where}: the {what} have changed since this run saw them: then {differing}, now "
+                f"{ {key: now[name][key] for key in differing} }; its numbers belong to what was "
+                f"there; {out}"
             )
 
 

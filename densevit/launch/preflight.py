@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from densevit import __version__
-from densevit.config.model_names import image_size
+from densevit.config.evaluation_names import DRAWN_TESTS
+from densevit.config.identity import science
+from densevit.config.loss_modes import loss_weights, self_supervised
 from densevit.config.run_config import RunConfig
-from densevit.data.datasets import Data, check_fingerprint, open_data
-from densevit.data.shared_images import find_shared, refuse_shared
+from densevit.launch.check_images import check_images
 from densevit.launch.decide import RunActions
+from densevit.runs.checkpoint_files import newest_first
+from densevit.runs.initial_file import check_initial
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
@@ -33,19 +37,12 @@ def check(plan: Plan, actions: RunActions, *, here: bool = True) -> None:
     file = str(plan.spec.file)
     if actions.to_run:
         _check_models(actions.to_run, file, here)
-    opened: dict[str, Data | None] = {}
-    for run in plan.runs:
-        key = _data_key(run.config)
-        if key not in opened:
-            opened[key] = _open(run.config, file, bool(actions.to_run), here)
-        data, folder = opened[key], plan.run_folder(run)
-        recorded = read_json(folder.fingerprint_file)
-        if recorded is not None and data is not None:
-            check_fingerprint(recorded, data.fingerprint(), folder.path)
+        _check_initial_weights(plan, actions.to_run, here)
+    check_images(plan, plan.runs, needed=bool(actions.to_run), here=here)
 
 
 def _check_models(runs: tuple[Run, ...], file: str, here: bool) -> None:
-    """Build each model without weights, unless the cache lists it as buildable."""
+    """Rehearse a run of each model and kind of loss, unless the cache lists it as working."""
     known = _known_models()
     models = {_model_key(run.config): run.config for run in runs}
     unknown = {key: config for key, config in models.items() if key not in known}
@@ -53,27 +50,59 @@ def _check_models(runs: tuple[Run, ...], file: str, here: bool) -> None:
         unknown = models
     if not unknown:
         return
-    from densevit.models.vit import check_model  # imports torch: seconds
-    from densevit.train.preflight import check_device
+    from densevit.train.preflight import check_device  # imports torch: seconds
+    from densevit.train.rehearsal import rehearse
 
-    for config in unknown.values():
+    for key, config in unknown.items():
         try:
             if here:
                 check_device(config)
-            check_model(config)
+            if key not in known:
+                rehearse(config)
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
     with suppress(OSError):  # the cache only saves time
         write_json(_known_models_file(), dict.fromkeys({**known, **unknown}, True))
 
 
+def _check_initial_weights(plan: Plan, runs: Sequence[Run], here: bool) -> None:
+    """Check that initial weights fit the networks of runs that have not begun."""
+    checked: set[tuple[Any, ...]] = set()
+    for run in runs:
+        config, folder = run.config, plan.run_folder(run)
+        source = config.init_checkpoint
+        key = (source, config.init_share, config.model_name, repr(config.model_kwargs))
+        if source is None or key in checked or newest_first(folder.checkpoint_folder):
+            continue
+        checked.add(key)
+        if not here and not Path(source).exists():
+            continue  # it may be known only inside a job
+        from densevit.train.rehearsal import rehearse_loading
+
+        try:
+            check_initial(config)
+            rehearse_loading(config)
+        except UserError as error:
+            raise UserError(f"{plan.spec.file}: {error}") from None
+
+
+# They change no shape and no choice between computations, or the key has what they decide.
+_IRRELEVANT = {
+    "cl_mode", "lambda_weight", "contrastive_weight_adaptive", "joint_dense_weight", "dataset",
+    "epochs", "warmup_epochs", "learning_rate", "batch_size", "weight_decay", "grad_clip",
+    "temperature", "momentum", "queue_size", "precision", "tf32", "pretrained", "init_checkpoint",
+    "init_sha256",
+}  # fmt: skip
+
+
 def _model_key(config: RunConfig) -> str:
-    """Return a digest of everything that decides whether a model can be built."""
-    fields = [
-        "model_name", "model_kwargs", "drop_path", "sampled_patches", "query_patches",
-        "cl_mode", "dense_negatives", "lambda_weight",  # they decide which fields apply
-    ]  # fmt: skip
-    text = repr([_versions(), __version__, *(getattr(config, name) for name in fields)])
+    """Return a digest of everything that decides whether a model can be trained."""
+    fields = {n: value for n, value in science(config).items() if n not in _IRRELEVANT}
+    losses = sorted(loss_weights(config)), self_supervised(config)
+    switches = [bool(fields.pop(name, 0)) for name in ("mixup", "label_smoothing", "drop_path")]
+    switches += [fields.pop("layer_decay", 1.0) != 1.0, config.gradient_checkpointing]
+    drawn = config.dataset if config.dataset in DRAWN_TESTS else ""
+    text = repr([_versions(), __version__, losses, switches, drawn, sorted(fields.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -92,39 +121,3 @@ def _known_models() -> dict[str, Any]:
         return read_json(_known_models_file()) or {}
     except UserError:
         return {}
-
-
-def _open(config: RunConfig, file: str, needed: bool, here: bool) -> Data | None:
-    """Open the data of a run; return None if it is gone and not needed: results outlive it.
-
-    Also return None if a variable in a path is set only inside a job.
-    """
-    sets = [s if isinstance(s, str) else (s and s.path) or "" for s in config.benchmarks.values()]
-    paths = [config.data_dir or "", *sets]
-    if not here and any("$" in os.path.expandvars(path) for path in paths):
-        return None
-    try:
-        data = open_data(config, _input_size(config))
-        if needed and data.val is not None:
-            refuse_shared(find_shared(data.train, data.val.images), "val")
-        return data
-    except UserError as error:
-        if needed:
-            raise UserError(f"{file}: {error}") from None
-        return None
-
-
-def _input_size(config: RunConfig) -> int:
-    """Return the image size from the model name, else from timm, whose import takes seconds."""
-    size = image_size(config)
-    if size is None:
-        from densevit.models.vit import check_model
-
-        size = check_model(config)
-    return size
-
-
-def _data_key(config: RunConfig) -> str:
-    model = (config.model_name, config.model_kwargs)  # they decide the image size
-    images = (config.dataset, config.data_dir, config.label_column, config.unlabelled)
-    return repr((*images, config.benchmarks, config.batch_size, *model))

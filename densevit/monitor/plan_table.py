@@ -10,6 +10,7 @@ from rich.table import Table
 from densevit.launch.decide import RunActions
 from densevit.monitor.tables import LISTED, SHOWN, axes_table, axis_values
 from densevit.sweep.cells import cell_values, value_text
+from densevit.sweep.continuation import start_lines
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.utils.console import console_for_tables, count, say
@@ -35,6 +36,8 @@ def print_plan(plan: Plan) -> None:
     if "learning_rate" not in plan.axes:  # the value of `auto` too
         rates = dict.fromkeys(run.config.learning_rate for run in plan.grid.cells)
         say(f"learning_rate: {', '.join(value_text(rate) for rate in rates)}")
+    for line in start_lines(plan):
+        say(line)
     merged = f", {count(plan.grid.merged, 'combination')} merged" if plan.grid.merged else ""
     say(f"{plan.name}: {count(len(by_cell), 'cell')} x {count(len(plan.spec.seeds), 'seed')} = "
         f"{count(len(plan.runs), 'run')}{merged}")  # fmt: skip

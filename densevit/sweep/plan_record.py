@@ -34,7 +34,7 @@ def plan_record(plan: Plan, statuses: Mapping[str, Status]) -> dict[str, Any]:
             "cell": run.cell,
             "seed": run.seed,
             **cells[run.cell],
-            "config": dict(vars(run.config)),
+            "config": run.config.model_dump(),
             "resources": run.resources,
             "state": statuses[run.id].state,
         }

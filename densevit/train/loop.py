@@ -16,7 +16,7 @@ from densevit.config.run_config import RunConfig
 from densevit.data.datasets import Data, open_data
 from densevit.data.loaders import let_go, on_device
 from densevit.evaluate.correspondence import keep_matches
-from densevit.models.vit import check_model
+from densevit.models.backbone import check_model
 from densevit.runs.directory import RunFolder
 from densevit.train.build import build_trainer, on_gpu
 from densevit.train.checkpointing import save

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from densevit.config.evaluation_names import DRAWN_TESTS
-from densevit.config.probes import probes_by_name
 from densevit.config.run_config import RunConfig
 from densevit.data.check_files import Reading
 from densevit.data.check_folders import known_reading, quick_reading, unreadable
 from densevit.data.datasets import Data, check_fingerprint
 from densevit.data.image import Images
 from densevit.data.shared_images import find_shared, refuse_shared, warn_of_shared
-from densevit.evaluate.probes.masks import MaskedImages, check_mask_splits, masked_sets
-from densevit.models.vit import check_model
+from densevit.evaluate.measured_on import has_masks, measured_on
+from densevit.evaluate.probes.masks import check_mask_splits, masked_sets
+from densevit.models.backbone import check_model
 from densevit.runs.directory import RunFolder
-from densevit.train.initial_weights import weights_fingerprint
+from densevit.train.initial_weights import initial_fingerprint
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json, write_json
 
@@ -59,29 +58,16 @@ def _refuse_damaged(name: str, images: Images, read: Reading | None) -> None:
 
 def check_all_masks(config: RunConfig) -> None:
     """Check all masks of the probes before training, not after it."""
-    if _has_masks(config):
-        check_mask_splits(*_masked(config))
-
-
-def _has_masks(config: RunConfig) -> bool:
-    """Return True if the run reads masks from files; drawn masks need no check."""
-    needed = any(probes_by_name()[name].masks for name in config.probes)
-    return needed and (config.masks or config.dataset) not in DRAWN_TESTS
-
-
-def _masked(config: RunConfig) -> tuple[MaskedImages, MaskedImages]:
-    return masked_sets(config, check_model(config))
+    if has_masks(config):
+        check_mask_splits(*masked_sets(config, check_model(config)))
 
 
 def write_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:
     """Write what identifies the run's images; reject others than those it began with."""
-    found = data.fingerprint()
+    found = measured_on(config, data, check_model(config))
     stored = read_json(folder.fingerprint_file)
     if config.init_checkpoint:
-        found["init_checkpoint"] = weights_fingerprint(folder, config.init_checkpoint)
-    if _has_masks(config):
-        for split, masked in zip(("train", "val"), _masked(config), strict=True):
-            found["benchmarks"][f"masked {split}"] = masked.fingerprint()
+        found["init_checkpoint"] = initial_fingerprint(folder, config)
     if stored is not None:
         check_fingerprint(stored, found, folder.path)
         found["benchmarks"] = {**stored["benchmarks"], **found["benchmarks"]}

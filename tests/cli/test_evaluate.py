@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from densevit.cli.main import main
 from densevit.config.run_config import RunConfig
 from densevit.data.crops import plain_view
+from densevit.data.fingerprint import fingerprint
+from densevit.data.open_benchmark import open_benchmark
 from densevit.models.load import load_model
 from densevit.runs.directory import RunFolder
 from densevit.train.execute import execute
@@ -62,6 +64,9 @@ def test_a_run_on_its_own_sets_and_on_another(run, blobs, capsys):
     assert call("abc", f"night={blobs / 'dark'}", "--batch-size", 5) == 0
     assert numbers_of(folder)["night"]["n"] == 12
     assert numbers_of(folder).keys() == {"val", "night"}
+    # A sweep that names other images `night` is not told that it has their number.
+    night = fingerprint(open_benchmark("night", str(blobs / "dark"), ("blue", "green", "red"), ""))
+    assert read_json(folder.fingerprint_file)["benchmarks"]["night"] == night
     assert "night: top-1" in capsys.readouterr().out
 
 

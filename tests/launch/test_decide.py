@@ -93,5 +93,5 @@ def test_a_size_that_no_name_tells_is_asked_of_timm(tmp_path, tiny, finished):
     write_json(file, open_data(run.config, 32).fingerprint())
     preflight.check(plan, work)
     write_json(file, open_data(run.config, 48).fingerprint())
-    with pytest.raises(UserError, match=r"'size': 48, .* now .*'size': 32, "):
+    with pytest.raises(UserError, match=r"then \{.size.: 48\}, now \{.size.: 32\}"):
         preflight.check(plan, work)

@@ -276,7 +276,7 @@ def check_whole(plan):
             {"model_kwargs": {"img_size": 32, "patch_size": 8, "dpeth": 2}},
             "model_kwargs: dpeth: unknown to vit_tiny_patch16_224; did you mean 'depth'?",
         ),
-        ({"model_name": "resnet18", "model_kwargs": {}}, "is not a Vision Transformer"),
+        ({"model_name": "resnet18", "model_kwargs": {}}, "not a plain Vision Transformer"),
         ({"sampled_patches": 17}, "sampled_patches: 17 is more than the 16 patches"),
         ({"data_dir": "gone"}, "gone: no such folder"),
         ({"benchmarks": {"dark": "gone"}}, "benchmarks: dark: "),
