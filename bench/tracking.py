@@ -112,9 +112,12 @@ def hot(folder: Path, options: argparse.Namespace) -> list[Row]:
 
 def _trainer(file: Path) -> Any:
     """Return the part of a trainer that `write_line` needs."""
+    from densevit.runs.directory import RunFolder
     from densevit.runs.metrics_file import MetricsFile
 
-    return SimpleNamespace(metrics=MetricsFile(file, 0), step=0, steps_per_epoch=1000)
+    folder = RunFolder(file.parent)
+    metrics = MetricsFile(file, 0)
+    return SimpleNamespace(folder=folder, metrics=metrics, step=0, steps_per_epoch=1000)
 
 
 def _logged(trainer: Any, work: Callable[[], dict[str, float]], count: int) -> float:

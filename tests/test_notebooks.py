@@ -197,7 +197,8 @@ def entry(text, benchmark, *begin):
     head, *body = rows(text)
     found = [row for row in body if row[: len(begin)] == list(begin)]
     assert len(found) == 1, (begin, text)
-    return found[0][head.index(benchmark)]
+    names = [title.partition(" (")[0] for title in head]  # made-up sets have a part of the classes
+    return found[0][names.index(benchmark)]
 
 
 @pytest.fixture

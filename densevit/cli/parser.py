@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,11 +28,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
 
     def parse_args(  # type: ignore[override]  # of its overloads, the one that is used
-        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        found, unknown = self.parse_known_args(args, namespace)
+        given = sys.argv[1:] if args is None else args
+        found, unknown = self.parse_known_args(given, namespace)
         if unknown:
-            self.error(_unknown(args, unknown[0], self._used(found)))
+            self.error(_unknown(given, unknown[0], self._used(found)))
         return found
 
     def _used(self, found: argparse.Namespace) -> list[Parser]:

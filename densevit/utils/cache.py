@@ -22,7 +22,7 @@ def use_writable_cache(outputs: Path) -> None:
         return
     cache = outputs / "cache"
     for variable, name in _DOWNLOADS.items():
-        if folder is not None and (folder / name).is_dir():
+        if folder is not None and os.path.isdir(folder / name):  # noqa: PTH112
             os.environ.setdefault(variable, str(folder / name))
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
@@ -32,5 +32,7 @@ def use_writable_cache(outputs: Path) -> None:
 
 def _writable(folder: Path) -> bool:
     """Return whether a folder can be written, or created. Creates nothing."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    # os.path takes what another user may not look at as missing; pathlib raises an error.
+    places = (folder, *folder.absolute().parents)
+    there = next(each for each in places if os.path.exists(each))  # noqa: PTH110
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -61,7 +61,7 @@ def test_outputs_that_cannot_be_written_still_give_the_answer(
     plan.folder.write_text("")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, out, errors = call(plan)
-    assert code == 0
+    assert code == 0, errors
     assert "dense" in out
     assert "baseline cl_mode: none is" in out
     (folder,) = tmp_path.glob("made_up-report-*")
