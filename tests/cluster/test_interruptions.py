@@ -151,7 +151,7 @@ def test_code_that_is_edited_while_jobs_wait_changes_nothing(sweep, tmp_path):
 
 def test_what_it_costs_is_measured_by_a_short_job(sweep):
     priced = sweep("priced", grid={"cl_mode": ["none", "dense"]})
-    told = priced.call("plan", "--estimate", "--profile", "./profile.yaml")
+    told = priced.call("plan", "--estimate", "--profile", priced.folder / "profile.yaml")
     assert "measuring in job" in told
     assert "estimated cost: 2 runs" in told
     assert "share of cl_mode: none" in told
