@@ -80,8 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write every number")
     options = parser.parse_args(given)
     logging.disable(logging.INFO)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = make_trainer(options, Path(folder))
@@ -102,6 +100,7 @@ def make_trainer(options: argparse.Namespace, folder: Path) -> Trainer:
         "model_name": options.model, "model_kwargs": options.model_kwargs,
         "batch_size": options.batch, "cl_mode": options.cl_mode, "device": options.device,
         "precision": options.precision, "workers": 0, "health_every": 10**9,
+        "threads": options.threads or torch.get_num_threads(),
     }  # fmt: skip
     patches = options.model_kwargs.get("img_size", 224) // options.model_kwargs.get(
         "patch_size", 16
