@@ -25,6 +25,7 @@ from densevit.results.figures.style import (
     Style,
     letters,
     lines_in,
+    literal,
     new_figure,
     styled,
     wrapped,
@@ -82,7 +83,7 @@ def _few_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
     ]
     _draw(axes, dots, _span(dots), ticks=5, size=4.4)
     label_groups(axes, table.benchmarks, cells)
-    axes.set_xlabel(metric_title(table.metric))
+    axes.set_xlabel(literal(metric_title(table.metric)))
     legend.draw(figure, [handle(style) for style in STYLES[:cells]])
     return figure
 
@@ -109,7 +110,7 @@ def _many_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
         axes.set_yticks(places, labels, fontsize=SMALL if shape.row < LINE else None)
         axes.set_ylim(ends[-1] - 0.4, -0.6)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.5)
-    figure.supxlabel(metric_title(table.metric), fontsize=7)
+    figure.supxlabel(literal(metric_title(table.metric)), fontsize=7)
     return figure
 
 
