@@ -7,7 +7,7 @@ else's sweep file or weights name, and layers, which are code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from densevit.utils.errors import UserError, nearest
 
@@ -31,7 +31,10 @@ ALLOWED = frozenset({
 })  # fmt: skip
 # The one argument of create_model's own: how images are prepared for given weights.
 OVERLAY = "pretrained_cfg_overlay"
-OVERLAID = frozenset({"crop_pct", "crop_mode", "interpolation", "mean", "std"})
+_NUMBER, _WORD, _COLOR = "a number above 0", "a word", "three numbers, for red, green and blue"
+OVERLAID = {
+    "crop_pct": _NUMBER, "crop_mode": _WORD, "interpolation": _WORD, "mean": _COLOR, "std": _COLOR,
+}  # fmt: skip
 
 _WEIGHTS = "names weights; set the field init_checkpoint"
 _LAYERS = "names a layer, which is code; leave it out"
@@ -79,8 +82,22 @@ def _check_overlay(overlay: object, place: str) -> None:
         return
     if not isinstance(overlay, Mapping):
         raise UserError(f"{place}: {overlay!r} must be a mapping of {', '.join(sorted(OVERLAID))}")
-    for key in overlay:
+    for key, value in overlay.items():
         if key in _PLACES:
             raise UserError(f"{place} {_WEIGHTS}")
         if key not in OVERLAID:
             raise UserError(f"{place}: {key}: not allowed here; {nearest(key, OVERLAID)}")
+        if not _fits(value, OVERLAID[key]):
+            raise UserError(f"{place}: {key}: {value!r} must be {OVERLAID[key]}")
+
+
+def _fits(value: object, kind: str) -> bool:
+    if kind == _WORD:
+        return isinstance(value, str)
+    if kind == _COLOR:
+        return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+    return _is_number(value) and value > 0
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -45,6 +45,8 @@ def test_all_else_is_refused_with_its_reason():
             check_model_kwargs({name: None}, "vit")
     assert others > ALLOWED
     check_model_kwargs(dict.fromkeys(ALLOWED - {"in_chans"}) | {"in_chans": 3}, "vit")
+    told = {"crop_pct": 0.75, "crop_mode": "center", "interpolation": "bicubic"}
+    check_model_kwargs({OVERLAY: {**told, "mean": [0, 0.5, 1.0], "std": (1, 1, 1)}}, "vit")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,11 @@ def test_all_else_is_refused_with_its_reason():
         ({OVERLAY: {"hf_hub_id": "a/b"}}, f"model_kwargs: {OVERLAY} names weights; set the field"),
         ({OVERLAY: {"custom_load": True}}, f"model_kwargs: {OVERLAY}: custom_load: not allowed"),
         ({OVERLAY: {"crop": 1}}, f"{OVERLAY}: crop: not allowed here; did you mean 'crop_"),
+        ({OVERLAY: {"crop_pct": "a"}}, f"{OVERLAY}: crop_pct: 'a' must be a number above 0"),
+        ({OVERLAY: {"crop_pct": 0}}, "crop_pct: 0 must be a number above 0"),
+        ({OVERLAY: {"crop_mode": True}}, "crop_mode: True must be a word"),
+        ({OVERLAY: {"mean": [1, 2]}}, "mean: [1, 2] must be three numbers, for red, green and"),
+        ({OVERLAY: {"std": [1, 2, "a"]}}, "std: [1, 2, 'a'] must be three numbers"),
         ({OVERLAY: "a"}, f"model_kwargs: {OVERLAY}: 'a' must be a mapping of crop_mode, "),
     ],
     ids=str,
