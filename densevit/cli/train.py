@@ -17,7 +17,6 @@ from densevit.runs.directory import RunFolder, outputs_root, run_folder
 from densevit.runs.initial_file import with_initial_digest
 from densevit.utils.cache import use_writable_cache
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 
 def add_train(commands: Commands) -> None:
@@ -102,7 +101,7 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
     except UserError as error:
         key = str(error).split(":")[0]
         raise UserError(f"{source_of(layers, key)}: {error}") from None
-    record = read_json(folder.fingerprint_file)
+    record = folder.fingerprint()
     if record is not None:
         check_fingerprint(record, fingerprint, folder.path)
 

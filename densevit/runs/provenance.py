@@ -41,8 +41,9 @@ def record_start(folder: RunFolder) -> None:
         "versions": versions,
         **git_state(),
     }
-    record = read_json(folder.provenance_file) or {"starts": []}
-    write_json(folder.provenance_file, {"starts": [*record["starts"], start]})
+    record = folder.provenance()
+    earlier = record["starts"] if record else []
+    write_json(folder.provenance_file, {"starts": [*earlier, start]})
 
 
 def git_state() -> dict[str, str | None]:

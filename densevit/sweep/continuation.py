@@ -11,9 +11,9 @@ from densevit.config.run_config import SCIENCE
 from densevit.runs.directory import RunFolder
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.sweep.stored_plan import read_stored_plan
 from densevit.utils.console import count
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 MOST = 5  # files that are listed
 
@@ -43,14 +43,15 @@ def shorter_runs(plan: Plan) -> list[tuple[Run, str, int]]:
     """Return the runs to come that differ from a finished one only in more epochs, its id, and its
     epochs. The finished ones are those of the sweep's last launch."""
     try:
-        record = read_json(plan.folder / "plan.json") or {}
+        record = read_stored_plan(plan.folder) or {}
     except UserError:
         return []
     earlier: dict[str, list[tuple[int, str]]] = {}
     for entry in record.get("runs", ()):
         config = entry.get("config", {})
-        if "epochs" in config:
-            earlier.setdefault(_rest(config), []).append((config["epochs"], entry["id"]))
+        epochs = config.get("epochs")
+        if isinstance(epochs, int):
+            earlier.setdefault(_rest(config), []).append((epochs, entry["id"]))
     found = []
     for run in plan.runs if earlier else ():
         known = earlier.get(_rest(run.config.model_dump()), [])
