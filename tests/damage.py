@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,7 +190,7 @@ WHOLE = (
     Damage("deep lists", _bytes(b"[" * 10_000 + b"]" * 10_000)),
     Damage("deep objects", _bytes(b'{"a":' * 10_000 + b"1" + b"}" * 10_000)),
     Damage("not UTF-8", _bytes(b'{"state": "\xff\xfe"}')),
-    Damage("surrogate", _bytes(b'{"state": "\\ud800", "starts": "\\ud800"}')),
+    Damage("half a letter", _bytes(b'{"state": "\\ud800", "starts": "\\ud800"}')),
     Damage("zeros", _bytes(b"\0" * 100)),
     Damage("long number", _bytes(b'{"step": ' + b"9" * 5000 + b"}")),
     Damage("truncated", _truncate),
@@ -204,7 +204,7 @@ VALUES: dict[str, Any] = {
     "deleted": DELETED, "null": None, "list": [], "object": {}, "text": "text", "number": 5,
     "negative": -1, "NaN": float("nan"), "infinite": float("inf"), "huge": 10**400,
     "1e308": 1e308, "true": True, "list of null": [None], "object of null": {"a": None},
-    "surrogate": "\ud800", "path": "../../etc", "escape": "\x1b[31m\n",
+    "half a letter": "\ud800", "path": "../../etc", "escape": "\x1b[31m\n",
 }  # fmt: skip
 
 
@@ -248,7 +248,7 @@ def _write_changed(place: tuple[Any, ...], value: Any, lines: bool) -> Callable[
     return apply
 
 
-def of_keys(path: Path, nested: bool = True) -> Iterator[Damage]:
+def of_keys(path: Path) -> Iterator[Damage]:
     """Yield the damages of a file in which one value is another one, or missing."""
     lines = path.suffix == ".jsonl"
     text = path.read_text()
@@ -283,15 +283,12 @@ def damaged_files(made: MadeUp) -> dict[str, Path]:
 
 
 def commands(made: MadeUp) -> dict[str, Callable[[], int]]:
-    """Return the commands that read such files, by name; each returns its exit code."""
+    """Return the quick commands that read such files, by name; each returns its exit code."""
     file, outputs = str(made.plan.spec.file), ["--outputs", str(made.plan.outputs)]
     run, other = made.finished.id, made.plan.runs[1].id
 
     def sweep(name: str, *words: str) -> Callable[[], int]:
         return lambda: main_sweep([name, file, *words, *outputs])
-
-    def plain(name: str, *words: str) -> Callable[[], int]:
-        return lambda: main([name, *words, *outputs])
 
     return {
         "status": sweep("status"),
@@ -299,24 +296,33 @@ def commands(made: MadeUp) -> dict[str, Callable[[], int]]:
         "plan": sweep("plan"),
         "plan --json": sweep("plan", "--json"),
         "plan --diff": lambda: main_sweep(["plan", "--diff", file, file, *outputs]),
-        "dry run": sweep("run", "--dry-run"),
+        "run --dry-run": sweep("run", "--dry-run"),
         "explain": sweep("explain", run),
-        "explain failed": sweep("explain", made.failed.id),
-        "explain pending": sweep("explain", made.pending.id),
+        "explain a failed run": sweep("explain", made.failed.id),
+        "explain a pending run": sweep("explain", made.pending.id),
         "logs": sweep("logs", run),
         "logs --failed": sweep("logs", "--failed"),
         "cancel": sweep("cancel", "--yes"),
-        "retry": sweep("retry", "--failed", "--no-tracking"),
-        "report csv": sweep("report", "--format", "csv"),
-        "report": sweep("report"),
-        "compare cells": plain("compare", file, "cl_mode=none", "cl_mode=dense"),
-        "compare runs": plain("compare", run, other),
-        "eval": plain("eval", run, "--device", "cpu"),
-        "eval --from-predictions": plain("eval", run, "--from-predictions"),
-        "export": plain("export", run, "--to", str(made.plan.outputs / "x.safetensors")),
-        "train": lambda: main(["train", "--run-dir", str(made.plan.run_folder(made.finished).path)]),
-        "sync": plain("sync", made.plan.name),
-    }  # fmt: skip
+        "compare cells": lambda: main(["compare", file, "cl_mode=none", "cl_mode=dense", *outputs]),
+        "compare runs": lambda: main(["compare", run, other, *outputs]),
+        "eval --from-predictions": lambda: main(["eval", run, "--from-predictions", *outputs]),
+    }
+
+
+def slow_commands(made: MadeUp) -> dict[str, Callable[[], int]]:
+    """Return the commands that take longer, or would start something that a test replaces."""
+    file, outputs = str(made.plan.spec.file), ["--outputs", str(made.plan.outputs)]
+    run, copy = made.finished.id, str(made.plan.outputs / "x.safetensors")
+    folder = str(made.plan.run_folder(made.finished).path)
+    return {
+        "report --format csv": lambda: main_sweep(["report", file, "--format", "csv", *outputs]),
+        "report": lambda: main_sweep(["report", file, *outputs]),
+        "retry": lambda: main_sweep(["retry", file, "--failed", "--no-tracking", *outputs]),
+        "eval": lambda: main(["eval", run, "--device", "cpu", *outputs]),
+        "export": lambda: main(["export", run, "--to", copy, *outputs]),
+        "train": lambda: main(["train", "--run-dir", folder]),
+        "sync": lambda: main(["sync", made.plan.name, *outputs]),
+    }
 
 
 class Outcome(NamedTuple):
@@ -357,6 +363,15 @@ def call(command: Callable[[], int], seconds: int = 60) -> Outcome:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     return Outcome(code, out.getvalue(), err.getvalue(), error)
+
+
+def harmed(made: MadeUp) -> list[tuple[str, Path, Damage]]:
+    """Return each file with each of its damages."""
+    return [
+        (name, path, damage)
+        for name, path in damaged_files(made).items()
+        for damage in (*WHOLE, *(of_keys(path) if path.suffix != ".yaml" else ()))
+    ]
 
 
 def restored(original: Path, to: Path) -> None:

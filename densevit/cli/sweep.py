@@ -134,6 +134,8 @@ def _plan(options: argparse.Namespace) -> int:
         print(json.dumps(plan_record(plan, plan.statuses())))
     else:
         plan_table.print_plan(plan)
+        for line in plan.damage():
+            say(line)
         if line := dropped_line(plan):
             say(line)
     return 0

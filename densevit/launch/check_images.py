@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from densevit.config.run_config import RunConfig
 from densevit.data.datasets import Data, check_fingerprint, open_data
 from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.evaluate.measured_on import measured_on
+from densevit.runs.directory import RunFolder
+from densevit.runs.records import FingerprintRecord
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.stored_plan import read_stored_plan
@@ -58,7 +61,7 @@ def check_images(plan: Plan, runs: Sequence[Run], *, needed: bool, here: bool) -
     found: dict[str, dict[str, Any] | None] = {}
     for run in runs:
         config, folder, key = run.config, plan.run_folder(run), _data_key(run.config)
-        recorded = folder.fingerprint()
+        recorded = _recorded(folder, needed)
         if key not in opened and (needed or recorded is not None):
             opened[key] = _open(config, file, needed, here)
         images = opened.get(key)
@@ -69,6 +72,18 @@ def check_images(plan: Plan, runs: Sequence[Run], *, needed: bool, here: bool) -
         measured = found[key]
         if measured is not None:
             check_fingerprint(recorded, measured, folder.path)
+
+
+def _recorded(folder: RunFolder, needed: bool) -> FingerprintRecord | None:
+    """Return what a run was measured on. If it is only to be shown, a damaged record is named, and
+    the other runs are checked."""
+    try:
+        return folder.fingerprint()
+    except UserError as error:
+        if needed:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        return None
 
 
 def _named(config: RunConfig) -> dict[str, Any]:

@@ -267,6 +267,16 @@ class RunFolder:
             return replace(status, state="failed", message=DIED)
         return status
 
+    def readable_status(self) -> Status:
+        """Return the status; one that cannot be read has failed, with the reason as its message.
+
+        For commands on many runs: the others go on.
+        """
+        try:
+            return self.status()
+        except UserError as error:
+            return Status("failed", message=str(error), cause="code")
+
     def remote_status(self) -> Status:
         """Return the status for an observer that may be on another machine. A lock may be invisible
         there, so a run that recently recorded `running` is trusted."""

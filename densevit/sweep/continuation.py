@@ -56,7 +56,7 @@ def shorter_runs(plan: Plan) -> list[tuple[Run, str, int]]:
     for run in plan.runs if earlier else ():
         known = earlier.get(_rest(run.config.model_dump()), [])
         fewer = sorted((e, i) for e, i in known if e < run.config.epochs and _finished(plan, i))
-        if fewer and plan.run_folder(run).recorded_status().state == "pending":
+        if fewer and plan.run_folder(run).readable_status().state == "pending":
             found.append((run, fewer[-1][1], fewer[-1][0]))
     return found
 
@@ -68,7 +68,7 @@ def _rest(config: Mapping[str, Any]) -> str:
 
 
 def _finished(plan: Plan, run_id: str) -> bool:
-    return RunFolder(plan.outputs / "runs" / run_id).recorded_status().state == "finished"
+    return RunFolder(plan.outputs / "runs" / run_id).readable_status().state == "finished"
 
 
 def _trained(source: str) -> str:

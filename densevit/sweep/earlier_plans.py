@@ -58,7 +58,7 @@ def dropped_line(plan: Plan) -> str | None:
     finished = [
         run
         for run in dropped(plan)
-        if run_folder(plan.outputs, run["id"]).recorded_status().state == "finished"
+        if run_folder(plan.outputs, run["id"]).readable_status().state == "finished"
     ]
     if not finished:
         return None

@@ -126,7 +126,10 @@ def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float
             f"{spec.file}: search: unlabelled runs have no val accuracy to rank them by"
         )
     # A run recorded as `running` may have died; it is restarted first.
-    statuses = [run_folder(outputs, run.id).recorded_status() for run in runs]
+    try:
+        statuses = [run_folder(outputs, run.id).recorded_status() for run in runs]
+    except UserError:  # what it reached is not known
+        return False, None
     if any(status.state not in ("finished", "stopped", "failed") for status in statuses):
         return False, None
     for state in ("finished", "stopped"):

@@ -166,9 +166,25 @@ def read(folder: Path) -> Submission:
 
 
 def read_all(outputs: Path) -> list[Submission]:
-    """Return the submissions of all sweeps, oldest first: a run may belong to several sweeps."""
-    files = outputs.glob("sweeps/*/submissions/*/submission.json")
-    return sorted((read(file.parent) for file in files), key=lambda s: s.created)
+    """Return the submissions of all sweeps, oldest first: a run may belong to several sweeps.
+
+    Errors: `UserError` for a damaged record, whose jobs are unknown.
+    """
+    found, damage = read_readable(outputs)
+    if damage:
+        raise UserError(damage[0])
+    return found
+
+
+def read_readable(outputs: Path) -> tuple[list[Submission], list[str]]:
+    """Return the submissions of all sweeps that can be read, and what is wrong with others."""
+    found, damage = [], []
+    for file in sorted(outputs.glob("sweeps/*/submissions/*/submission.json")):
+        try:
+            found.append(read(file.parent))
+        except UserError as error:
+            damage.append(str(error))
+    return sorted(found, key=lambda s: s.created), damage
 
 
 def newest_jobs(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, str]]:
