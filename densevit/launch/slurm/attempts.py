@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -43,7 +43,7 @@ class Attempt:
 class _AttemptsRecord(TypedDict):
     """attempts.json; a newer version may have written more of each attempt."""
 
-    attempts: list[Attempt]
+    attempts: NotRequired[list[Attempt]]
 
 
 ATTEMPTS = RecordKind(
@@ -62,7 +62,7 @@ class Limits:
 def read(folder: RunFolder) -> list[Attempt]:
     """Return all attempts of a run, the oldest first."""
     record = read_record(folder.attempts_file, ATTEMPTS)
-    return record["attempts"] if record else []
+    return record.get("attempts", []) if record else []
 
 
 def begin(folder: RunFolder, job: str, restart: int, node: str, before: End) -> Attempt:
