@@ -8,7 +8,9 @@ import copy
 import json
 import random
 import shutil
+import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import damage
 import pytest
@@ -22,7 +24,7 @@ from densevit.utils.errors import UserError
 ODD = [
     None, True, "", "text", 0, -1, 3, 1.5, 1e308, float("nan"), float("inf"), 10**9, 10**30, [], {},
     [None], [[]], {"a": None}, {"cl_mode": "dense"}, ["dense", "dense"], "\u202e", "e\u0301" * 300,
-    "\x1b[31m", "a\nb", "../../etc", "$HOME", "~", "*", "!", "-", "1e3", "null", "0x1F", "2026-01-01",
+    "\x1b[31m", "a\nb", "a\0b", "../../etc", "$HOME", "~", "*", "!", "-", "1e3", "null", "0x1F", "2026-01-01",
 ]  # fmt: skip
 RUN = {
     "dataset": "shapes", "model_name": "vit_tiny_patch16_224", "epochs": 4, "warmup_epochs": 0,
@@ -179,14 +181,15 @@ def fuzz_words(made, chance, count):
              "--launcher", "--estimate", "--difference", "--freeze", "--references", "--help",
              "--model-kwargs", "--benchmarks", "--seed", "--learning-rate", "--config", "--to"]  # fmt: skip
     values = ["", "text", "-1", "0", "1e999", "nan", "9" * 5000, "a=b", "epochs=2", "epochs=[]",
-              "resources.mem=x", "seeds=0", "seeds=999999999", "=", "../../etc", "\x00", "\udcff",
+              "resources.mem=x", "seeds=0", "seeds=999999999", "=", "../../etc", "\udcff",
               "\x1b[31m", "{", "[1", "*", "cl_mode", run[:3], file, outputs, "--", "-x"]  # fmt: skip
     for _ in range(count):
         words = [*chance.choice(lines)]
         if words[0] not in ("data", "completion"):
             words += ["--outputs", outputs]
         for _ in range(chance.randint(1, 3)):
-            place, how = chance.randrange(1, len(words)), chance.randrange(4)
+            place = chance.randrange(len(words)) if words else 0
+            how = chance.randrange(4) if words else 1
             if how == 0:
                 del words[place]
             elif how == 1:
