@@ -134,6 +134,8 @@ def _starts_nothing(made, monkeypatch, tmp_path):
     for name in ("densevit.cost.sweep_cost.cost", "densevit.cli.ui._become_server",
                  "densevit.cli.train._check_run"):  # fmt: skip
         monkeypatch.setattr(name, refuses)
+    without_torch = SimpleNamespace(load_model=refuses)  # whose import takes seconds
+    monkeypatch.setitem(sys.modules, "densevit.models.load", without_torch)
     monkeypatch.setattr(
         "densevit.tracking.mirror_process.mirroring", lambda *_, **__: nullcontext()
     )
