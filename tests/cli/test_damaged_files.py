@@ -89,7 +89,7 @@ def test_each_reader_returns_a_record_or_names_the_file_the_fault_and_the_way_ou
             text = str(error)
             if not text.startswith(f"{path}: ") or len(text.splitlines()) != 1:
                 wrong.append(f"{name}, {harm.name}: {text}")
-            if ";" not in text and name != "config.yaml":
+            if ";" not in text and name not in ("config.yaml", "metrics.jsonl"):
                 wrong.append(f"{name}, {harm.name}: no way out: {text}")
         path.rmdir() if path.is_dir() else path.unlink()
         path.write_bytes(whole)
