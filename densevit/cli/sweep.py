@@ -134,10 +134,9 @@ def _plan(options: argparse.Namespace) -> int:
         print(json.dumps(plan_record(plan, plan.statuses())))
     else:
         plan_table.print_plan(plan)
-        for line in plan.damage():
-            say(line)
-        if line := dropped_line(plan):
-            say(line)
+        for line in (*plan.damage(), dropped_line(plan)):
+            if line:
+                say(line)
     return 0
 
 

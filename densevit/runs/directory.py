@@ -22,20 +22,9 @@ from densevit.config.evaluation_names import benchmark_names
 from densevit.config.identity import SCHEMA_VERSION, Identity, identity
 from densevit.config.resolve import Layer, build
 from densevit.config.run_config import RunConfig
+from densevit.runs import records
 from densevit.runs.lock import OPEN_FILES, replaced, try_lock
 from densevit.runs.record_file import read_record
-from densevit.runs.records import (
-    FINGERPRINT,
-    IDENTITY,
-    PROVENANCE,
-    RESULTS,
-    STATUS,
-    FingerprintRecord,
-    IdentityRecord,
-    ProvenanceRecord,
-    ResultsRecord,
-    StatusRecord,
-)
 from densevit.runs.status import DIED, LASTING, SILENT_SECONDS, State, Status
 from densevit.utils.errors import LostFolder, UserError
 from densevit.utils.files import read_bytes, write_atomic, write_json
@@ -149,24 +138,24 @@ class RunFolder:
         """Correspondences in some val images `before` or `after` training, as NumPy's npz."""
         return self.path / "matches" / f"{when}.npz"
 
-    def identity_record(self) -> IdentityRecord | None:
+    def identity_record(self) -> records.IdentityRecord | None:
         """Return what identity.json holds, None without one; as the four below.
 
         Errors: `UserError` if it is damaged.
         """
-        return read_record(self.identity_file, IDENTITY)
+        return read_record(self.identity_file, records.IDENTITY)
 
-    def status_record(self) -> StatusRecord | None:
-        return read_record(self.status_file, STATUS)
+    def status_record(self) -> records.StatusRecord | None:
+        return read_record(self.status_file, records.STATUS)
 
-    def provenance(self) -> ProvenanceRecord | None:
-        return read_record(self.provenance_file, PROVENANCE)
+    def provenance(self) -> records.ProvenanceRecord | None:
+        return read_record(self.provenance_file, records.PROVENANCE)
 
-    def fingerprint(self) -> FingerprintRecord | None:
-        return read_record(self.fingerprint_file, FINGERPRINT)
+    def fingerprint(self) -> records.FingerprintRecord | None:
+        return read_record(self.fingerprint_file, records.FINGERPRINT)
 
-    def results(self) -> ResultsRecord | None:
-        return read_record(self.results_file, RESULTS)
+    def results(self) -> records.ResultsRecord | None:
+        return read_record(self.results_file, records.RESULTS)
 
     def create(self, config: RunConfig) -> Identity:
         """Create the folder of a run, or reuse the one of the same run.
