@@ -20,7 +20,7 @@ from densevit.runs.directory import RunFolder, outputs_root
 from densevit.utils.cache import use_writable_cache
 from densevit.utils.console import say, warn
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json, write_json
+from densevit.utils.files import write_json
 
 if TYPE_CHECKING:
     from densevit.data.test_set import TestSet
@@ -90,7 +90,8 @@ def _eval(options: argparse.Namespace) -> int:
 
     network = load_model(options.target, run, options.model_name)
     target = RunFolder(_target(options, run, network, outputs))
-    evaluated = (read_json(target.results_file) or {}).get("model", network.source)
+    results = target.results()
+    evaluated = network.source if results is None else results.get("model", network.source)
     if evaluated != network.source:
         raise UserError(f"{target.path}: holds results of {evaluated}; give --to another folder")
     if not all(0 <= value <= 255 for value in options.void or ()):
@@ -157,10 +158,11 @@ def _record_images(target: RunFolder, name: str, test_sets: Sequence[TestSet]) -
     """Record which images a number was measured on: a sweep may name others by the same name."""
     from densevit.data.fingerprint import fingerprint
 
-    record = read_json(target.fingerprint_file) or {"benchmarks": {}}
+    record = target.fingerprint() or {}
+    benchmarks = record.setdefault("benchmarks", {})
     for test_set in test_sets:
         if test_set.name == name and name not in record:  # train and val are there
-            record["benchmarks"][name] = fingerprint(test_set)
+            benchmarks[name] = fingerprint(test_set)
             write_json(target.fingerprint_file, record)
 
 

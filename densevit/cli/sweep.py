@@ -134,8 +134,9 @@ def _plan(options: argparse.Namespace) -> int:
         say(json.dumps(plan_record(plan, plan.statuses())))
     else:
         plan_table.print_plan(plan)
-        if line := dropped_line(plan):
-            say(line)
+        for line in (*plan.damage(), dropped_line(plan)):
+            if line:
+                say(line)
     return 0
 
 

@@ -15,9 +15,9 @@ from densevit.cli.parser import (
     sweep_name,
 )
 from densevit.runs.directory import outputs_root
+from densevit.sweep.stored_plan import read_stored_plan
 from densevit.utils.console import say, warn
 from densevit.utils.errors import EXIT_FAILED, Unreachable, UserError, nearest
-from densevit.utils.files import read_json
 from densevit.utils.redact import without_password
 
 
@@ -115,8 +115,8 @@ def _sweeps(outputs: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield each sweep of an outputs folder with the ids of its runs."""
     for folder in sorted((outputs / "sweeps").glob("*")):
         try:
-            record = read_json(folder / "plan.json")
+            record = read_stored_plan(folder)
             if record is not None:
-                yield folder.name, [run["id"] for run in record["runs"]]
-        except (UserError, KeyError, TypeError) as error:
-            warn(f"warning: {folder}: its plan cannot be read: {error!r}")
+                yield folder.name, [run["id"] for run in record.get("runs", ())]
+        except UserError as error:
+            warn(f"warning: {error}")

@@ -18,7 +18,6 @@ from densevit.runs.initial_file import with_initial_digest
 from densevit.utils.cache import use_writable_cache
 from densevit.utils.console import say
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 
 def add_train(commands: Commands) -> None:
@@ -103,7 +102,7 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
     except UserError as error:
         key = str(error).split(":")[0]
         raise UserError(f"{source_of(layers, key)}: {error}") from None
-    record = read_json(folder.fingerprint_file)
+    record = folder.fingerprint()
     if record is not None:
         check_fingerprint(record, fingerprint, folder.path)
 

@@ -112,7 +112,7 @@ def _hour_cost(run: Run, on_gpu: bool) -> float:
 def _hours(run: Run, speed: Speed) -> Range:
     """Return the duration of a run from start to end, in hours."""
     config, pictures = run.config, speed.pictures
-    an_epoch = pictures["train"] // config.batch_size
+    an_epoch = max(1, pictures["train"] // config.batch_size)
     steps = config.epochs * an_epoch
     # val after each epoch, the benchmarks after the last; the processes share the images.
     tests = [pictures.get("val", 0)] * config.epochs

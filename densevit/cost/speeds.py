@@ -9,14 +9,18 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from densevit.config.identity import SCHEMA_VERSION
 from densevit.config.loss_modes import applies, loss_weights, self_supervised
 from densevit.config.run_config import RunConfig
 from densevit.launch.machine import Place
+from densevit.runs.record_file import CHECKED, Count, RecordKind, Seconds, Time, read_record
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
@@ -80,6 +84,45 @@ class Speed:
         return Range(tenths[0], tenths[4], tenths[8])
 
 
+def _with_train(pictures: dict[str, int]) -> dict[str, int]:
+    if pictures.get("train", 0) < 1:
+        raise ValueError("must have the number of images of train")
+    return pictures
+
+
+@CHECKED
+class SpeedRecord(TypedDict):
+    """A `Speed` in the cache file, with the time at which it was measured."""
+
+    device: str
+    on_gpu: bool
+    processes: Annotated[Count, Field(ge=1)]
+    steps: Annotated[list[Seconds], Field(min_length=1)]
+    startup: Seconds
+    look: Seconds
+    evaluation: Seconds
+    evaluated_picture: Seconds
+    pictures: Annotated[dict[str, Count], AfterValidator(_with_train)]
+    measured: Time
+
+
+@CHECKED
+class _AnyFormat(TypedDict, total=False):
+    format: list[int]
+
+
+@CHECKED
+class _SpeedsRecord(TypedDict):
+    """The cache file: place to key to speed."""
+
+    places: dict[str, dict[str, SpeedRecord]]
+
+
+_REMEDY = "remove the file, and speeds are measured again"
+_ANY_FORMAT = RecordKind(_AnyFormat, _REMEDY)
+_SPEEDS = RecordKind(_SpeedsRecord, _REMEDY)
+
+
 def speed_key(config: RunConfig) -> dict[str, Any]:
     """Return the settings that a run's speed depends on; runs with equal keys share a probe."""
     named = {k: v for k, v in config if k not in _TIMELESS and applies(k, config)}
@@ -105,7 +148,7 @@ def measure(
     it, even if a later probe fails or is interrupted.
     Errors: `UserError` naming the sweep file and the field, for a run that fails.
     """
-    cached = read_speeds(cache_file).get(place.name, {})
+    cached: Mapping[str, Mapping[str, Any]] = read_speeds(cache_file).get(place.name, {})
     missing = [probe for probe in probes if probe.key not in cached]
     if missing:
         cached = {**cached, **_probed(plan, missing, cache_file, place)}
@@ -156,10 +199,13 @@ def _probed(plan: Plan, probes: list[Probe], file: Path, place: Place) -> dict[s
     return measured
 
 
-def read_speeds(file: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def read_speeds(file: Path) -> dict[str, dict[str, SpeedRecord]]:
     """Return the content of a cache file: place to key to a probe's result with its time."""
-    record = read_json(file)
-    return record["places"] if record is not None and record.get("format") == FORMAT else {}
+    any_format = read_record(file, _ANY_FORMAT)
+    if any_format is None or any_format.get("format") != FORMAT:
+        return {}
+    record = read_record(file, _SPEEDS)
+    return record["places"] if record else {}
 
 
 def _add_speeds(file: Path, place: str, found: Mapping[str, Any]) -> None:
@@ -170,4 +216,4 @@ def _add_speeds(file: Path, place: str, found: Mapping[str, Any]) -> None:
 
 
 def speed_of(entry: Mapping[str, Any]) -> Speed:
-    return Speed(**{name: value for name, value in entry.items() if name != "measured"})
+    return Speed(**{field.name: entry[field.name] for field in fields(Speed)})

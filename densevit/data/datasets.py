@@ -32,6 +32,7 @@ from densevit.data.shapes import dataset
 from densevit.data.tar_files import tar_paths
 from densevit.data.test_set import TestSet, plain_set
 from densevit.data.unlabelled import open_unlabelled
+from densevit.runs.records import FingerprintRecord
 from densevit.utils.errors import UserError, nearest
 
 
@@ -113,12 +114,12 @@ def _check_evaluations(config: RunConfig, data: Data) -> None:
             )
 
 
-def check_fingerprint(recorded: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+def check_fingerprint(recorded: FingerprintRecord, found: dict[str, Any], where: Path) -> None:
     """Reject images that differ from those that the run has seen.
 
     Errors: `UserError` showing what differs in the first set that differs.
     """
-    then = {**recorded, **recorded.get("benchmarks", {})}
+    then: dict[str, Any] = {**recorded, **recorded.get("benchmarks", {})}
     now = {**found, **found.get("benchmarks", {})}
     for name in [name for name in then if name in now and name != "benchmarks"]:
         differing = differences(then[name], now[name])

@@ -52,7 +52,7 @@ def _content(images: Images) -> str:
     stamp, file = _stamp(images, chosen), _cache_file(images)
     with suppress(UserError):  # damaged: treated as missing
         known = (file and read_json(file)) or {}
-        if known.get("stamp") == stamp:
+        if known.get("stamp") == stamp and isinstance(known.get("content"), str):
             return str(known["content"])
     found = sha256()
     for index in chosen:

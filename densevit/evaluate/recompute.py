@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from densevit.config.evaluation_names import CLEAN
 from densevit.config.probes import probes_by_name
 from densevit.runs.directory import RunFolder
+from densevit.runs.records import ResultsRecord
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json, write_json
+from densevit.utils.files import write_json
 
 if TYPE_CHECKING:
     from densevit.evaluate.accuracy import Numbers
@@ -45,8 +46,6 @@ def recompute(folder: RunFolder) -> dict[str, Numbers]:
 
 
 def merge_metrics(folder: RunFolder, metrics: dict[str, Numbers], model: str) -> None:
-    results = read_json(folder.results_file) or {"model": model, "benchmarks": {}}
-    if not isinstance(results.get("benchmarks"), dict):
-        raise UserError(f"{folder.results_file}: holds no results")
+    results = folder.results() or ResultsRecord(model=model, benchmarks={})
     results["benchmarks"] = {**results["benchmarks"], **metrics}
     write_json(folder.results_file, results)

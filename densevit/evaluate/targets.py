@@ -23,7 +23,6 @@ from densevit.evaluate.probes.masks import check_mask_splits, masked_sets
 from densevit.models.load import LoadedModel
 from densevit.runs.directory import RunFolder
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 
 class GivenData(NamedTuple):
@@ -130,7 +129,7 @@ def _open_own(
     data = open_data(config, network.image_size)
     if tuple(data.train.classes) != network.classes:
         raise UserError(f"{run.path}: the classes of its images have changed since training")
-    fingerprint = read_json(run.fingerprint_file)
+    fingerprint = run.fingerprint()
     if fingerprint is not None:
         check_fingerprint(fingerprint, data.fingerprint(), run.path)
     return data

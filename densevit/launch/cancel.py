@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from densevit.launch.foreground import launched
 from densevit.launch.launchers import job_queues
 from densevit.launch.slurm.commands import user
-from densevit.runs.directory import run_folder
+from densevit.runs.directory import RunFolder, run_folder
 from densevit.sweep.plan import Plan
 from densevit.sweep.select_runs import select_ids
 from densevit.sweep.texts import typed
@@ -55,15 +55,21 @@ def cancel_sweep(plan: Plan, given: Sequence[str], yes: bool) -> int:
         if mine:
             queue.cancel(mine)
     for run in (*without_job, *with_job, *sharing):
-        folder = run_folder(plan.outputs, run)
-        # A running one writes its status itself, with a checkpoint.
-        if folder.path.exists() and not folder.locked() and folder.status().state != "finished":
-            message = f"cancelled by {user()}"
-            folder.write_status("cancelled", **folder.progress(), message=message)
+        try:
+            _record_cancelled(run_folder(plan.outputs, run))
+        except UserError as error:  # the others are cancelled all the same
+            print(f"warning: {error}", file=sys.stderr)
     parts = [count(len(without_job), "run")] if without_job else []
     parts += [count(len(cancelled), "job")] if cancelled else []
     say(f"cancelled {' and '.join(parts)}; to start their runs again: {typed(plan, '')}")
     return 0
+
+
+def _record_cancelled(folder: RunFolder) -> None:
+    # A running one writes its status itself, with a checkpoint.
+    if folder.path.exists() and not folder.locked() and folder.status().state != "finished":
+        message = f"cancelled by {user()}"
+        folder.write_status("cancelled", **folder.progress(), message=message)
 
 
 def _in_foreground(plan: Plan) -> list[str]:
@@ -73,7 +79,7 @@ def _in_foreground(plan: Plan) -> list[str]:
     for run in plan.runs:
         folder = plan.run_folder(run)
         if folder.locked() or (
-            waiting and folder.recorded_status().state == "pending" and folder.path.exists()
+            waiting and folder.readable_status().state == "pending" and folder.path.exists()
         ):
             found.append(run.id)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ from densevit.config.run_config import RunConfig
 from densevit.data.datasets import Data, check_fingerprint, open_data
 from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.evaluate.measured_on import measured_on
+from densevit.runs.directory import RunFolder
+from densevit.runs.records import FingerprintRecord
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.sweep.stored_plan import read_stored_plan
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 _IMAGES = (
     "dataset", "data_dir", "label_column", "unlabelled", "benchmarks", "masks", "void", "probes",
@@ -38,7 +41,10 @@ def check_measured(plan: Plan) -> None:
     that are not here cannot be compared: results outlive them.
     Errors: `UserError` for a run whose numbers are of other images.
     """
-    record = read_json(plan.folder / "plan.json") or {}
+    try:
+        record = read_stored_plan(plan.folder) or {}
+    except UserError:  # its next launch writes it again; until then all images are compared
+        record = {}
     then = {run["id"]: run.get("config", {}) for run in record.get("runs", ())}
     changed = [run for run in plan.runs if _named(run.config) != _named_in(then.get(run.id, {}))]
     check_images(plan, changed, needed=False, here=True)
@@ -55,7 +61,7 @@ def check_images(plan: Plan, runs: Sequence[Run], *, needed: bool, here: bool) -
     found: dict[str, dict[str, Any] | None] = {}
     for run in runs:
         config, folder, key = run.config, plan.run_folder(run), _data_key(run.config)
-        recorded = read_json(folder.fingerprint_file)
+        recorded = _recorded(folder, needed)
         if key not in opened and (needed or recorded is not None):
             opened[key] = _open(config, file, needed, here)
         images = opened.get(key)
@@ -66,6 +72,18 @@ def check_images(plan: Plan, runs: Sequence[Run], *, needed: bool, here: bool) -
         measured = found[key]
         if measured is not None:
             check_fingerprint(recorded, measured, folder.path)
+
+
+def _recorded(folder: RunFolder, needed: bool) -> FingerprintRecord | None:
+    """Return what a run was measured on. If it is only to be shown, a damaged record is named, and
+    the other runs are checked."""
+    try:
+        return folder.fingerprint()
+    except UserError as error:
+        if needed:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        return None
 
 
 def _named(config: RunConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from densevit.launch.run_state import STARTABLE, Observed
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.utils.console import count
-from densevit.utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,10 @@ def decide(plan: Plan, observed: Observed, *, foreground: bool) -> RunActions:
 
 def _by_this_rule(plan: Plan, run: Run) -> bool:
     """Return whether the plan's current early-stopping rule has ended a run."""
-    rule, record = plan.spec.early_stop, read_json(plan.run_folder(run).status_file) or {}
-    return rule is not None and record.get("rule") == rule.model_dump(exclude={"allow_biased"})
+    rule, record = plan.spec.early_stop, plan.run_folder(run).status_record()
+    if rule is None or record is None:
+        return False
+    return record.get("rule") == rule.model_dump(exclude={"allow_biased"})
 
 
 def counted(plan: Plan, actions: RunActions) -> str:

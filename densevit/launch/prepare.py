@@ -11,8 +11,9 @@ from densevit.sweep import search
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.plan_record import plan_record
+from densevit.sweep.stored_plan import read_stored_plan
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json, write_atomic, write_json
+from densevit.utils.files import write_atomic, write_json
 
 WRITERS = 16  # threads
 
@@ -41,7 +42,7 @@ def prepare(plan: Plan, actions: RunActions) -> None:
 def _begun(plan: Plan) -> float:
     """Return when the sweep was first prepared in this folder, in Unix seconds."""
     try:
-        earlier = read_json(plan.folder / "plan.json") or {}
+        earlier = read_stored_plan(plan.folder) or {}
     except UserError:
         earlier = {}
     return earlier.get("begun") or time.time()

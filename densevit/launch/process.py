@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 
 from densevit.runs.directory import RunFolder
-from densevit.utils.files import read_json
+from densevit.utils.errors import UserError
 
 
 def training_command(folder: RunFolder) -> list[str]:
@@ -38,7 +38,10 @@ def settle(folder: RunFolder, code: int) -> None:
     """Record a run as failed, with the cause, if it died before it could record this itself."""
     if folder.locked() or not folder.path.exists():
         return  # its directory was removed meanwhile, and may be another process's
-    recorded = (read_json(folder.status_file) or {}).get("state", "pending")
+    try:
+        recorded = folder.recorded_status().state
+    except UserError:  # its damage shows as its state; the launcher has other runs
+        return
     if code != 0 and recorded in ("pending", "running"):
         ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         message = f"the process ended with {ended}; start it again to resume it"

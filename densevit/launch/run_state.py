@@ -92,9 +92,6 @@ def read_recorded(plan: Plan, run: Run) -> Recorded:
         return Recorded(status, complete=not at_work and has_results(folder, run.config))
     except UserError as error:
         return Recorded(PENDING, damage=str(error))
-    except (TypeError, KeyError, AttributeError) as error:
-        damage = f"{folder.path}: status.json or results.json is damaged: {error!r}"
-        return Recorded(PENDING, damage=damage)
 
 
 def read_states(plan: Plan) -> dict[str, RunState]:

@@ -60,7 +60,9 @@ def _follow(plan: Plan, runs: list[Run], observed: Observed, printed: Printed) -
             return
         time.sleep(READ_SECONDS)
         # The end of a run shows at once, without waiting for STATE_SECONDS.
-        ended = any(plan.run_folder(r).status().state in ("finished", "failed") for r in runs)
+        ended = any(
+            plan.run_folder(r).readable_status().state in ("finished", "failed") for r in runs
+        )
         if ended or time.monotonic() - observed_at > STATE_SECONDS:
             observed, observed_at = observe(plan), time.monotonic()
 

@@ -46,7 +46,7 @@ def watching(plan: Plan, total: int, console: Console) -> Iterator[Watch]:
                 if run.id not in tasks:
                     total = run.config.epochs
                     tasks[run.id] = bars.add_task(lines.title(run), total=total, unit="epochs")
-                _advance(bars, tasks[run.id], plan.run_folder(run).status())
+                _advance(bars, tasks[run.id], plan.run_folder(run).readable_status())
             for ended in tasks.keys() - {run.id for run in running}:
                 bars.remove_task(tasks.pop(ended))
 
@@ -80,7 +80,7 @@ class _Lines:
             gone = f"{run.id}  failed    {self.title(run)}: {folder.path} was removed meanwhile"
             self.console.print(gone, style="red", markup=False, highlight=False)
             return
-        status = folder.status()
+        status = folder.readable_status()
         line = f"{run.id}  {status.state:<9} {self.title(run)}"
         if status.state != "failed":
             self.console.print(line, highlight=False)

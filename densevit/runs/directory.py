@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,12 @@ from densevit.config.evaluation_names import benchmark_names
 from densevit.config.identity import SCHEMA_VERSION, Identity, identity
 from densevit.config.resolve import Layer, build
 from densevit.config.run_config import RunConfig
+from densevit.runs import records
 from densevit.runs.lock import OPEN_FILES, replaced, try_lock
+from densevit.runs.record_file import read_record
 from densevit.runs.status import DIED, LASTING, SILENT_SECONDS, State, Status
 from densevit.utils.errors import LostFolder, UserError
-from densevit.utils.files import read_json, write_atomic, write_json
+from densevit.utils.files import read_bytes, write_atomic, write_json
 
 
 def outputs_root(given: str | None) -> Path:
@@ -136,6 +138,25 @@ class RunFolder:
         """Correspondences in some val images `before` or `after` training, as NumPy's npz."""
         return self.path / "matches" / f"{when}.npz"
 
+    def identity_record(self) -> records.IdentityRecord | None:
+        """Return what identity.json holds, None without one; as the four below.
+
+        Errors: `UserError` if it is damaged.
+        """
+        return read_record(self.identity_file, records.IDENTITY)
+
+    def status_record(self) -> records.StatusRecord | None:
+        return read_record(self.status_file, records.STATUS)
+
+    def provenance(self) -> records.ProvenanceRecord | None:
+        return read_record(self.provenance_file, records.PROVENANCE)
+
+    def fingerprint(self) -> records.FingerprintRecord | None:
+        return read_record(self.fingerprint_file, records.FINGERPRINT)
+
+    def results(self) -> records.ResultsRecord | None:
+        return read_record(self.results_file, records.RESULTS)
+
     def create(self, config: RunConfig) -> Identity:
         """Create the folder of a run, or reuse the one of the same run.
 
@@ -145,35 +166,37 @@ class RunFolder:
         if config.init_checkpoint and not config.init_sha256:
             raise ValueError("init_sha256 must be set: the content of the weights is identity")
         ids = identity(config)
-        record = read_json(self.identity_file)
-        if record is not None and record.get("preimage") != ids.preimage:
+        record = self.identity_record()
+        if record is not None and record["preimage"] != ids.preimage:
             raise UserError(
-                f"{self.path}: holds another run: {json.dumps(record.get('preimage'))} "
+                f"{self.path}: holds another run: {json.dumps(record['preimage'])} "
                 f"and not {json.dumps(ids.preimage)}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         text = yaml_file.dump(config.model_dump())
-        if not self.config_file.exists() or self.config_file.read_text(encoding="utf-8") != text:
+        if read_bytes(self.config_file) != text.encode():
             write_atomic(self.config_file, text)
         if record is None:
             write_json(self.identity_file, ids._asdict())
         return ids
 
     def config(self) -> RunConfig:
-        """Return the configuration stored in the folder."""
+        """Return the configuration stored in the folder. Errors: `UserError` if it is damaged."""
+        if self.config_file.exists() and not self.config_file.is_file():
+            raise UserError(f"{self.config_file}: cannot be read: it is not a file")
         return build([Layer(str(self.config_file), yaml_file.load(self.config_file))])
 
     def ids(self) -> tuple[str, str]:
         """Return the ids of the run and its cell, as they were when the run was created."""
-        record = read_json(self.identity_file)
+        record = self.identity_record()
         if record is None:
             ids = identity(self.config())
             return ids.run, ids.cell
-        return str(record["run"]), str(record["cell"])
+        return record["run"], record["cell"]
 
     def check_schema(self) -> None:
         """Raise `UserError` for a run of another schema version: its settings mean another run."""
-        record = read_json(self.identity_file)
+        record = self.identity_record()
         version = record["preimage"]["schema_version"] if record else SCHEMA_VERSION
         if version != SCHEMA_VERSION:
             raise UserError(
@@ -219,7 +242,7 @@ class RunFolder:
 
     def recorded_status(self) -> Status:
         """Return the recorded status, which may be `running` although the run has died."""
-        record = read_json(self.status_file)
+        record: Mapping[str, Any] | None = self.status_record()
         if record is None:
             return Status("pending")
         return Status(**{k: v for k, v in record.items() if k in Status.__dataclass_fields__})
@@ -233,6 +256,16 @@ class RunFolder:
             return replace(status, state="failed", message=DIED)
         return status
 
+    def readable_status(self) -> Status:
+        """Return the status; one that cannot be read has failed, with the reason as its message.
+
+        For commands on many runs: the others go on.
+        """
+        try:
+            return self.status()
+        except UserError as error:
+            return Status("failed", message=str(error), cause="code")
+
     def remote_status(self) -> Status:
         """Return the status for an observer that may be on another machine. A lock may be invisible
         there, so a run that recently recorded `running` is trusted."""
@@ -244,7 +277,7 @@ class RunFolder:
 
     def progress(self) -> dict[str, Any]:
         """Return the progress in the status file: facts that persist when the state changes."""
-        record = read_json(self.status_file) or {}
+        record: Mapping[str, Any] = self.status_record() or {}
         return {name: record[name] for name in LASTING if name in record}
 
     def write_status(self, state: State, **facts: Any) -> None:
@@ -257,7 +290,7 @@ class RunFolder:
 
 def has_results(folder: RunFolder, config: RunConfig) -> bool:
     """Return True if the run has its records, and results for all that `config` evaluates."""
-    results = read_json(folder.results_file)
+    results = folder.results()
     if results is None or not set(benchmark_names(config)) <= results["benchmarks"].keys():
         return False
     records = folder.config_file, folder.identity_file, folder.metrics_file

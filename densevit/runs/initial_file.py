@@ -54,7 +54,8 @@ def initial_digest(source: str) -> str:
     """
     cache_file = _cache_file()
     known = _known(cache_file)
-    earlier = known.get(source, {})
+    earlier = known.get(source)
+    earlier = earlier if isinstance(earlier, dict) else {}
     try:
         file = initial_file(source)
     except _Gone as error:
@@ -66,7 +67,7 @@ def initial_digest(source: str) -> str:
         ) from None
     found = os.stat(file)  # noqa: PTH116, its times in nanoseconds
     stamp = [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-    if earlier.get("stamp") == stamp:
+    if earlier.get("stamp") == stamp and "sha256" in earlier:
         return str(earlier["sha256"])
     digest = digest_in_name(file)
     if digest is None:

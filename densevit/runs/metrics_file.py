@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from densevit.utils.errors import UserError
+from densevit.utils.files import read_bytes
 
 log = logging.getLogger("densevit")
 
 # JSON has no values that are not finite. They are written as these strings, which `float` reads.
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_REMEDY = "remove the damaged line"
 _json = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -24,7 +26,10 @@ def number(value: Any) -> float | None:
         return NOT_FINITE.get(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond all floats, in a damaged file
+        return None
 
 
 def finite(value: Any) -> float | None:
@@ -93,12 +98,25 @@ def _json_value(value: float) -> float | str:
 
 
 def read_metrics(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Return the complete lines of a metrics file from a byte offset, and the offset after them."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
+    """Return the complete lines of a metrics file from a byte offset, and the offset after them.
+
+    Errors: `UserError` if a line is damaged.
+    """
+    data = read_bytes(path, offset)
+    if data is None:
         return [], offset
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()], offset + len(whole)
+    lines = whole.split(b"\n")
+    return [_parsed(path, line) for line in lines if line.strip()], offset + len(whole)
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read: {error}; {_REMEDY}") from None
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read: it is nested too deeply; {_REMEDY}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is damaged: a line is no JSON object; {_REMEDY}")
+    return found

@@ -56,8 +56,9 @@ def record_start(folder: RunFolder) -> None:
             "provenance.json: the git diff in it holds what looks like a secret: %s; "
             "git_diff: false keeps it out", ", ".join(secrets),
         )  # fmt: skip
-    record = read_json(folder.provenance_file) or {"starts": []}
-    write_json(folder.provenance_file, {"starts": [*record["starts"], start]}, private=True)
+    record = folder.provenance()
+    earlier = record["starts"] if record else []
+    write_json(folder.provenance_file, {"starts": [*earlier, start]}, private=True)
 
 
 def git_state(*, diff: bool = True) -> dict[str, str | None]:

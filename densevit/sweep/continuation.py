@@ -11,9 +11,9 @@ from densevit.config.run_config import SCIENCE
 from densevit.runs.directory import RunFolder
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.sweep.stored_plan import read_stored_plan
 from densevit.utils.console import count
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 MOST = 5  # files that are listed
 
@@ -43,19 +43,20 @@ def shorter_runs(plan: Plan) -> list[tuple[Run, str, int]]:
     """Return the runs to come that differ from a finished one only in more epochs, its id, and its
     epochs. The finished ones are those of the sweep's last launch."""
     try:
-        record = read_json(plan.folder / "plan.json") or {}
+        record = read_stored_plan(plan.folder) or {}
     except UserError:
         return []
     earlier: dict[str, list[tuple[int, str]]] = {}
     for entry in record.get("runs", ()):
         config = entry.get("config", {})
-        if "epochs" in config:
-            earlier.setdefault(_rest(config), []).append((config["epochs"], entry["id"]))
+        epochs = config.get("epochs")
+        if isinstance(epochs, int):
+            earlier.setdefault(_rest(config), []).append((epochs, entry["id"]))
     found = []
     for run in plan.runs if earlier else ():
         known = earlier.get(_rest(run.config.model_dump()), [])
         fewer = sorted((e, i) for e, i in known if e < run.config.epochs and _finished(plan, i))
-        if fewer and plan.run_folder(run).recorded_status().state == "pending":
+        if fewer and plan.run_folder(run).readable_status().state == "pending":
             found.append((run, fewer[-1][1], fewer[-1][0]))
     return found
 
@@ -67,7 +68,7 @@ def _rest(config: Mapping[str, Any]) -> str:
 
 
 def _finished(plan: Plan, run_id: str) -> bool:
-    return RunFolder(plan.outputs / "runs" / run_id).recorded_status().state == "finished"
+    return RunFolder(plan.outputs / "runs" / run_id).readable_status().state == "finished"
 
 
 def _trained(source: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from densevit.config import yaml_file
 from densevit.runs.directory import run_folder
 from densevit.sweep.plan import Plan
+from densevit.sweep.stored_plan import StoredPlan, read_stored_plan
 from densevit.utils.console import count
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 MOST_NAMED = 3
 
@@ -33,7 +33,7 @@ def check_owner(plan: Plan) -> None:
         )
 
 
-def _plans(file: Path, name: str, record: Mapping[str, Any]) -> bool:
+def _plans(file: Path, name: str, record: StoredPlan) -> bool:
     """Return whether a file still is a sweep of that name, which `--set` may have made longer."""
     try:
         own = yaml_file.load(file).get("name")
@@ -46,7 +46,9 @@ def dropped(plan: Plan) -> list[dict[str, Any]]:
     """Return the runs of earlier plans that are not in this one: `id`, `cell`, `label`, `seed`."""
     record, ids = _record(plan), {run.id for run in plan.runs}
     earlier = [*record.get("dropped", []), *record.get("runs", [])]
-    left_out = {run["id"]: run for run in earlier if run["id"] not in ids}
+    left_out: dict[str, Mapping[str, Any]] = {
+        run["id"]: run for run in earlier if run["id"] not in ids
+    }
     names = ("id", "cell", "label", "seed")
     return [{name: run.get(name, "") for name in names} for run in left_out.values()]
 
@@ -56,7 +58,7 @@ def dropped_line(plan: Plan) -> str | None:
     finished = [
         run
         for run in dropped(plan)
-        if run_folder(plan.outputs, run["id"]).recorded_status().state == "finished"
+        if run_folder(plan.outputs, run["id"]).readable_status().state == "finished"
     ]
     if not finished:
         return None
@@ -70,8 +72,8 @@ def dropped_line(plan: Plan) -> str | None:
     )
 
 
-def _record(plan: Plan) -> dict[str, Any]:
+def _record(plan: Plan) -> StoredPlan:
     try:
-        return read_json(plan.folder / "plan.json") or {}
+        return read_stored_plan(plan.folder) or {}
     except UserError:  # a damaged record must not stop a sweep
         return {}

@@ -16,6 +16,7 @@ from densevit.sweep.grid import Grid, Run, expand
 from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
 from densevit.sweep.spec import SweepSpec
+from densevit.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,18 @@ class Plan:
         return cell_label(run.config, self.axes)
 
     def statuses(self) -> dict[str, Status]:
-        """Return the status in each run directory, by run id."""
-        return {run.id: self.run_folder(run).status() for run in self.runs}
+        """Return the status in each run directory, by run id; `failed` if it cannot be read."""
+        return {run.id: self.run_folder(run).readable_status() for run in self.runs}
+
+    def damage(self) -> list[str]:
+        """Return what is wrong with the status files that cannot be read."""
+        found = []
+        for run in self.runs:
+            try:
+                self.run_folder(run).recorded_status()
+            except UserError as error:
+                found.append(str(error))
+        return found
 
 
 def make_plan(file: Path, outputs: Path, changes: Sequence[str] = ()) -> Plan:

@@ -148,7 +148,7 @@ def _progress_text(plan: Plan, runs: Sequence[Run], name_open: bool) -> str:
 
 def _open(plan: Plan, runs: Sequence[Run]) -> list[str]:
     """Return the ids of the runs that are not finished."""
-    return [run.id for run in runs if plan.run_folder(run).status().state != "finished"]
+    return [run.id for run in runs if plan.run_folder(run).readable_status().state != "finished"]
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -13,14 +13,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from densevit.config.run_config import FIELDS
 from densevit.runs.directory import run_folder, sweep_folder
+from densevit.runs.record_file import CHECKED, RecordKind, read_record
 from densevit.sweep.grid import expand
 from densevit.sweep.spec import Search, Settings, SweepSpec
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 DIGITS = 4  # significant digits of a drawn number: a table shows the exact value that was trained
+
+
+@CHECKED
+class _ProposedRecord(TypedDict):
+    """search.json: the rows that were proposed, and what they depend on."""
+
+    search: dict[str, Any]
+    rows: list[Settings]
+
+
+_PROPOSED = RecordKind(
+    _ProposedRecord, "remove the file, and the rows are proposed again from the runs' results"
+)
 
 
 def drawn(spec: SweepSpec, outputs: Path) -> SweepSpec:
@@ -81,8 +96,11 @@ def _number(name: str, value: float, bounds: Sequence[float]) -> float | int:
 
 def _proposed(spec: SweepSpec, search: Search, outputs: Path) -> list[Settings]:
     """Return the rows of all rounds that are known: up to the first with unfinished runs."""
-    known = read_json(record_file(spec, outputs)) or {}
-    rows = known["rows"] if known.get("search") == _rows_depend_on(search) else []
+    known = read_record(record_file(spec, outputs), _PROPOSED)
+    rows = known["rows"] if known and known["search"] == _rows_depend_on(search) else []
+    if any(row.keys() != search.space.keys() for row in rows):
+        file = record_file(spec, outputs)
+        raise UserError(f"{file}: is damaged: rows: lack an axis of the search; {_PROPOSED.remedy}")
     rows = rows[: search.samples]
     values: list[float | None] = []
     while len(rows) < search.samples:
@@ -108,7 +126,10 @@ def _reached(spec: SweepSpec, row: Settings, outputs: Path) -> tuple[bool, float
             f"{spec.file}: search: unlabelled runs have no val accuracy to rank them by"
         )
     # A run recorded as `running` may have died; it is restarted first.
-    statuses = [run_folder(outputs, run.id).recorded_status() for run in runs]
+    try:
+        statuses = [run_folder(outputs, run.id).recorded_status() for run in runs]
+    except UserError:  # what it reached is not known
+        return False, None
     if any(status.state not in ("finished", "stopped", "failed") for status in statuses):
         return False, None
     for state in ("finished", "stopped"):

@@ -16,10 +16,11 @@ from densevit.config.loss_modes import applies
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
 from densevit.runs.directory import RunFolder, sweep_folder
 from densevit.runs.metrics_file import number
+from densevit.runs.records import PROVENANCE, Start
 from densevit.runs.status import State
+from densevit.sweep.stored_plan import read_stored_plan
 from densevit.utils.errors import UserError
 from densevit.utils.escape import markdown_paragraph, visible
-from densevit.utils.files import read_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -57,13 +58,11 @@ def read_sweep_info(outputs: Path, name: str) -> SweepInfo:
     """Read a sweep's folder; without a plan, or with a damaged one, return its name only."""
     folder = sweep_folder(outputs, name)
     try:
-        record = read_json(folder / "plan.json") or {}
-        runs = {
-            run["id"]: {key: run.get(key) for key in ("label", "axes", "differs")}
-            for run in record.get("runs", [])
-        }
-    except (UserError, KeyError, TypeError, AttributeError):
+        record = read_stored_plan(folder) or {}
+    except UserError:
         return SweepInfo(name, folder)
+    names = ("label", "axes", "differs")
+    runs = {run["id"]: {k: run.get(k) for k in names} for run in record.get("runs", [])}
     return SweepInfo(
         name, folder, str(record.get("begun") or ""), record.get("description") or "",
         record.get("git_sha"), record.get("axes") or (), runs,
@@ -134,7 +133,8 @@ def run_tags(folder: RunFolder, config: RunConfig, sweep_info: SweepInfo | None)
         for name, value in config
         if is_execution(name) and value is not None
     }
-    tags["densevit.cell"] = (read_json(folder.identity_file) or {}).get("cell", "")
+    ids = folder.identity_record()
+    tags["densevit.cell"] = ids["cell"] if ids else ""
     tags |= _started_tags(folder)
     if sweep_info is not None:
         entry = sweep_info.runs.get(folder.path.name, {})
@@ -153,7 +153,8 @@ def _accepted(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _started_tags(folder: RunFolder) -> dict[str, str]:
     """Return the tags of the last start (host, launcher, ...) and the number of restarts."""
-    starts = (read_json(folder.provenance_file) or {}).get("starts") or [{}]
+    record = folder.provenance()
+    starts: Sequence[Start] = (record["starts"] if record else []) or [{}]
     last = starts[-1]
     tags = {
         "densevit.host": last.get("host"),
@@ -250,11 +251,11 @@ def milliseconds(seconds: float) -> int:
 
 def first_start(folder: RunFolder) -> float:
     """Return when a run was first started, in Unix seconds. Errors: `UserError` if damaged."""
-    try:
-        return float((read_json(folder.provenance_file) or {})["starts"][0]["time"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        text = f"{folder.provenance_file}: holds no time of a first start: {error!r}"
-        raise UserError(text) from None
+    record = folder.provenance()
+    if not record or not record["starts"] or "time" not in record["starts"][0]:
+        text = f"{folder.provenance_file}: holds no time of a first start; {PROVENANCE.remedy}"
+        raise UserError(text)
+    return record["starts"][0]["time"]
 
 
 def _text(value: Any) -> str:

@@ -206,7 +206,7 @@ def _status(folder: RunFolder) -> Status:
     """Return the status of a run; one with a damaged file has failed."""
     try:
         return folder.remote_status()
-    except (UserError, TypeError, AttributeError):
+    except UserError:
         return Status("failed")
 
 

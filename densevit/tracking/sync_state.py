@@ -53,8 +53,12 @@ _TYPES: dict[str, type] = {
 def _is_valid(key: str, value: Any) -> bool:
     if key == "last_steps" and isinstance(value, dict):
         return all(isinstance(step, int) for step in value.values())
+    if key == "sweeps" and isinstance(value, dict):
+        return all(isinstance(digest, str) for digest in value.values())
     if key in ("renamed", "odd") and isinstance(value, list):
         return all(isinstance(name, str) for name in value)
+    if key == "offset":
+        return isinstance(value, int) and 0 <= value < 2**63
     return isinstance(value, _TYPES.get(key, object))
 
 

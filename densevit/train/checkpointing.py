@@ -15,7 +15,6 @@ from densevit.train.timing import MetricSums
 from densevit.train.trainer import Trainer, log
 from densevit.utils.distributed import World, all_gather
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 
 def save(trainer: Trainer) -> None:
@@ -72,7 +71,8 @@ def resume(trainer: Trainer, state: dict[str, Any] | None) -> None:
         return
     length = state["metrics_bytes"] if state is not None else 0
     # Evaluation lines come after those counted in the checkpoint.
-    length = (read_json(folder.results_file) or {}).get("metrics_bytes", length)
+    results = folder.results()
+    length = length if results is None else results.get("metrics_bytes", length)
     checkpoint.remove_leftovers(folder.checkpoint_folder)
     trainer.metrics = MetricsFile(folder.metrics_file, length)
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from densevit.config.evaluation_names import benchmark_names
 from densevit.config.identity import SCHEMA_VERSION, identity
@@ -32,11 +31,12 @@ from densevit.evaluate.probes.masks import masked_sets
 from densevit.evaluate.probes.run import ProbedNetwork, reads_both_tokens, run_probe
 from densevit.evaluate.recompute import compute_metrics
 from densevit.evaluate.resume import predict_in_parts, stored
+from densevit.runs.records import ResultsRecord
 from densevit.train.step import autocast
 from densevit.train.trainer import Trainer, write_line
 from densevit.utils.distributed import all_reduce_max
 from densevit.utils.errors import Stopped
-from densevit.utils.files import read_json, write_json
+from densevit.utils.files import write_json
 
 log = logging.getLogger("densevit")
 
@@ -85,15 +85,10 @@ def evaluate_missing(trainer: Trainer, data: Data) -> None:
     """
     folder, config = trainer.folder, trainer.config
     ids = identity(config)
-    results: dict[str, Any] = read_json(folder.results_file) or {
-        "run": ids.run,
-        "cell": ids.cell,
-        "seed": config.seed,
-        "schema_version": SCHEMA_VERSION,
-        "epochs": config.epochs,
-        "train_seconds": trainer.seconds,
-        "benchmarks": {},
-    }
+    results = folder.results() or ResultsRecord(
+        run=ids.run, cell=ids.cell, seed=config.seed, schema_version=SCHEMA_VERSION,
+        epochs=config.epochs, train_seconds=trainer.seconds, benchmarks={},
+    )  # fmt: skip
     network, line = _probed_network(trainer, folder.features_folder), {}
     for name in benchmark_names(config):
         if name in results["benchmarks"]:

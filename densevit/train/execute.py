@@ -33,7 +33,6 @@ from densevit.utils.errors import (
     UserError,
     own_message,
 )
-from densevit.utils.files import read_json
 from densevit.utils.threads import limit_processors, processors
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def execute(
             return EXIT_CARRY_ON
         if has_results(folder, folder.config()):
             log.info("%s: the run is already finished", folder.path)
-            if (read_json(folder.status_file) or {}).get("state") != "finished":
+            if folder.recorded_status().state != "finished":
                 # It was killed before it could write the status.
                 folder.write_status("finished", **folder.progress())
             return 0

@@ -16,7 +16,7 @@ from densevit.models.backbone import check_model
 from densevit.runs.directory import RunFolder
 from densevit.train.initial_weights import initial_fingerprint
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json, write_json
+from densevit.utils.files import write_json
 
 
 def check_device(config: RunConfig) -> None:
@@ -65,10 +65,10 @@ def check_all_masks(config: RunConfig) -> None:
 def write_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:
     """Write what identifies the run's images; reject others than those it began with."""
     found = measured_on(config, data, check_model(config))
-    stored = read_json(folder.fingerprint_file)
+    stored = folder.fingerprint()
     if config.init_checkpoint:
         found["init_checkpoint"] = initial_fingerprint(folder, config)
     if stored is not None:
         check_fingerprint(stored, found, folder.path)
-        found["benchmarks"] = {**stored["benchmarks"], **found["benchmarks"]}
+        found["benchmarks"] = {**stored.get("benchmarks", {}), **found["benchmarks"]}
     write_json(folder.fingerprint_file, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,17 +15,45 @@ from typing import Any
 from densevit.utils.errors import UserError
 
 
+def read_bytes(path: Path, offset: int = 0) -> bytes | None:
+    """Return the content of a file from an offset, or None if it does not exist.
+
+    Anything but a regular file is refused: to open a pipe would wait for its writer.
+    Errors: `UserError` if it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode):
+                with open(descriptor, "rb", closefd=False) as file:
+                    file.seek(offset)
+                    return file.read()
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    raise UserError(f"{path}: cannot be read: it is {found} and not a file")
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None if the file does not exist.
 
+    The values are as they were found: `runs.record_file.read_record` checks them.
     Errors: `UserError` if the file is damaged.
     """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    content = read_bytes(path)
+    if content is None:
         return None
-    except (ValueError, OSError) as error:
+    try:
+        record = json.loads(content.decode("utf-8"))
+    except ValueError as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read: it is nested too deeply") from None
     if not isinstance(record, dict):
         raise UserError(f"{path}: cannot be read: it holds no JSON object")
     return record

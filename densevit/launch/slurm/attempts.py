@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from densevit.runs.directory import RunFolder
+from densevit.runs.record_file import CHECKED, Count, RecordKind, Time, read_record
 from densevit.runs.status import Cause
-from densevit.utils.errors import UserError
-from densevit.utils.files import read_json, write_json
+from densevit.utils.files import write_json
 
 # How an attempt ended; `requeued` and `lost` stand for one that could not record its end.
 End = Literal[
@@ -28,36 +30,39 @@ class Attempt:
     """One attempt, from step `first_step` to step `last_step`; times are Unix seconds."""
 
     job: str
-    restart: int
+    restart: Count
     node: str
-    started: float
-    first_step: int
-    last_step: int = 0
-    ended: float = 0.0
+    started: Time
+    first_step: Count
+    last_step: Count = 0
+    ended: Time = 0.0
     end: End = ""
+
+
+@CHECKED
+class _AttemptsRecord(TypedDict):
+    """attempts.json; a newer version may have written more of each attempt."""
+
+    attempts: NotRequired[list[Attempt]]
+
+
+ATTEMPTS = RecordKind(
+    _AttemptsRecord, "remove the file; the record of the run's starts as jobs is all that is lost"
+)
 
 
 @dataclass(frozen=True)
 class Limits:
     """The limits of a run's attempts; see `profile.Requeue`."""
 
-    timeouts: int
-    node_failures: int
+    timeouts: Count
+    node_failures: Count
 
 
 def read(folder: RunFolder) -> list[Attempt]:
     """Return all attempts of a run, the oldest first."""
-    record = read_json(folder.attempts_file) or {"attempts": []}
-    try:
-        return [Attempt(**known(Attempt, attempt)) for attempt in record.get("attempts", [])]
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{folder.attempts_file}: is damaged: {error!r}") from None
-
-
-def known(kind: type, record: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that `kind` has: newer code may have written more."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in record.items() if name in names}
+    record = read_record(folder.attempts_file, ATTEMPTS)
+    return record.get("attempts", []) if record else []
 
 
 def begin(folder: RunFolder, job: str, restart: int, node: str, before: End) -> Attempt:

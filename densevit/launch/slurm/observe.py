@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from densevit.launch.run_state import Observed, Recorded, RunState, read_recorded, unless_damaged
+from densevit.launch.run_state import (
+    STARTABLE,
+    Observed,
+    Recorded,
+    RunState,
+    classify,
+    read_recorded,
+    unless_damaged,
+)
 from densevit.launch.slurm import commands, submissions
 from densevit.launch.slurm.groups import groups
 from densevit.launch.slurm.profile import Profile
@@ -17,8 +26,12 @@ from densevit.utils.errors import UserError
 
 def observe(plan: Plan, recorded: Mapping[str, Recorded]) -> Observed:
     """Return the state of the runs that have a job and lack results, with at most one call each of
-    squeue and sacct; Slurm is not called if there is no such run."""
-    newest = submissions.newest_jobs(submissions.read_all(plan.outputs))
+    squeue and sacct; Slurm is not called if there is no such run.
+
+    A submission whose record is damaged may have a job of any run: none is started meanwhile.
+    """
+    readable, damage = submissions.read_readable(plan.outputs)
+    newest = submissions.newest_jobs(readable)
     # A run with the status `failed` or `cancelled` may be back in the queue.
     runs = [run for run in plan.runs if run.id in newest and not recorded[run.id].complete]
     queue = ask(newest[run.id] for run in runs) if runs else Queue({}, {})
@@ -30,8 +43,22 @@ def observe(plan: Plan, recorded: Mapping[str, Recorded]) -> Observed:
         folder = plan.run_folder(run)
         return unless_damaged(lambda: classify_job(folder, now, submission, job, queue))
 
-    silent = f"Slurm does not answer: {queue.silent}" if queue.silent else ""
-    return Observed({run.id: state(run) for run in runs}, silent)
+    states = {run.id: state(run) for run in runs}
+    if damage:
+        states = {run.id: _unless_submitted(plan, run, states, recorded) for run in plan.runs}
+    silent = [f"Slurm does not answer: {queue.silent}"] if queue.silent else []
+    return Observed(states, "; ".join([*silent, *damage]))
+
+
+def _unless_submitted(
+    plan: Plan, run: Run, states: Mapping[str, RunState], recorded: Mapping[str, Recorded]
+) -> RunState:
+    """Return a run's state, `unknown` if the run could be started: it may have a job."""
+    without_job = unless_damaged(lambda: classify(plan.run_folder(run), recorded[run.id]))
+    state = states.get(run.id, without_job)
+    if state.state not in STARTABLE:
+        return state
+    return replace(state, state="unknown", why="a submission cannot be read, and may have its job")
 
 
 def queued_jobs(plan: Plan) -> dict[str, str]:

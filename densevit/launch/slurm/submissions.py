@@ -12,13 +12,16 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from densevit.launch.slurm.attempts import Limits, known
+from typing_extensions import TypedDict
+
+from densevit.launch.slurm.attempts import Limits
+from densevit.runs.record_file import CHECKED, Count, RecordKind, Time, read_record
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json, write_json
+from densevit.utils.files import write_json
 
 PATIENCE = 120.0  # seconds
 DEFAULT_HOURS = 24  # of a job whose resources name none
@@ -32,14 +35,23 @@ class Chunk:
     """
 
     name: str
-    first: int
-    count: int
+    first: Count
+    count: Count
     job: str = ""
     void: bool = False
 
     def element(self, task: int) -> str:
         """Return the id of a task's job. An array of one is a plain job."""
         return f"{self.job}_{task - self.first}" if self.count > 1 else self.job
+
+
+@CHECKED
+class _CanaryRecord(TypedDict):
+    """canary.json"""
+
+    passed: bool
+    run: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -93,13 +105,37 @@ class Submission:
         chunks[number] = replace(chunks[number], **changes)
         return replace(self, chunks=tuple(chunks))
 
-    def canary_result(self) -> dict[str, Any] | None:
+    def canary_result(self) -> _CanaryRecord | None:
         """Return the canary's result: `passed`, and if not, its `run` and `message`."""
-        return read_json(self.folder / "canary.json")
+        return read_record(self.folder / "canary.json", _CANARY)
 
     def write_canary_result(self, passed: bool, run: str = "", message: str = "") -> None:
         record = {"passed": passed, "run": run, "message": message}
         write_json(self.folder / "canary.json", record)
+
+
+@CHECKED
+class _SubmissionRecord(TypedDict):
+    """submission.json: the fields of `Submission` without its folder."""
+
+    sweep: str
+    user: str
+    resources: dict[str, Any]
+    tasks: list[list[str]]
+    chunks: list[Chunk]
+    canary: bool
+    code: str
+    limits: Limits
+    signal_seconds: Count
+    tracking: NotRequired[bool]
+    created: Time
+
+
+_FACTS = {field.name for field in fields(Submission)} - {"folder"}
+_SUBMISSION = RecordKind(
+    _SubmissionRecord, "remove its folder once squeue shows no job of the sweep any more"
+)
+_CANARY = RecordKind(_CanaryRecord, "remove the file; the sweep's command decides again")
 
 
 def new_folder(sweep_folder: Path) -> Path:
@@ -117,26 +153,38 @@ def write(submission: Submission) -> None:
 def read(folder: Path) -> Submission:
     """Read a submission. Errors: `UserError` for a damaged record."""
     file = folder / "submission.json"
-    record = read_json(file) or {}
-    try:
-        chunks = tuple(Chunk(**known(Chunk, chunk)) for chunk in record.pop("chunks"))
-        limits = Limits(**known(Limits, record.pop("limits")))
-        record = known(Submission, record)
-        submission = Submission(folder=folder, chunks=chunks, limits=limits, **record)
-        if not isinstance(submission.created, int | float):
-            raise TypeError("created is no time")
-        bounds = [0, *itertools.accumulate(chunk.count for chunk in chunks)]
-        if [*(chunk.first for chunk in chunks), len(submission.tasks)] != bounds:
-            raise TypeError("the chunks are not those of the tasks")
-        return submission
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file}: is damaged: {error!r}") from None
+    record = read_record(file, _SUBMISSION)
+    if record is None:
+        raise UserError(f"{file}: no such file; {_SUBMISSION.remedy}")
+    facts: dict[str, Any] = {name: value for name, value in record.items() if name in _FACTS}
+    submission = Submission(folder=folder, **{**facts, "chunks": tuple(record["chunks"])})
+    bounds = [0, *itertools.accumulate(chunk.count for chunk in submission.chunks)]
+    if [*(chunk.first for chunk in submission.chunks), len(submission.tasks)] != bounds:
+        fault = "chunks: are not those of the tasks"
+        raise UserError(f"{file}: is damaged: {fault}; {_SUBMISSION.remedy}")
+    return submission
 
 
 def read_all(outputs: Path) -> list[Submission]:
-    """Return the submissions of all sweeps, oldest first: a run may belong to several sweeps."""
-    files = outputs.glob("sweeps/*/submissions/*/submission.json")
-    return sorted((read(file.parent) for file in files), key=lambda s: s.created)
+    """Return the submissions of all sweeps, oldest first: a run may belong to several sweeps.
+
+    Errors: `UserError` for a damaged record, whose jobs are unknown.
+    """
+    found, damage = read_readable(outputs)
+    if damage:
+        raise UserError(damage[0])
+    return found
+
+
+def read_readable(outputs: Path) -> tuple[list[Submission], list[str]]:
+    """Return the submissions of all sweeps that can be read, and what is wrong with others."""
+    found, damage = [], []
+    for file in sorted(outputs.glob("sweeps/*/submissions/*/submission.json")):
+        try:
+            found.append(read(file.parent))
+        except UserError as error:
+            damage.append(str(error))
+    return sorted(found, key=lambda s: s.created), damage
 
 
 def newest_jobs(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, str]]:

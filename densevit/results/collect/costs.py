@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 import statistics
-from pathlib import Path
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 
 from densevit.results.collect.metrics_reader import complete_lines
 from densevit.runs.directory import RunFolder
-from densevit.runs.metrics_file import number
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 COSTS = [
     "run", "cell", "seed", "gpu_hours", "train_seconds", "images_per_second", "peak_memory_mib",
@@ -69,16 +67,11 @@ def _spent(folder: RunFolder) -> dict[str, float]:
     found = {name.decode(): statistics.median(values) for name, values in logged.items()}
     if b"peak_memory_mib" in logged:
         found["peak_memory_mib"] = max(logged[b"peak_memory_mib"])
-    found |= _recorded(folder.status_file, "spent")
-    found |= _recorded(folder.results_file, "train_seconds")
+    with suppress(UserError):
+        status = folder.status_record()
+        found |= {"spent": status["spent"]} if status and "spent" in status else {}
+    with suppress(UserError):
+        results = folder.results()
+        trained = results and results.get("train_seconds")
+        found |= {} if trained is None else {"train_seconds": trained}
     return found
-
-
-def _recorded(path: Path, name: str) -> dict[str, float]:
-    """Return a number of a JSON file by its name; empty if the file lacks it."""
-    try:
-        record = read_json(path)
-    except UserError:
-        return {}
-    value = number(record.get(name)) if isinstance(record, dict) else None
-    return {} if value is None else {name: value}

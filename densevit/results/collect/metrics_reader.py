@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from densevit.runs.directory import RunFolder
+from densevit.utils.errors import UserError
+from densevit.utils.files import read_bytes
 
 
 def repeat(values: Sequence[str], counts: Sequence[int]) -> pd.api.extensions.ExtensionArray:
@@ -21,8 +23,8 @@ def repeat(values: Sequence[str], counts: Sequence[int]) -> pd.api.extensions.Ex
 def complete_lines(folder: RunFolder) -> bytes:
     """Return the metrics of a run up to the last complete line."""
     try:
-        data = folder.metrics_file.read_bytes()
-    except OSError:
+        data = read_bytes(folder.metrics_file) or b""
+    except UserError:
         return b""
     return data[: data.rfind(b"\n") + 1]
 
@@ -33,7 +35,7 @@ def parse_lines(folder: RunFolder, pattern: re.Pattern[bytes]) -> Iterable[dict[
         if pattern.search(line):
             try:
                 found = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
                 yield found

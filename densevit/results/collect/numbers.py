@@ -16,10 +16,10 @@ from densevit.launch.run_state import MISSING, RunState, read_states
 from densevit.results.collect.costs import costs
 from densevit.results.collect.curves import curves
 from densevit.results.collect.metrics_reader import repeat
+from densevit.runs.records import Metrics, ResultsRecord
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 __all__ = ["COVERED", "MEASURED", "collect", "costs", "coverage", "curves", "gather"]
 
@@ -82,29 +82,26 @@ def _read_run(plan: Plan, run: Run, state: RunState) -> _Found:
     if "finished" not in (state.state, state.status.state):
         return _Found(state.state, state.why)
     try:
-        results = read_json(file)
+        results = plan.run_folder(run).results()
     except UserError as error:
         return _Found("failed", str(error))
     if results is None:
         return _Found("finished", f"{file}: no such file")
-    try:
-        reason = _foreign(run, results)
-        if reason:
-            return _Found("finished", f"{file}: {reason}")
-        columns = _columns(results["benchmarks"])
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        return _Found("finished", f"{file}: is damaged: {error!r}")
+    reason = _foreign(run, results)
+    if reason:
+        return _Found("finished", f"{file}: {reason}")
+    columns = _columns(results["benchmarks"])
     names = results["benchmarks"].keys()
     missing = [name for name in benchmark_names(run.config) if name not in names]
     message = f"{MISSING}: {', '.join(missing)}" if missing else ""
     return _Found("finished", message, columns)
 
 
-def _foreign(run: Run, results: dict[str, Any]) -> str:
+def _foreign(run: Run, results: ResultsRecord) -> str:
     """Return the reason why results do not belong to this run; empty if they do."""
     if results.get("run") != run.id:
         return f"holds run {results.get('run')!r}"
-    version = results["schema_version"]
+    version = results.get("schema_version")
     if version != SCHEMA_VERSION:
         return (
             f"has schema version {version}, not {SCHEMA_VERSION}: its settings mean something else"
@@ -115,7 +112,7 @@ def _foreign(run: Run, results: dict[str, Any]) -> str:
     return ""
 
 
-def _columns(benchmarks: dict[str, dict[str, Any]]) -> list[list[Any]]:
+def _columns(benchmarks: Mapping[str, Metrics]) -> list[list[Any]]:
     """Return the columns benchmark, metric, value, n; many tuples would keep Python's garbage
     collector busy."""
     columns: list[list[Any]] = [[], [], [], []]
@@ -125,14 +122,12 @@ def _columns(benchmarks: dict[str, dict[str, Any]]) -> list[list[Any]]:
         columns[0] += [benchmark] * count
         columns[1] += named
         columns[2] += named.values()
-        columns[3] += [int(numbers["n"])] * count
+        columns[3] += [int(numbers.get("n", 0))] * count
     return columns
 
 
-def _number(value: Any) -> float:
+def _number(value: float) -> float:
     """Return a metric as a float; NaN if infinite, since a diverged run has no mean either way."""
-    if not isinstance(value, int | float) or isinstance(value, bool):  # float() accepts more
-        raise TypeError(f"{value!r} is not a number")
     return float(value) if math.isfinite(value) else math.nan
 
 

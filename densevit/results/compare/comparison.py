@@ -13,7 +13,6 @@ from densevit.results.tables.table import TextTable
 from densevit.runs.directory import RunFolder
 from densevit.runs.metrics_file import number, read_metrics
 from densevit.sweep.cells import cell_values, value_text
-from densevit.utils.errors import UserError
 
 HEALTH = "health/"
 
@@ -89,7 +88,4 @@ def last_health(folder: RunFolder) -> dict[str, float]:
 
 def logged_lines(folder: RunFolder) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics file. Errors: `UserError` if one of them is damaged."""
-    try:
-        return read_metrics(folder.metrics_file)[0]
-    except ValueError as error:
-        raise UserError(f"{folder.metrics_file}: cannot be read: {error}") from None
+    return read_metrics(folder.metrics_file)[0]

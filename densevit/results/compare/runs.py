@@ -24,7 +24,6 @@ from densevit.results.tables.table import MISSING, NOT_APPLICABLE
 from densevit.runs.directory import RunFolder
 from densevit.runs.metrics_file import finite
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 
 def compare_runs(
@@ -77,17 +76,14 @@ _Results = Mapping[str, Mapping[str, float]]  # benchmark to metric to value
 
 def _results(folder: RunFolder) -> _Results:
     """Return the metrics of each benchmark. Errors: `UserError` if there are none to read."""
-    record = read_json(folder.results_file)
+    record = folder.results()
     if record is None:
         state = folder.status().state
         raise UserError(f"{folder.results_file}: no such file; the run is {state}")
-    try:
-        return {
-            benchmark: {metric: float(value) for metric, value in numbers.items()}
-            for benchmark, numbers in record["benchmarks"].items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder.results_file}: is damaged: {error!r}") from None
+    return {
+        benchmark: {metric: float(value) for metric, value in numbers.items()}
+        for benchmark, numbers in record["benchmarks"].items()
+    }
 
 
 def _metrics_of(results: Iterable[_Results]) -> pd.DataFrame:

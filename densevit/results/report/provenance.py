@@ -14,9 +14,9 @@ from densevit.config import yaml_file
 from densevit.config.identity import science
 from densevit.config.run_config import FIELDS, RunConfig
 from densevit.runs.directory import run_folder
+from densevit.runs.records import FingerprintRecord, Start
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError
-from densevit.utils.files import read_json
 
 # Execution fields that determine the data a run is measured on.
 MEASURED_ON = ("data_dir", "benchmarks", "probes", "masks")
@@ -102,7 +102,7 @@ def provenance(plan: Plan, runs: Sequence[str]) -> Provenance:
             continue
         short_hash, sizes = _data(fingerprint)
         data[short_hash] = sizes
-        used = int(start.get("threads", 0))
+        used = start.get("threads", 0)
         kind = (_code(start), bool(start.get("git_diff")), _versions(start), used, short_hash)
         kinds[kind] += 1
         hosts.setdefault(kind, set()).add(str(start.get("host", "?")))
@@ -115,27 +115,28 @@ def provenance(plan: Plan, runs: Sequence[str]) -> Provenance:
     return Provenance(sum(kinds.values()), origins, data, mixed)
 
 
-def _read(plan: Plan, run: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _read(plan: Plan, run: str) -> tuple[Start | None, FingerprintRecord | None]:
     """Return a run's last start and its fingerprint; both None if a file cannot be read."""
     folder = run_folder(plan.outputs, run)
     try:
-        starts = (read_json(folder.provenance_file) or {}).get("starts") or [None]
-        return starts[-1], read_json(folder.fingerprint_file)
-    except (UserError, AttributeError, TypeError):
+        record = folder.provenance()
+        starts = record["starts"] if record else []
+        return (starts[-1] if starts else None), folder.fingerprint()
+    except UserError:
         return None, None
 
 
-def _code(start: dict[str, Any]) -> str:
+def _code(start: Start) -> str:
     return str(start.get("git_sha") or "unknown")[:12]
 
 
-def _versions(start: dict[str, Any]) -> str:
+def _versions(start: Start) -> str:
     versions = start.get("versions") or {}
     names = ("densevit", "torch", "timm", "python")
     return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
 
 
-def _data(fingerprint: dict[str, Any] | None) -> tuple[str, str]:
+def _data(fingerprint: FingerprintRecord | None) -> tuple[str, str]:
     """Return a short hash of the data's fingerprint, and each set's number of images if recorded:
     `train 4000, val 600`."""
     if not fingerprint:

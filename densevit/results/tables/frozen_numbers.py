@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from typing_extensions import TypedDict
 
 from densevit.config.run_config import NAME_PATTERN
 from densevit.results.collect.cells import over_seeds
 from densevit.runs.directory import run_folder
+from densevit.runs.record_file import CHECKED, Count, RecordKind, checked
 from densevit.sweep.plan import Plan
 from densevit.utils.errors import UserError, nearest
 from densevit.utils.files import read_json, write_json
@@ -37,6 +39,39 @@ class Number(NamedTuple):
     mean: float
     std: float
     n: int
+
+
+@CHECKED
+class FrozenNumber(TypedDict):
+    """A number of a frozen file; NaN is null there."""
+
+    cell: str
+    label: str
+    benchmark: str
+    metric: str
+    mean: float | None
+    std: float | None
+    n: Count
+
+
+@CHECKED
+class FrozenRun(TypedDict):
+    cell: str
+    seed: int
+    git_sha: str | None
+    hashes: dict[str, str]
+
+
+@CHECKED
+class FrozenRecord(TypedDict):
+    """A frozen file; see `freeze`."""
+
+    frozen: str
+    numbers: list[FrozenNumber]
+    runs: dict[str, FrozenRun]
+
+
+_FROZEN = RecordKind(FrozenRecord, "restore it from a copy, or remove it")
 
 
 def freeze(plan: Plan, frame: pd.DataFrame, name: str) -> Path:
@@ -80,23 +115,20 @@ def frozen(plan: Plan) -> list[str]:
     return [file.stem for file in sorted(files, key=lambda f: (f.stat().st_mtime, f.name))]
 
 
-def read(plan: Plan, name: str) -> dict[str, Any]:
+def read(plan: Plan, name: str) -> FrozenRecord:
     """Return the record frozen under a name, after checking its hash.
 
     Errors: `UserError` if there is no such file, or if it is damaged or was edited.
     """
     file = _file(plan, name)
-    record = read_json(file)
-    if record is None:
+    content = read_json(file)
+    if content is None:
         raise UserError(f"{file}: no such file; {nearest(name, frozen(plan))}")
-    content = dict(record) if isinstance(record, dict) else {}
     if content.pop("sha256", None) != _hash(content):
         raise UserError(f"{file}: was edited: its content does not match its sha256")
     if content.get("format") != FORMAT:
         raise UserError(f"{file}: has format {content.get('format')}; this version reads {FORMAT}")
-    if not {"numbers", "runs", "frozen"} <= content.keys():
-        raise UserError(f"{file}: lacks numbers, runs or frozen")
-    return content
+    return checked(file, content, _FROZEN)
 
 
 def cell_numbers(frame: pd.DataFrame) -> dict[Key, Number]:
@@ -123,11 +155,10 @@ def run_hashes(frame: pd.DataFrame) -> dict[str, tuple[str, int, dict[str, str]]
 def last_commit(plan: Plan, run: str) -> str | None:
     """Return the commit of a run's last start; None if it is unknown."""
     try:
-        record = read_json(run_folder(plan.outputs, run).provenance_file)
-        commit = (record or {"starts": [{}]})["starts"][-1].get("git_sha")
-    except (UserError, LookupError, TypeError, AttributeError):
+        record = run_folder(plan.outputs, run).provenance()
+    except UserError:
         return None
-    return commit if isinstance(commit, str) else None
+    return record["starts"][-1].get("git_sha") if record and record["starts"] else None
 
 
 def short_commit(commit: str | None) -> str:

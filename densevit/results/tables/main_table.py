@@ -89,7 +89,7 @@ def _stopped(plan: Plan) -> Counter[str] | None:
     """Return the number of runs of each cell that `early_stop` ended; None without such a rule."""
     if plan.spec.early_stop is None:
         return None
-    states = ((run.cell, plan.run_folder(run).recorded_status().state) for run in plan.runs)
+    states = ((run.cell, plan.run_folder(run).readable_status().state) for run in plan.runs)
     return Counter(cell for cell, state in states if state == "stopped")
 
 

@@ -81,7 +81,9 @@ class World:
             if own == "locked":
                 assert stack.enter_context(self.folder.lock())
             made = [] if slurm == "no job" else [self.submission]
-            stack.enter_context(mock.patch.object(submissions, "read_all", return_value=made))
+            stack.enter_context(
+                mock.patch.object(submissions, "read_readable", return_value=(made, []))
+            )
             observed = observe(self.plan)
         assert bool(observed.silent) == (slurm == "silent" and own != "finished")
         return observed.runs[self.plan.runs[0].id]
@@ -456,7 +458,7 @@ def test_all_of_a_plan_is_asked_for_in_one_call_each(tmp_path, monkeypatch):
             ("zoe", names[0], "9"),
         )
     ]
-    monkeypatch.setattr(submissions, "read_all", lambda outputs: made)
+    monkeypatch.setattr(submissions, "read_readable", lambda outputs: (made, []))
     found = observe(plan)
     assert calls == [("queue", {"zoe"}), ("accounts", {"8", "9"})]
     assert [found.runs[name].state for name in names] == ["lost", "lost", "pending", "pending"]
