@@ -10,7 +10,7 @@ from densevit.cli.sweep import main_sweep
 from densevit.results.collect.numbers import collect
 from densevit.results.figures.accuracy import accuracy
 from densevit.results.report import provenance, write
-from densevit.results.tables.best_cells import best_marks
+from densevit.results.tables.best_cells import marked_table
 from densevit.results.tables.main_table import cell_table, cell_table_text
 from densevit.results.tables.table import to_csv, to_markdown
 from densevit.utils.files import read_json, write_json
@@ -25,7 +25,7 @@ def test_every_part_is_written_and_linked(sweep, finish_all):
     made = write.write(plan)
     frame = collect(plan)
     table = cell_table(plan, frame)
-    marked = to_markdown(cell_table_text(table, best_marks(frame, "top1")))
+    marked = to_markdown(marked_table(table, frame))
     assert (made.folder / "table.md").read_text() == marked
     assert (made.folder / "table.csv").read_text() == to_csv(cell_table_text(table))
     with Image.open(made.folder / "accuracy.png") as image:
@@ -63,7 +63,7 @@ def test_the_page_holds_what_the_short_form_does_and_more(sweep, finish_all):
     assert short
     assert set(short) <= set(titles)
     assert "8 comparisons" not in shown  # 2 cells on 3 test sets
-    assert "baseline cl_mode: none is established (4 seeds, 6 comparisons)" in shown
+    assert "Established: no difference (6 comparisons with the baseline, 4 seeds)." in shown
     assert made.conclusions
     for sentence in made.conclusions:
         assert sentence in shown.replace("\xa0", " ")
@@ -85,15 +85,15 @@ def test_what_the_answer_says_follows_the_numbers(sweep, finish):
         finish(plan, run, {"val": base + noise.gauss(0, 0.05),
                            "sketch": base - 20 + gain + noise.gauss(0, 0.05)})  # fmt: skip
     lines = write.write(plan).conclusions
-    assert "1 with an established difference" in lines[0]
-    assert "3 within ±1.0 points" in lines[0]
-    assert lines[1].startswith("Higher than the baseline: dense − none on sketch (+3.0 [")
+    assert lines[0].startswith("Established (4 comparisons with the baseline, 6 seeds): dense − no")
+    assert "none on sketch (+3.0 [" in lines[0]
+    assert lines[1].startswith("Equivalent, surely within ±1.0 points: ")
     assert any(
         line.startswith("Established beyond clean accuracy") and ", of which +3.0 [" in line
         for line in lines
     )
     text = " ".join(write.write(plan, smallest_effect=0.01).conclusions)
-    assert "within" not in text
+    assert "Equivalent" not in text
 
 
 @pytest.mark.usefixtures("no_figures")
