@@ -17,7 +17,7 @@ from densevit.config.metrics import SMALLEST_EFFECT
 from densevit.results.analysis import Findings, analyze
 from densevit.results.figures.style import styled
 from densevit.results.report import doubts
-from densevit.results.report.document import Fold, Items, Paragraph
+from densevit.results.report.document import Fold, Items, Paragraph, block_markdown
 from densevit.results.report.figures import CURVES
 from densevit.results.report.summary import question
 from densevit.results.report.write import FEW_CELLS, MOST_CELLS
@@ -25,6 +25,7 @@ from densevit.results.stats.reference_models import read_references
 from densevit.results.tables.table import TextTable, to_markdown
 from densevit.runs.directory import outputs_root
 from densevit.sweep.plan import make_plan
+from densevit.utils.escape import markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # IPython warns that progress bars are not available; none is shown here.
@@ -46,7 +47,7 @@ def open_sweep(sweep: str) -> Findings:
     most = MOST_CELLS if len(plan.grid.cells) <= MOST_CELLS else FEW_CELLS
     found = analyze(plan, read_references(), SMALLEST_EFFECT, CURVES, most)
     asks = question(plan.spec.file) or plan.spec.description.strip()
-    show(f"**{plan.name}**: {asks}", Items(doubts.missing(found.coverage)))
+    show(f"**{plan.name}**: {markdown(asks)}", Items(doubts.missing(found.coverage)))
     return found
 
 
@@ -88,17 +89,18 @@ def show(*things: Thing | None) -> None:
             display(_image(thing))
         elif isinstance(thing, Fold):
             titled = any(isinstance(b, TextTable) and b.title == thing.title for b in thing.blocks)
-            show("" if titled else f"**{thing.title}** {thing.note}", *thing.blocks)
+            head = f"**{markdown(thing.title)}** {markdown(thing.note)}"
+            show("" if titled else head, *thing.blocks)
         elif thing and (text := _text(thing)):
             display(Markdown(text))
 
 
 def _text(thing: TextTable | Paragraph | Items | str) -> str:
     if isinstance(thing, TextTable):
-        return f"**{thing.title}**\n\n" + (to_markdown(thing) if thing.rows else "No rows yet.")
-    if isinstance(thing, Items):
-        return "\n".join(f"- {text}" for text in thing.texts)
-    return thing.text if isinstance(thing, Paragraph) else thing
+        return f"**{markdown(thing.title)}**\n\n" + (
+            to_markdown(thing) if thing.rows else "No rows yet."
+        )
+    return thing if isinstance(thing, str) else block_markdown(thing)
 
 
 def _image(figure: Figure) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 
 from densevit.cli.parser import Commands, Parser
@@ -36,7 +37,7 @@ def _completion(shell: str, programs: list[Parser]) -> int:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's own protocol
             elif action.metavar in FOLDERS:
                 action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        print(shtab.complete(parser, shell))
+        sys.stdout.write(shtab.complete(parser, shell) + "\n")
     return 0
 
 

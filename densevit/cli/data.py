@@ -14,6 +14,7 @@ from densevit.config.evaluation_names import SHIFTED
 from densevit.data.check_report import class_balance, compare, index_map
 from densevit.data.image import root_of
 from densevit.data.shapes.export import draw_folders
+from densevit.utils.console import say
 from densevit.utils.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _check(options: argparse.Namespace) -> int:
     wrong = len(problems) + sum(len(each.problems) for each in several)
     if options.json:
         record = {"sets": [_record(e) for e in several], "problems": problems, "notes": notes}
-        print(json.dumps(record, indent=1))
+        say(json.dumps(record, indent=1))
     else:
         _say(*_labeled(problems, notes), f"problems: {wrong}" if wrong else "no problems")
     return EXIT_FAILED if wrong else 0
@@ -168,8 +169,8 @@ def _labeled(problems: Sequence[str], notes: Sequence[str]) -> list[str]:
 
 
 def _say(*lines: str) -> None:
-    for line in lines:  # a file name need not be valid UTF-8
-        print(line.encode("utf-8", "backslashreplace").decode(), flush=True)
+    for line in lines:
+        say(line)
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -178,10 +179,10 @@ def _prepare(options: argparse.Namespace) -> int:
 
     to = Path(options.to).expanduser().absolute()
     archives = [Path(each).expanduser().absolute() for each in options.archives]
-    done = prepare(options.name, archives, to, lambda line: print(line, flush=True))
+    done = prepare(options.name, archives, to, say)
     left_out = f"; ignored: {some([*done.left_out])}" if done.left_out else ""
-    print(f"{options.name}: {done.written:,} written, {done.there:,} existed, in {to}{left_out}")
-    print(f"check every file: densevit data check {options.name}={to}")
+    say(f"{options.name}: {done.written:,} written, {done.there:,} existed, in {to}{left_out}")
+    say(f"check every file: densevit data check {options.name}={to}")
     return 0
 
 
@@ -203,5 +204,5 @@ def _shapes(options: argparse.Namespace) -> int:
                 place = Path(images.filename).parent
         except ValueError as error:
             raise UserError(str(error)) from None
-        print(f"{split}: {dataset.COUNTS[split]:,} images in {place}", flush=True)
+        say(f"{split}: {dataset.COUNTS[split]:,} images in {place}")
     return 0

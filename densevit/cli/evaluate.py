@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from densevit.config.probes import metrics_of
 from densevit.evaluate.recompute import compute_metrics, merge_metrics, recompute
 from densevit.runs.directory import RunFolder, outputs_root
 from densevit.utils.cache import use_writable_cache
+from densevit.utils.console import say, warn
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json, write_json
 
@@ -111,7 +111,7 @@ def _refuse_damaged(test_sets: Sequence[TestSet]) -> None:
             raise UserError(f"{test_set.name}: {problems[0]}")
         lines = [*skipped_lines(getattr(test_set.images, "skipped", ())), *test_set.notes()]
         for line in lines:
-            print(f"{test_set.name}: {line}", file=sys.stderr)
+            warn(f"{test_set.name}: {line}")
 
 
 def _target(
@@ -149,7 +149,7 @@ def _evaluate(
         if world.writes and not options.keep_features:
             shutil.rmtree(target.features_folder, ignore_errors=True)
     if world.writes:
-        print(f"predictions and results.json in {target.path}")
+        say(f"predictions and results.json in {target.path}")
     return 0
 
 
@@ -251,4 +251,4 @@ def _print(benchmarks: dict[str, Numbers]) -> None:
             if key in numbers
         ]
         ways = f" of {numbers['ways']} classes" if "ways" in numbers else ""
-        print(f"{name}: {', '.join(parts)}; {numbers['n']} images{ways}", flush=True)
+        say(f"{name}: {', '.join(parts)}; {numbers['n']} images{ways}")

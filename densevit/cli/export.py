@@ -8,6 +8,7 @@ from typing import Any
 
 from densevit.cli.parser import add_outputs, existing_run
 from densevit.runs.directory import outputs_root
+from densevit.utils.console import say
 
 
 def add_export(commands: Any) -> None:
@@ -28,5 +29,5 @@ def _export(options: argparse.Namespace) -> int:
     from densevit.models.export import export_timm
 
     target = Path(options.to or f"{folder.path.name}.safetensors").absolute()
-    print(f"{target}\n{export_timm(folder, target)}")
+    say(f"{target}\n{export_timm(folder, target)}")
     return 0

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from densevit.runs.directory import RunFolder, run_folder
 from densevit.utils.errors import EXIT_MISTAKE, UserError, exit_code, nearest
+from densevit.utils.escape import visible
 from densevit.utils.streams import outliving_readers
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # what `add_subparsers` returns
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_MISTAKE, f"{self.prog}: {message}\n")
+        self.exit(EXIT_MISTAKE, visible(f"{self.prog}: {message}\n"))
 
     def parse_args(  # type: ignore[override]  # of its overloads, the one that is used
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

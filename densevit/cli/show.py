@@ -10,6 +10,7 @@ from densevit.cli.parser import add_outputs, existing_run
 from densevit.config.loss_kinds import LOSS_KINDS
 from densevit.runs.directory import outputs_root
 from densevit.utils.cache import use_writable_cache
+from densevit.utils.console import say
 from densevit.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _matches(options: argparse.Namespace) -> int:
     views = views_of(image, model.image_size, options.seed)
     found = correspondences(model, views, features=options.features)
     draw_matches(found, target, most=options.most)
-    print(target)
+    say(target)
     return 0
 
 
@@ -133,7 +134,7 @@ def _similarity(options: argparse.Namespace) -> int:
         pixels, patch_similarity(model, pixels, patch, features=options.features), patch,
         target,
     )  # fmt: skip
-    print(target)
+    say(target)
     return 0
 
 
@@ -149,7 +150,7 @@ def _attention(options: argparse.Namespace) -> int:
     whose = "attention of the CLS token" if token else "mean attention of all patches"
     title = f"{whose} to each patch, block {block}"
     draw_attention(pixels, attention(model, pixels, block), target, title=title)
-    print(target)
+    say(target)
     return 0
 
 

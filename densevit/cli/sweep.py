@@ -131,7 +131,7 @@ def _plan(options: argparse.Namespace) -> int:
     if options.estimate:
         return _estimate(plan, options)
     if options.json:
-        print(json.dumps(plan_record(plan, plan.statuses())))
+        say(json.dumps(plan_record(plan, plan.statuses())))
     else:
         plan_table.print_plan(plan)
         if line := dropped_line(plan):
@@ -147,7 +147,7 @@ def _estimate(plan: Plan, options: argparse.Namespace) -> int:
     budget = parse_budget(options.budget) if options.budget else None
     launcher = choose_launcher(plan, options.launcher, options.profile)
     found = cost(plan, launcher, LaunchOptions(options.jobs, options.profile), again=options.again)
-    print(json.dumps(estimate_record(found)) if options.json else "\n".join(estimate_lines(found)))
+    say(json.dumps(estimate_record(found)) if options.json else "\n".join(estimate_lines(found)))
     if budget is not None:
         check_budget(found, budget)
     return 0
@@ -159,9 +159,9 @@ def _diff(options: argparse.Namespace) -> int:
     outputs = outputs_root(options.outputs)
     found = diff(*(read_plan(Path(file), outputs) for file in options.diff))
     if options.json:
-        print(json.dumps(diff_record(found)))
+        say(json.dumps(diff_record(found)))
     else:
-        print("\n".join(diff_lines(found)))
+        say("\n".join(diff_lines(found)))
     return 0
 
 
@@ -177,7 +177,7 @@ def _status(options: argparse.Namespace) -> int:
         return 0
     observed = observe(plan)
     if options.json:
-        print(json.dumps(status_record.status_record(plan, observed)))
+        say(json.dumps(status_record.status_record(plan, observed)))
     else:
         show.print_status(plan, observed)
     fix_states(plan.outputs, [run.id for run in plan.runs], plan.name)
@@ -211,7 +211,7 @@ def _cancel(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from densevit.monitor.explain import explain
 
-    print("\n".join(explain(_read_plan(options), options.run)))
+    say("\n".join(explain(_read_plan(options), options.run)))
     return 0
 
 

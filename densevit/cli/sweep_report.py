@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from densevit.config.metrics import SMALLEST_EFFECT
 from densevit.launch.launchers import observe
 from densevit.sweep.plan import Plan
-from densevit.utils.console import console_for_tables
+from densevit.utils.console import console_for_tables, say, warn
 from densevit.utils.errors import UserError
 
 
@@ -97,7 +97,7 @@ def print_page(
 ) -> None:
     """Write the report, with the table of `view` if given, and print the path of its page."""
     shown = None if view is None else _viewed(plan, view)
-    print(_write(plan, references, difference, shown).folder / "report.html")
+    say(_write(plan, references, difference, shown).folder / "report.html")
 
 
 def _write(plan: Plan, references: Path | None, difference: float, shown: Any) -> Any:
@@ -110,7 +110,7 @@ def _write(plan: Plan, references: Path | None, difference: float, shown: Any) -
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix=f"{plan.name}-report-"))
         reason = f"{error.filename or plan.folder}: {error.strerror or error}"
-        print(f"{reason}; the report is in {folder} instead", file=sys.stderr)
+        warn(f"{reason}; the report is in {folder} instead")
         return write.write(plan, references, difference, shown, states, folder)
 
 
@@ -120,7 +120,7 @@ def freeze_sweep(plan: Plan, name: str) -> None:
     from densevit.results.tables import frozen_numbers
 
     # To stderr: stdout may hold a table that is redirected to a file.
-    print(f"{'frozen':<7} {frozen_numbers.freeze(plan, collect(plan), name)}", file=sys.stderr)
+    warn(f"{'frozen':<7} {frozen_numbers.freeze(plan, collect(plan), name)}")
 
 
 def _viewed(plan: Plan, view: View, store: str | None = None) -> Any:

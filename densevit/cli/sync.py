@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from densevit.cli.parser import (
     sweep_name,
 )
 from densevit.runs.directory import outputs_root
+from densevit.utils.console import say, warn
 from densevit.utils.errors import EXIT_FAILED, Unreachable, UserError, nearest
 from densevit.utils.files import read_json
 from densevit.utils.redact import without_password
@@ -72,17 +72,17 @@ def _send(outputs: Path, uri: str, group: _Group, *, restore: bool) -> bool:
     # By what was recorded; the mirror asks the store, which may have been emptied or deleted since.
     recorded = up_to_date(outputs, group.run_ids, group.sweep, retry_models=restore)
     if not recorded:
-        print(f"{group}: sending {group.size}", flush=True)
+        say(f"{group}: sending {group.size}")
     problems, notes = mirror_once(outputs, group.run_ids, group.sweep, restore=restore)
     for line in [*notes, *problems]:
-        print(f"warning: {line}", file=sys.stderr)
+        warn(f"warning: {line}")
     of_store = [line for line in problems if line.startswith(f"MLflow at {without_password(uri)}:")]
     if any("does not answer" in line for line in of_store):
         raise Unreachable("not everything was sent; the same command sends the rest")
     if of_store:
         raise UserError("nothing more can be sent there")
     if recorded and not problems and not notes:
-        print(f"{group}: up to date ({group.size})", flush=True)
+        say(f"{group}: up to date ({group.size})")
     return not problems
 
 
@@ -119,4 +119,4 @@ def _sweeps(outputs: Path) -> Iterator[tuple[str, list[str]]]:
             if record is not None:
                 yield folder.name, [run["id"] for run in record["runs"]]
         except (UserError, KeyError, TypeError) as error:
-            print(f"warning: {folder}: its plan cannot be read: {error!r}", file=sys.stderr)
+            warn(f"warning: {folder}: its plan cannot be read: {error!r}")

@@ -16,6 +16,7 @@ from densevit.config.run_config import FIELDS, RunConfig
 from densevit.runs.directory import RunFolder, outputs_root, run_folder
 from densevit.runs.initial_file import with_initial_digest
 from densevit.utils.cache import use_writable_cache
+from densevit.utils.console import say
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json
 
@@ -67,7 +68,7 @@ def _train(options: argparse.Namespace) -> int:
     if not world().writes:
         return execute(folder, config)
     folder.create(config)
-    print(f"run {folder.path.name} in {folder.path}", flush=True)
+    say(f"run {folder.path.name} in {folder.path}")
     with showing():
         if options.no_tracking:
             return execute(folder)

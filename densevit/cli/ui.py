@@ -24,6 +24,7 @@ from densevit.runs.directory import outputs_root
 from densevit.tracking import guarded_server
 from densevit.tracking.store_uri import database_file, is_server, require_usable, store_uri
 from densevit.tracking.ui_links import find_sweeps, print_links
+from densevit.utils.console import say
 from densevit.utils.errors import UserError
 from densevit.utils.redact import without_password
 
@@ -67,7 +68,7 @@ def _ui(options: argparse.Namespace) -> int:
     found = find_sweeps(uri, outputs, name)
     key = secrets.token_urlsafe(24)
     print_links(f"http://{HOST}:{options.port}", *found, key)
-    print("MLflow's server starts; only these addresses open it, and Ctrl-C ends it", flush=True)
+    say("MLflow's server starts; only these addresses open it, and Ctrl-C ends it")
     _become_server(uri, options.port, outputs / "mlartifacts", key)
     return 0
 

@@ -95,7 +95,7 @@ def _paths(
     paths: dict[str, str | None] = {}
     for target in targets:
         name, _, path = target.partition("=")
-        if not re.match(NAME_PATTERN, name) or name == "train":
+        if not re.fullmatch(NAME_PATTERN, name) or name == "train":
             raise UserError(
                 f"{target}: must be NAME or NAME=PATH; a name has letters, digits, . _ -"
             )

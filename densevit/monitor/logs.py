@@ -12,7 +12,7 @@ from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.select_runs import select
 from densevit.utils.console import say
-from densevit.utils.files import last_lines
+from densevit.utils.files import last_lines, without_colors
 
 READ_SECONDS = 1.0  # between two reads of the logs
 STATE_SECONDS = 20.0  # between two updates of the runs' states, each of which queries Slurm
@@ -36,7 +36,7 @@ def print_logs(plan: Plan, given: Sequence[str], failed: bool, follow: bool, lin
         say(f"== {file}")
         printed[run.id] = (file, file.stat().st_size if file.exists() else 0)
         for line in last_lines(file, lines):
-            print(line)
+            say(line)
     if follow:
         _follow(plan, runs, observed, printed)
 
@@ -54,7 +54,7 @@ def _follow(plan: Plan, runs: list[Run], observed: Observed, printed: Printed) -
                 say(f"== {run.id}")
             if text:
                 last_run = run.id
-                print(text, end="", flush=True)
+                say(text, end="")
         states = {observed.runs[run.id].state for run in runs}
         if states.isdisjoint({"running", "queued", "unknown"}):
             return
@@ -74,4 +74,6 @@ def _added(file: Path, offset: int) -> tuple[str, int]:
             offset = 0
         log.seek(offset)
         data = log.read()
-    return data.decode(errors="replace"), offset + len(data)
+    # Each state of a progress bar is a line.
+    text = without_colors(data.decode(errors="replace")).replace("\r\n", "\n")
+    return text.replace("\r", "\n"), offset + len(data)

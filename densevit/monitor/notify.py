@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Literal
 from densevit.launch.foreground import Interrupted
 from densevit.sweep.plan import Plan
 from densevit.sweep.spec import PLACEHOLDER
+from densevit.utils.console import warn
 
 Ended = Literal["finished", "failed", "stopped"]
 SECONDS = 60  # that the command may take
@@ -34,7 +34,7 @@ def notify(plan: Plan, state: Ended) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         fault, reason = type(error).__name__, str(error)
     if fault:
-        print(f"warning: notify: {fault}: {reason or command}", file=sys.stderr)
+        warn(f"warning: notify: {fault}: {reason or command}")
 
 
 def notification(plan: Plan, template: str, state: Ended) -> str:

@@ -13,6 +13,7 @@ from densevit.launch.foreground import Progress, Watch
 from densevit.runs.status import Status
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.utils.escape import visible
 from densevit.utils.files import last_lines
 
 LOG_LINES = 10
@@ -61,7 +62,7 @@ class _Lines:
         self.ended: set[str] = set()
 
     def title(self, run: Run) -> str:
-        return f"{self.plan.label(run)}, seed {run.seed}"
+        return visible(f"{self.plan.label(run)}, seed {run.seed}")
 
     def print_changes(self, progress: Progress) -> None:
         for run in progress.active:

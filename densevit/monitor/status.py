@@ -130,7 +130,7 @@ def watch_status(plan: Plan, every: int, *, as_json: bool) -> None:
     while True:
         observed = observe(plan)
         if as_json:
-            print(json.dumps(status_record(plan, observed)), flush=True)
+            say(json.dumps(status_record(plan, observed)))
         else:
             show(observed)
         states = {state.state for state in observed.runs.values()}
@@ -150,7 +150,7 @@ def status_printer(plan: Plan) -> Callable[[Observed], None]:
             console_for_tables().clear()
             print_status(plan, observed)
         elif last != (last := summary(plan, observed)):
-            print(f"{time.strftime('%F %T')} {last}", flush=True)
+            say(f"{time.strftime('%F %T')} {last}")
 
     return show
 

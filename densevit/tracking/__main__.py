@@ -15,6 +15,7 @@ from pathlib import Path
 from densevit.tracking.mirror import Mirror
 from densevit.tracking.mirror_process import INTERVAL
 from densevit.tracking.store_uri import database_file, is_database, store_uri
+from densevit.utils.console import warn
 from densevit.utils.errors import EXIT_CARRY_ON
 
 LONGEST_WAIT = 60.0  # seconds, while the store does not answer
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         messages = mirror.update(last)
         for line in [*messages.problems, *messages.notes]:
             if line not in printed:
-                print(f"{time.strftime('%F %T')} warning: {line}", file=sys.stderr, flush=True)
+                warn(f"{time.strftime('%F %T')} warning: {line}")
         # A store that is down is reported once, and once more if it goes down again.
         notes |= {*messages.notes}
         printed = notes | {*messages.problems} | (printed if messages.problems else set())

@@ -21,6 +21,7 @@ from densevit.tracking.up_to_date import (
     is_sweep_recorded_running,
     up_to_date,
 )
+from densevit.utils.console import warn
 from densevit.utils.errors import UserError
 from densevit.utils.redact import without_password
 
@@ -73,7 +74,7 @@ def _errors_as_warnings() -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        print(f"warning: {error}; the runs continue without MLflow", file=sys.stderr)
+        warn(f"warning: {error}; the runs continue without MLflow")
 
 
 @dataclass
@@ -106,14 +107,14 @@ class _DriverMirror:
         lines = [line.partition("warning: ")[2] or line for line in self.mirror.output()]
         lines = list(dict.fromkeys(line for line in lines if line.strip()))
         for line in lines[:_MOST_LINES]:
-            print(f"warning: {line}", file=sys.stderr)
+            warn(f"warning: {line}")
         if len(lines) > _MOST_LINES:
             more = len(lines) - _MOST_LINES
-            print(f"warning: {more} more in {self.mirror.log}", file=sys.stderr)
+            warn(f"warning: {more} more in {self.mirror.log}")
         if not complete:
             name = self.sweep or self.run_ids[0]
             text = f"densevit sync {name} sends to MLflow what is missing there"
-            print(f"warning: {text} (log: {self.mirror.log})", file=sys.stderr)
+            warn(f"warning: {text} (log: {self.mirror.log})")
 
     def _sent(self) -> bool:
         return up_to_date(self.outputs, self.run_ids, self.sweep)

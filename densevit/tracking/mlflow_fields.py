@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from densevit.config.loss_modes import applies
-from densevit.config.run_config import RunConfig, is_execution
+from densevit.config.run_config import FIELDS, RunConfig, is_execution
 from densevit.runs.directory import RunFolder, sweep_folder
 from densevit.runs.metrics_file import number
 from densevit.runs.status import State
 from densevit.utils.errors import UserError
+from densevit.utils.escape import markdown_paragraph, visible
 from densevit.utils.files import read_json
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def sweep_stamp(outputs: Path, name: str) -> tuple[int, int]:
 
 def sweep_tags(sweep_info: SweepInfo) -> dict[str, str]:
     """Return the tags of a sweep's parent run."""
-    tags = {NOTE: sweep_info.description, COMMIT: sweep_info.git_sha or ""}
+    tags = {NOTE: markdown_paragraph(sweep_info.description), COMMIT: sweep_info.git_sha or ""}
     tags["densevit.axes"] = ", ".join(sweep_info.axes)
     tags["densevit.runs"] = str(len(sweep_info.runs))
     tags[BEGUN] = sweep_info.begun
-    return {key: value[:LONGEST_TAG] for key, value in tags.items() if value}
+    return _accepted(tags)
 
 
 def sweep_files(sweep_info: SweepInfo) -> list[Path]:
@@ -106,7 +107,7 @@ def run_name(folder: RunFolder, config: RunConfig, sweep_info: SweepInfo | None)
     """Return the label of the cell in the sweep's table, and the seed."""
     entry = {} if sweep_info is None else sweep_info.runs.get(folder.path.name, {})
     label = entry.get("label")
-    return f"{label}, seed {config.seed}" if label else f"{config.cl_mode}, seed {config.seed}"
+    return f"{visible(label or config.cl_mode)}, seed {config.seed}"
 
 
 def run_params(config: RunConfig) -> tuple[dict[str, str], list[str]]:
@@ -137,10 +138,17 @@ def run_tags(folder: RunFolder, config: RunConfig, sweep_info: SweepInfo | None)
     tags |= _started_tags(folder)
     if sweep_info is not None:
         entry = sweep_info.runs.get(folder.path.name, {})
-        tags |= {str(axis): _text(value) for axis, value in (entry.get("axes") or {}).items()}
+        axes = entry.get("axes") or {}
+        tags |= {axis: _text(value) for axis, value in axes.items() if axis in FIELDS}
         if entry.get("differs"):
-            tags[NOTE] = f"Difference from the baseline of {sweep_info.name}: {entry['differs']}."
-    return {key: value[:LONGEST_TAG] for key, value in tags.items() if value}
+            note = f"Difference from the baseline of {sweep_info.name}: {entry['differs']}."
+            tags[NOTE] = markdown_paragraph(note)
+    return _accepted(tags)
+
+
+def _accepted(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that are not empty, cut to MLflow's limit."""
+    return {key: visible(value)[:LONGEST_TAG] for key, value in tags.items() if value}
 
 
 def _started_tags(folder: RunFolder) -> dict[str, str]:
@@ -251,4 +259,4 @@ def first_start(folder: RunFolder) -> float:
 
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text.encode(errors="replace").decode()  # a path may hold bytes that no database accepts
+    return visible(text)  # a path may hold bytes that no database accepts

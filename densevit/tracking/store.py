@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from densevit.tracking.mlflow_fields import BEGUN
 from densevit.tracking.moved_outputs import artifact_location, repoint
 from densevit.tracking.store_uri import database_file, is_database
+from densevit.utils.console import warn
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,7 +67,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
 def _warn_of_waiting(path: Path) -> None:
     if sys.stderr.isatty():
         text = f"warning: waiting for {path}, which another process that mirrors runs has locked"
-        print(text, file=sys.stderr, flush=True)
+        warn(text)
 
 
 @contextmanager

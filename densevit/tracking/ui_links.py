@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 from densevit.runs.directory import sweep_folder
 from densevit.tracking.store import all_pages, open_store, opened
 from densevit.tracking.store_uri import database_file
+from densevit.utils.console import say
 from densevit.utils.errors import Unreachable, UserError, nearest, reason_of
 from densevit.utils.redact import without_password
 
@@ -115,10 +116,10 @@ def print_links(
     """Print the addresses of pages of a server; with `key`, the secret that opens them."""
     base = f"{base}/?key={key}" if key else f"{base}/"
     if not experiments:
-        print(f"{'MLflow':<10} {base}", flush=True)
+        say(f"{'MLflow':<10} {base}")
     for name, number in experiments.items():
         table = _address(base, f"experiments/{number}/runs", {})
-        print(f"{'runs':<10} {table}  ({name})", flush=True)
+        say(f"{'runs':<10} {table}  ({name})")
     for sweep in sweeps:
         _print_sweep(base, sweep)
 
@@ -127,18 +128,18 @@ def _print_sweep(base: str, sweep: _Sweep) -> None:
     text = f"{sweep.count} run{'' if sweep.count == 1 else 's'}"
     if sweep.count > len(sweep.runs):
         text += f"; the first {len(sweep.runs)} are compared"
-    print(f"{sweep.name}: {text}")
+    say(f"{sweep.name}: {text}")
     for number in sweep.experiments:
         best = {
             "searchFilter": sweep.filter, "orderByKey": f"metrics.`{METRIC}`",
             "orderByAsc": "false",
         }  # fmt: skip
-        print(f"{'  best':<10} {_address(base, f'experiments/{number}/runs', best)}")
+        say(f"{'  best':<10} {_address(base, f'experiments/{number}/runs', best)}")
     if sweep.runs:
         which = {"runs": _json(sweep.runs), "experiments": _json(sweep.experiments)}
         curve = {"metric": _json(METRIC), "plot_metric_keys": _json([METRIC]), "x_axis": "step"}
-        print(f"{'  compare':<10} {_address(base, 'compare-runs', which)}")
-        print(f"{'  curves':<10} {_address(base, 'metric', which | curve)}", flush=True)
+        say(f"{'  compare':<10} {_address(base, 'compare-runs', which)}")
+        say(f"{'  curves':<10} {_address(base, 'metric', which | curve)}")
 
 
 def _address(base: str, page: str, query: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ from densevit.runs.directory import RunFolder, has_results
 from densevit.runs.provenance import record_start
 from densevit.runs.status import Cause, State
 from densevit.train.signals import note_signals
+from densevit.utils.console import LogFormatter
 from densevit.utils.distributed import world
 from densevit.utils.errors import (
     EXIT_CARRY_ON,
@@ -169,7 +170,7 @@ class _LogFile(logging.FileHandler):
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from densevit.utils.console import LogFormatter
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,8 +27,9 @@ def showing() -> Iterator[None]:
     """Log to stderr; on a terminal, let `progress` draw a bar below the log."""
     global _console
     if not sys.stderr.isatty():
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s",
-                            datefmt="%H:%M:%S")  # fmt: skip
+        lines = logging.StreamHandler()
+        lines.setFormatter(LogFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logging.basicConfig(level=logging.INFO, handlers=[lines])
         yield
         return
     from rich.console import Console
@@ -35,7 +38,8 @@ def showing() -> Iterator[None]:
     _console = Console(stderr=True)
     handler = RichHandler(console=_console, show_path=False, show_level=False, highlighter=None,
                           log_time_format="%H:%M:%S", omit_repeated_times=False)  # fmt: skip
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    handler.setFormatter(LogFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         yield
     finally:

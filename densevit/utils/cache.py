@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
+
+from densevit.utils.console import warn
 
 # Variables of libraries whose caches may hold downloads: these are read where they are.
 _DOWNLOADS = {"HF_HOME": "huggingface", "TORCH_HOME": "torch"}
@@ -27,7 +28,7 @@ def use_writable_cache(outputs: Path) -> None:
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
     line = f"{folder or given}: cannot be written; {cache} holds the caches instead"
-    print(line, file=sys.stderr)
+    warn(line)
 
 
 def _writable(folder: Path) -> bool:

@@ -1,22 +1,54 @@
-"""Print lines, tables, counts and durations to the terminal."""
+"""Print lines, tables, counts and durations to the terminal.
+
+All output goes through `say`, `warn`, `console_for_tables` or `LogFormatter`: a terminal obeys
+none of the characters of names, messages and logs (`utils.escape`).
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterable
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from densevit.utils.escape import visible
 
 
-def say(text: str) -> None:
-    """Print a line without markup, highlighting or wrapping."""
-    console_for_tables().print(text, highlight=False, soft_wrap=True)
+def say(text: object, end: str = "\n") -> None:
+    """Print a line to stdout, at once."""
+    print(visible(str(text)), end=end, flush=True)
+
+
+def warn(text: object) -> None:
+    """Print a line to stderr, at once."""
+    print(visible(str(text)), file=sys.stderr, flush=True)
+
+
+class LogFormatter(logging.Formatter):
+    """Formats the lines of a log like `say`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 class _Console(Console):
-    """A console that leaves a closed pipe to `utils.errors.exit_code`."""
+    """A console that leaves a closed pipe to `utils.errors.exit_code`, and prints like `say`."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
 def console_for_tables() -> Console:

@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from densevit.utils.escape import visible
 from densevit.utils.redact import without_password
 from densevit.utils.streams import discard
 
@@ -80,26 +81,30 @@ def _flushed(work: Callable[[], int]) -> int:
     return code
 
 
+def _complain(program: str, text: object) -> None:
+    print(visible(f"{program}: {text}"), file=sys.stderr)
+
+
 def exit_code(program: str, work: Callable[[], int]) -> int:
     """Return the exit code of some work; print its errors as one line each."""
     try:
         return _flushed(work)
     except UserError as error:
-        print(f"{program}: {own_message(str(error))}", file=sys.stderr)
+        _complain(program, own_message(str(error)))
         return EXIT_MISTAKE
     except RunError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _complain(program, error)
         return EXIT_FAILED
     except Unreachable as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        _complain(program, error)
         return EXIT_CARRY_ON
     except (Stopped, KeyboardInterrupt):
-        print(f"{program}: stopped; run the same command to resume", file=sys.stderr)
+        _complain(program, "stopped; run the same command to resume")
         return EXIT_CARRY_ON
     except BrokenPipeError:  # the reader of a pipe, e.g. head, has closed it
         discard(sys.stdout)
         return 0
     except OSError as error:  # a folder that cannot be written, a full disk
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(program, f"{where}{error.strerror or error}")
         return EXIT_MISTAKE

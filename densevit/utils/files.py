@@ -100,6 +100,11 @@ def last_lines(path: Path, count: int) -> list[str]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    lines = without_colors(text).split("\n")
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in lines]
     return [line for line in lines if line][-count:]
+
+
+def without_colors(text: str) -> str:
+    """Return the text of a log without color codes and movements of the cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -330,6 +330,17 @@ def test_a_tar_is_checked_as_it_lies(tmp_path, monkeypatch):
     assert "cannot be read as a tar" in found_in("val", tmp_path / "val.tar").problems[0]
 
 
+def test_names_of_classes_and_files_do_not_act_on_the_terminal(tmp_path, capsys):
+    names = ["a\x1b]0;x\x07\u202e\r\n\x9b", "b<script>\udc9b", "=c"]
+    lay(tmp_path / "set", names, "\x1b[2J.jpg")
+    (tmp_path / "set" / names[0] / "\x1b[2K.jpg").write_bytes(b"no image")
+    for more in ([], ["--json"]):
+        assert run("check", f"val={tmp_path / 'set'}", *more) == 1
+        read = capsys.readouterr()
+        assert "b<script>" in read.out
+        assert not set(read.out + read.err) & set("\x1b\x07\x9b\r\u202e\udc9b")
+
+
 def test_exit_codes_and_words(tmp_path, capsys, monkeypatch):
     lay(tmp_path / "train", ["a", "b"])
     lay(tmp_path / "val", ["a", "b"], "1.jpg")

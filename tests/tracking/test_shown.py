@@ -39,6 +39,31 @@ NOTHING: tuple = ([], [])
 NOTE = "mlflow.note.content"
 
 
+def test_texts_of_others_reach_mlflow_without_what_acts(new_outputs):
+    """MLflow shows a note as Markdown; PostgreSQL refuses a NUL; a plan names no tag of ours."""
+    nasty = '"><script>alert(1)</script>|\x1b]0;x\x07\u202e\x00\udc9b [a](javascript:b)'
+    shown = '"><script>alert(1)</script>|\ufffd]0;x\ufffd\ufffd\ufffd\\udc9b [a](javascript:b)'
+    run_id = make_run(new_outputs, train_lines(1, 2), model_name="vit_tiny_patch16_224")
+    folder = run_folder(new_outputs, run_id)
+    begin(folder, host=nasty, command=nasty, git_sha=nasty, launcher=nasty, job=nasty)
+    axes = {"cl_mode": nasty, nasty: "x", "densevit.cell": "x", "mlflow.user": "x"}
+    about = {"label": nasty, "axes": axes, "differs": nasty}
+    make_plan(new_outputs, "s", [run_id], description=nasty, axes=[nasty], **{run_id: about})
+    info, config = mlflow_fields.read_sweep_info(new_outputs, "s"), folder.config()
+    assert mlflow_fields.run_name(folder, config, info) == f"{shown}, seed 0"
+    tags = mlflow_fields.run_tags(folder, config, info)
+    assert tags["cl_mode"] == tags["densevit.host"] == tags["densevit.job"] == shown
+    assert not {nasty, "mlflow.user"} & tags.keys()
+    assert tags["densevit.cell"] not in ("", "x")
+    parent = mlflow_fields.sweep_tags(info)
+    for note in (tags[NOTE], parent[NOTE]):
+        assert "\\<script>alert(1)\\</script>" in note
+        assert "[a\\](javascript" in note
+    for value in (*tags.values(), *parent.values()):
+        assert not set(value) & {"\x1b", "\x07", "\u202e", "\x00", "\udc9b"}
+    _validate_metric_name(metric_key(f"{nasty}/top1"))
+
+
 def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):
     run_id = make_run(outputs, train_lines(1, 2), cl_mode="none", seed=4)
     about = {"label": "none · 0.2", "axes": {"cl_mode": "none", "drop_path": 0.2},

@@ -23,6 +23,7 @@ from densevit.launch.slurm.attempts import End
 from densevit.launch.slurm.job_environment import Place, current_place, run_environment
 from densevit.launch.slurm.submissions import DEFAULT_HOURS
 from densevit.runs.directory import RunFolder
+from densevit.utils.console import say
 from densevit.utils.errors import EXIT_CARRY_ON, EXIT_FAILED, UserError
 
 POLL_SECONDS = 0.2
@@ -210,10 +211,9 @@ def _report_canary(place: Place, *, passed: bool, run: str = "", message: str = 
     place.submission.write_canary_result(passed, run, message)
     silent = _patiently(lambda: canary.advance(place.submission))
     if silent:
-        print(
+        say(
             f"the other jobs stay on hold: {silent}; the next densevit-sweep command releases or "
-            f"withdraws them",
-            flush=True,
+            f"withdraws them"
         )
 
 
@@ -231,7 +231,7 @@ def _note_end(child: Child, place: Place, received: ReceivedSignal) -> None:
         child.end = "finished" if code == 0 else "failed" if code > 0 else "killed"
     if not place.leads:
         return
-    print(f"{folder.path.name}: {child.end}", flush=True)
+    say(f"{folder.path.name}: {child.end}")
     attempts.end(folder, child.end)
     if child.end == "killed":
         _record_killed(child, out_of_memory=oom.oom_kills() > received.oom_kills)
@@ -269,7 +269,7 @@ def _record_killed(child: Child, *, out_of_memory: bool) -> None:
 def _requeue(place: Place) -> None:
     silent = _patiently(lambda: commands.requeue(place.slurm_id))
     if silent:
-        print(f"not requeued: {silent}; run densevit-sweep again to resume", flush=True)
+        say(f"not requeued: {silent}; run densevit-sweep again to resume")
 
 
 def _patiently(ask: Callable[[], object]) -> str:

@@ -18,6 +18,7 @@ from densevit.launch.machine import MEASURE, Place
 from densevit.launch.slurm import commands, groups, sbatch
 from densevit.launch.slurm.profile import Profile, usable_profile
 from densevit.sweep.plan import Plan
+from densevit.utils.console import warn
 from densevit.utils.errors import RunError, UserError
 from densevit.utils.files import last_lines
 
@@ -52,7 +53,7 @@ def _short_job(plan: Plan, profile: Profile) -> Place:
         job = _submit(plan, profile, request, source, target)
         code = _wait_for(job)
         if code:
-            print("\n".join(last_lines(source.parent / f"{job}_0_log.out", 8)), file=sys.stderr)
+            warn("\n".join(last_lines(source.parent / f"{job}_0_log.out", 8)))
         return code
 
     parts = ["Slurm", profile.partition, profile.constraint, profile.gpu_type]
@@ -89,7 +90,7 @@ def _submit(
 
 def _wait_for(job: str) -> int:
     """Return the exit code of a job, 0 or 1. If this command is interrupted, it cancels the job."""
-    print(f"measuring in job {job}", file=sys.stderr, flush=True)
+    warn(f"measuring in job {job}")
     silent_polls = 0
     try:
         while True:

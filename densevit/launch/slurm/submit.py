@@ -42,7 +42,7 @@ def submit(
     Errors: `UserError` with Slurm's message if it refuses; `Unreachable` if it does not answer: the
     next call then finds out what it has accepted.
     """
-    _check_path(plan.outputs)
+    _check_path(plan.outputs, profile)
     largest, room = limits.largest_array(), _room(profile)
     made: list[Submission] = []
     left: list[str] = []
@@ -77,8 +77,9 @@ def submit(
     return made, left
 
 
-def _check_path(outputs: Path) -> None:
-    unfit = re.search(r"[%:\\\x00-\x1f]", str(outputs))
+def _check_path(outputs: Path, profile: Profile) -> None:
+    comma = "," if profile.container else ""  # separates the folders of a container
+    unfit = re.search(rf"[%:{comma}\\\x00-\x1f]", str(outputs))
     if unfit:  # special to Slurm, in PYTHONPATH or in a batch script
         raise UserError(f"outputs: {str(outputs)!r}: Slurm and Python misread {unfit[0]!r} in a "
                         f"path; choose another folder")  # fmt: skip

@@ -24,6 +24,7 @@ from densevit.results.figures.style import (
     Style,
     letters,
     lines_in,
+    literal,
     new_figure,
     styled,
     wrapped,
@@ -88,7 +89,7 @@ def _panels(table: CellTable, frame: pd.DataFrame) -> Figure:
         axes.set_yticks(places, labels, fontsize=SMALL if shape.row < LINE else None)
         axes.set_ylim(ends[-1] - 0.4, -0.6)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.5)
-    figure.supxlabel(metric_title(table.metric), fontsize=7)
+    figure.supxlabel(literal(metric_title(table.metric)), fontsize=7)
     return figure
 
 

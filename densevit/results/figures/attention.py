@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from densevit.results.figures.correspondence import COLORS, color_scale, save_figure
-from densevit.results.figures.style import COLUMN, INK, new_figure, styled
+from densevit.results.figures.style import COLUMN, INK, literal, new_figure, styled
 
 # Maximum number of maps side by side; inches around the maps of a row; inches below all maps.
 _ACROSS, _AROUND, _UNDER = 5, 0.32, 0.3
@@ -72,5 +72,5 @@ def _attention(image: NDArray[np.uint8], weights: NDArray[np.float32], title: st
         axes.imshow(shown, COLORS, vmin=0, vmax=top or 1, interpolation="nearest")
         axes.set_title(name, pad=2)
         axes.set_xlabel(f"{100 * top:.1f} %", labelpad=2)
-    figure.supxlabel(f"{title}\nfrom 0 (dark) to the share below each (light)", fontsize=7)
+    figure.supxlabel(f"{literal(title)}\nfrom 0 (dark) to the share below each (light)", fontsize=7)
     return figure

@@ -28,6 +28,7 @@ from densevit.results.figures.style import (
     LINE,
     SMALL,
     lines_in,
+    literal,
     new_figure,
     save,
     styled,
@@ -139,7 +140,7 @@ def matches(sides: Sequence[tuple[str, Found]], most: int) -> Figure:
                 axes = _axes_at(figure, each * i + _EDGE, bottom, wide, tall)
                 _draw_pair(axes, columns[i][j], most, colors, size)
                 if j == 0:
-                    axes.set_title(title.replace("$", r"\$"), fontweight="bold", y=1.0, pad=4)
+                    axes.set_title(literal(title), fontweight="bold", y=1.0, pad=4)
         bar = _axes_at(figure, COLUMN / 2 - 1, 0.54, 2, 0.08)
         figure.colorbar(colors, cax=bar, orientation="horizontal", label="cosine similarity")
         bar.tick_params(length=2)

@@ -12,6 +12,7 @@ from densevit.results.figures.style import (
     FAINT,
     assign_styles,
     labels_of,
+    literal,
     new_figure,
     styled,
 )
@@ -48,7 +49,7 @@ def pareto(
         front = means.loc[pareto_front(means)]
         axes.step(*front.to_numpy().T, where="post", color=FAINT, linewidth=0.8, zorder=2)
         axes.set_xlabel("GPU-hours of a run")
-        axes.set_ylabel(f"{metric_title(image_metric(frame))} on {benchmark}")
+        axes.set_ylabel(literal(f"{metric_title(image_metric(frame))} on {benchmark}"))
         axes.margins(0.08)
         axes.grid(color="#ececec", linewidth=0.5)
         despine(axes)

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from matplotlib.typing import LineStyleType
 
+from densevit.utils.escape import visible
 from densevit.utils.files import replacing
 
 # Okabe and Ito, "Color Universal Design" (2008), without black and the yellow, faint on paper.
@@ -111,21 +112,26 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def literal(text: str) -> str:
+    """Return text that matplotlib draws as it is: a dollar sign begins no formula."""
+    return visible(text).replace("$", r"\$")
+
+
 def wrapped(text: str, width: int) -> str:
-    """Return text broken into lines, with dollar signs that matplotlib does not read as math.
+    """Return text broken into lines, as `literal` gives it.
 
     It breaks at spaces; a word longer than a line at its underscores, hyphens and slashes; a part
     that is still longer anywhere. No line begins with the dot of a cell's label.
     """
     lines = [""]
-    for word in re.findall(r"\S+(?:\s+·)*", text):
+    for word in re.findall(r"\S+(?:\s+·)*", visible(text)):
         for number, part in enumerate(_parts(" ".join(word.split()), width)):
             longer = f"{lines[-1]} {part}" if lines[-1] and not number else lines[-1] + part
             if letters(longer) <= width or not lines[-1]:
                 lines[-1] = longer
             else:
                 lines.append(part)
-    return "\n".join(lines).replace("$", r"\$")
+    return literal("\n".join(lines))
 
 
 def letters(text: str) -> int:

@@ -5,12 +5,14 @@ All text is plain: each writer escapes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 
 from densevit.results.tables import table
 from densevit.results.tables.table import TextTable
+from densevit.utils.escape import markdown, markdown_paragraph, visible
 
 
 @dataclass(frozen=True)
@@ -82,56 +84,50 @@ class Document:
     sections: Sequence[Section]
 
 
-# In logs and library messages; a terminal would obey them. The reports show a mark instead.
-CONTROL_CHARACTERS = dict.fromkeys(
-    [*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}"
-)
-
-
 def to_markdown(document: Document) -> str:
     """Return the short form as Markdown, ending in a newline."""
-    parts = [f"# {document.title}", *document.lead]
+    parts = [f"# {markdown(document.title)}", *map(markdown_paragraph, document.lead)]
     for section in document.sections:
         if section.brief:
-            parts += [f"## {section.title}", *map(_markdown, section.blocks)]
-    return "\n\n".join(part for part in parts if part).translate(CONTROL_CHARACTERS) + "\n"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+            parts += [f"## {markdown(section.title)}", *map(block_markdown, section.blocks)]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 @singledispatch
-def _markdown(block: Block) -> str:
+def block_markdown(block: Block) -> str:
+    """Return a block as Markdown."""
     raise TypeError(type(block))
 
 
-@_markdown.register
+@block_markdown.register
 def _(block: Paragraph) -> str:
-    return block.text
+    return markdown_paragraph(block.text)
 
 
-@_markdown.register
+@block_markdown.register
 def _(block: Items) -> str:
-    return "\n".join(f"- {_line(text)}" for text in block.texts)
+    return "\n".join(f"- {markdown_paragraph(text)}" for text in block.texts)
 
 
-@_markdown.register
+@block_markdown.register
 def _(block: Code) -> str:
-    return "\n".join(f"    {line}" for line in block.lines)
+    lines = visible("\n".join(block.lines)).split("\n")
+    return "\n".join(f"    {line}" for line in lines)
 
 
-@_markdown.register
+@block_markdown.register
 def _(block: FigureBlock) -> str:
-    return f"![{block.alt}]({block.file})\n\n{block.caption} Also as [PDF]({block.pdf})."
+    alt = re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", markdown(block.alt))
+    caption = markdown_paragraph(block.caption)
+    return f"![{alt}]({block.file})\n\n{caption} Also as [PDF]({block.pdf})."
 
 
-@_markdown.register
+@block_markdown.register
 def _(block: TextTable) -> str:
     return table.to_markdown(block).strip()
 
 
-@_markdown.register
+@block_markdown.register
 def _(block: Fold) -> str:
-    head = f"**{_line(block.title)}**" + (f" {_line(block.note)}" if block.note else "")
-    return "\n\n".join([head, *map(_markdown, block.blocks)])
+    head = f"**{markdown(block.title)}**" + (f" {markdown(block.note)}" if block.note else "")
+    return "\n\n".join([head, *map(block_markdown, block.blocks)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from densevit.results.stats.ranking import image_rows
 from densevit.results.tables.main_table import CellTable
 
 CURVES = ("val/top1", "val/map", "train/loss", *DRAWN)
+NOT_IN_NAMES = r"[^A-Za-z0-9._-]"  # of files: results may name a test set after a path
 MOST_SHIFTED = 6  # test sets in a figure
 
 
@@ -124,7 +126,7 @@ def _effects(found: Findings) -> Iterator[ReportFigure]:
     clean = [name for name in CLEAN if name in present][:1]
     for benchmark in [*clean, *found.shifted[:1]]:
         yield ReportFigure(
-            "effects", f"heat-{benchmark}",
+            "effects", f"heat-{re.sub(NOT_IN_NAMES, '_', benchmark)}",
             f"Mean accuracy on {benchmark} for each pair of {rows} and {columns}.",
             f"Accuracy (%) on {benchmark} by {rows} and {columns}: the mean over the seeds.",
             partial(heat, measured, found.cells, rows, columns, benchmark),

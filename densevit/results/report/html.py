@@ -11,7 +11,6 @@ import jinja2
 from PIL import Image
 
 from densevit.results.report.document import (
-    CONTROL_CHARACTERS,
     Block,
     Code,
     Document,
@@ -21,6 +20,7 @@ from densevit.results.report.document import (
     Paragraph,
 )
 from densevit.results.tables.table import DAGGER, MISSING, TextTable
+from densevit.utils.escape import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PIXELS = 1400  # width; figures are written for print, at 300 dpi
@@ -43,9 +43,7 @@ def to_html(document: Document) -> str:
     environment.filters["data_uri"] = _data_uri
     environment.filters["css_pixels"] = lambda pixels: round(pixels * SCALE)
     template = environment.get_template("report.html.j2")
-    return template.render(document=document, missing=MISSING, dagger=DAGGER).translate(
-        CONTROL_CHARACTERS
-    )
+    return visible(template.render(document=document, missing=MISSING, dagger=DAGGER))
 
 
 def embedded(png: Path, *, photo: bool = False) -> tuple[bytes, int, int]:

@@ -17,7 +17,7 @@ from densevit.results.stats.reference_models import read_references
 from densevit.results.tables import frozen_changes, frozen_numbers
 from densevit.results.tables.best_cells import marked_table
 from densevit.results.tables.main_table import CellTable, cell_table
-from densevit.results.tables.table import TextTable, to_csv, to_markdown
+from densevit.results.tables.table import TextTable, frame_to_csv, to_csv, to_markdown
 from densevit.runs.directory import run_folder
 from densevit.sweep.earlier_plans import dropped_line
 from densevit.sweep.plan import Plan
@@ -111,7 +111,7 @@ def _write_numbers(found: Findings, folder: Path) -> None:
         ("differences.csv", intervals.of_differences(found)),
         ("intervals.csv", intervals.of_cells(found)),
     ):
-        write_atomic(folder / name, rows.to_csv(index=False, lineterminator="\n"))
+        write_atomic(folder / name, frame_to_csv(rows))
 
 
 def _changes(found: Findings) -> dict[str, list[Block]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from densevit.results.tables.table import Mark, TextTable
+from densevit.utils.escape import MARK, visible
 
 _PLAIN = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$",
@@ -64,7 +65,8 @@ def to_latex(table: TextTable, label: str = "", *, narrowed: bool = False) -> st
 
 def escaped(text: str) -> str:
     """Return text that LaTeX prints as it is, on one line, with minus signs before numbers."""
-    return _PARTS.sub(_written, " ".join(text.split()))
+    plain = visible(text).replace(MARK, "?")  # TeX has no such letter
+    return _PARTS.sub(_written, " ".join(plain.split()))
 
 
 def _written(found: re.Match[str]) -> str:

@@ -16,6 +16,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from densevit.utils.escape import markdown, markdown_paragraph, spreadsheet, visible
+
 MISSING = "missing"  # planned, but without results
 NOT_APPLICABLE = "–"  # no run of the sweep can have a result here
 DAGGER = "†"
@@ -55,10 +57,10 @@ def to_markdown(table: TextTable) -> str:
     The title is left to the page, which knows the level of its headings.
     """
     marked = [
-        [_emphasized(_escaped(text), table.marks.get((i, j))) for j, text in enumerate(row)]
+        [_emphasized(markdown(text), table.marks.get((i, j))) for j, text in enumerate(row)]
         for i, row in enumerate(table.rows)
     ]
-    cells = [[_escaped(text) for text in table.head], *marked]
+    cells = [[markdown(text) for text in table.head], *marked]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(table.head))]
     rules = [
         "-" * width if i < table.numeric_from else "-" * (width - 1) + ":"
@@ -68,7 +70,7 @@ def to_markdown(table: TextTable) -> str:
         "| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |"
         for row in [cells[0], rules, *cells[1:]]
     ]
-    below = f"\n{table.note}\n" if table.note else ""
+    below = f"\n{markdown_paragraph(table.note)}\n" if table.note else ""
     return "\n".join(lines) + "\n" + below
 
 
@@ -78,11 +80,30 @@ def to_csv(table: TextTable) -> str:
     A missing number is an empty field.
     """
     if table.data is not None:
-        text: str = table.data.to_csv(index=False, lineterminator="\n")
-        return text
+        return frame_to_csv(table.data)
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([table.head, *table.rows])
+    rows = [[spreadsheet(text) for text in row] for row in (table.head, *table.rows)]
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
+
+
+def frame_to_csv(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV; its numbers stay as they are, and no text of it is a formula."""
+
+    def cell(value: object) -> object:
+        return spreadsheet(value) if isinstance(value, str) else value
+
+    # As objects: an integer stays one beside a missing value.
+    texts = {
+        place: pd.Series([cell(value) for value in column], frame.index, object)
+        for place, (_, column) in enumerate(frame.items())
+        if not pd.api.types.is_numeric_dtype(column)
+    }
+    columns = [texts.get(place, frame.iloc[:, place]) for place in range(frame.shape[1])]
+    safe = pd.concat(columns, axis=1) if columns else frame
+    safe.columns = [cell(name) for name in frame.columns]
+    text: str = safe.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def to_rich(table: TextTable) -> Group:
@@ -92,7 +113,7 @@ def to_rich(table: TextTable) -> Group:
     for i, name in enumerate(table.head):
         side: Literal["left", "right"] = "left" if i < table.numeric_from else "right"
         # Fold, do not cut, in a narrow terminal: a cut header does not identify its column.
-        grid.add_column(Text(name, overflow="fold"), justify=side, overflow="fold")
+        grid.add_column(Text(visible(name), overflow="fold"), justify=side, overflow="fold")
     for i, row in enumerate(table.rows):
         grid.add_row(*(_styled(table, i, j, text) for j, text in enumerate(row)))
     note = [Text(table.note, style="dim")] if table.note else []
@@ -100,7 +121,7 @@ def to_rich(table: TextTable) -> Group:
 
 
 def _styled(table: TextTable, row: int, column: int, text: str) -> Text:
-    place = row, column
+    place, text = (row, column), visible(text)
     if place in table.tones:
         return Text(text, style=_TERMINAL[table.tones[place]])
     mark = table.marks.get(place)
@@ -113,8 +134,3 @@ def _emphasized(text: str, mark: Mark | None) -> str:
     if mark == "tied":
         return f"{text} {DAGGER}"
     return f"**{text}**" if mark == "best" else text
-
-
-def _escaped(text: str) -> str:
-    """Return text that stays in one cell of a Markdown table."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())

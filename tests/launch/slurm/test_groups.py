@@ -289,6 +289,27 @@ def test_the_code_is_found_whatever_its_folder_is_called(programs, tmp_path, nam
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("runtime", ["apptainer", "pyxis"])
+def test_words_of_a_container_reach_it_as_they_are(programs, tmp_path, runtime):
+    hostile = "\"'$(exit)`x`;#|&><*\u202e"
+    image, mount, outputs = f"/a/{hostile}.sif", f"/b c/{hostile}", tmp_path / hostile
+    profile = Profile(container={"image": image, "runtime": runtime, "mounts": [mount]})
+    script = script_of(outputs, {}, profile, 2, str(outputs / "code"))
+    done = subprocess.run(["bash", "-n"], input=script.encode(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    (srun,) = [line for line in script.split("\n") if line.startswith("srun ")]
+    words = shlex.split(srun)
+    if runtime == "apptainer":
+        start = words.index("apptainer")
+        bind = f"{outputs},{mount}"
+        assert words[start : start + 7] == [
+            "apptainer", "exec", "--nv", "--bind", bind, image, "python3",
+        ]  # fmt: skip
+    else:
+        assert f"--container-image={image}" in words
+        assert f"--container-mounts={outputs}:{outputs},{mount}:{mount}" in words
+
+
 # `submit` rejects what sbatch reads in another way than a shell (see below).
 _folders = st.text(
     st.sampled_from(" '\"$`;#&~-*") | st.characters(exclude_categories=["Cs"]),
@@ -375,13 +396,16 @@ def test_paths_and_values_reach_slurm_and_srun_as_they_are(programs, folder, dat
         ("a:b", "':'"),
         ("a\rb", r"'\r'"),
         ("\x1b[1m", r"'\x1b'"),
+        # It separates the folders that a container mounts.
+        ("a,b", "','"),
     ],
 )
 def test_outputs_whose_name_slurm_reads_otherwise_are_refused(monkeypatch, tmp_path, name, misread):
     monkeypatch.setattr(limits, "largest_array", lambda: pytest.fail("Slurm was asked"))
     plan = SimpleNamespace(outputs=tmp_path / name, folder=tmp_path / name / "sweeps/a", name="a")
+    profile = Profile(container={"image": "/a.sif"})
     with pytest.raises(UserError) as error:
-        submit.submit(plan, [run(0)], Profile(), tmp_path / name / "code/0123", canary=True)
+        submit.submit(plan, [run(0)], profile, tmp_path / name / "code/0123", canary=True)
     told = f"outputs: {str(tmp_path / name)!r}: Slurm and Python misread {misread} in a path; choose another folder"
     assert str(error.value) == told
     assert told.isprintable()
