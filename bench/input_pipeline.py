@@ -31,6 +31,7 @@ from harness import markdown, seconds_of, write_record
 from PIL import Image
 
 from densevit.data.crops import RECIPES
+from densevit.data.image import open_header
 from densevit.data.image_files import has_image_suffix
 from densevit.data.image_folder import FolderImages
 from densevit.data.loaders import TwoViews
@@ -81,7 +82,8 @@ def write_files(folder: Path, options: argparse.Namespace, size: tuple[int, int]
     ids = [f"x/{number}.jpg" for number in range(options.count)]
     for number, name in enumerate(ids):
         if found:
-            image = Image.open(found[number % len(found)]).convert("RGB")
+            with found[number % len(found)].open("rb") as file:
+                image = open_header(file).convert("RGB")
             image = image.resize(size, Image.Resampling.BICUBIC)
         else:
             image = noise(size, number)
@@ -112,7 +114,7 @@ def measure(images: FolderImages, rounds: int) -> dict[str, list[float]]:
     transforms = [torchvisions(*recipe) for recipe in RECIPES]
 
     def decode(index: int) -> Image.Image:
-        image = Image.open(images.root / images.ids[index])
+        image = Image.open(images.root / images.ids[index], formats=["JPEG"])
         image.load()
         return image
 

@@ -26,6 +26,9 @@ def _run(program: str) -> int:
         os.write(2, f"{program}: stopped before anything was started\n".encode())
         os._exit(75)  # EXIT_CARRY_ON
 
+    if __name__ != "__main__":  # else `python -m` in this folder, whose modules are meant
+        # The processes that we start look for no module in the current folder, which may be shared.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, stop)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from densevit.config.loss_modes import applies
+from densevit.config.model_kwargs import check_model_kwargs
 from densevit.config.run_config import RunConfig
 from densevit.utils.errors import UserError, nearest
 
@@ -21,20 +22,20 @@ HUB = "hf-hub:"  # a model on the Hugging Face Hub
 
 
 def check_names(config: RunConfig, source: Callable[[str], str]) -> None:
-    """Reject a model name that timm does not have, an image size that its patch does not divide,
-    and more patches than an image has.
+    """Reject a model name that timm does not have, arguments that a model may not be given, an
+    image size that its patch does not divide, and more patches than an image has.
 
     Errors: `UserError` that begins with `source(key)`, the place that set the key.
     """
     names = _registered()
     name = architecture(config.model_name)
-    if config.model_name.startswith(HUB):
-        _check_hub_name(config.model_name, f"{source('model_name')}: model_name")
-    elif names and name not in names:
+    check_place(config.model_name, f"{source('model_name')}: model_name")
+    if names and name not in names and not config.model_name.startswith(HUB):
         hint = nearest(name, {n for n in names if "vit" in n})
         raise UserError(
             f"{source('model_name')}: model_name: timm has no model {config.model_name!r}; {hint}"
         )
+    check_model_kwargs(config.model_kwargs, config.model_name, f"{source('model_kwargs')}: ")
     size, patch = image_size(config), patch_size(config)
     if size and patch and size % patch:
         raise UserError(
@@ -63,9 +64,17 @@ def architecture(name: str) -> str:
     return repository.split("@")[0].split(".")[0] if owner == "timm" else ""
 
 
-def _check_hub_name(name: str, source: str) -> None:
-    if not re.fullmatch(HUB + r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+def check_place(name: str, source: str) -> None:
+    """Reject a model from anywhere but timm's list or the Hub; timm would also open folders.
+
+    Errors: `UserError` that begins with `source`.
+    """
+    if re.fullmatch(HUB + r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name):
+        return
+    if name.startswith(HUB):
         raise UserError(f"{source}: {name}: must be {HUB}OWNER/NAME, with @REVISION if you like")
+    if ":" in name or "/" in name:
+        raise UserError(f"{source}: {name}: must be a model of timm's, or {HUB}OWNER/NAME")
 
 
 def image_size(config: RunConfig) -> int | None:

@@ -245,6 +245,8 @@ class RunConfig(BaseModel):
     """recompute activations in the backward pass: less memory, same results"""
     compile: bool = _execution(False)
     """compile the network with torch.compile"""
+    git_diff: bool = _execution(True)
+    """record the uncommitted changes of the code in provenance.json, which MLflow gets, too"""
 
 
 FIELDS = RunConfig.model_fields

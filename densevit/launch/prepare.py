@@ -29,7 +29,7 @@ def prepare(plan: Plan, actions: RunActions) -> None:
     record = plan_record(plan, plan.statuses())
     record |= {
         "begun": _begun(plan),
-        "git_sha": git_state()["git_sha"],
+        "git_sha": git_state(diff=False)["git_sha"],
         "file": str(plan.spec.file.resolve()),
     }
     write_json(plan.folder / "plan.json", record)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from densevit.config.loss_modes import applies
-from densevit.config.model_names import HUB
+from densevit.config.model_kwargs import ALLOWED, check_model_kwargs
+from densevit.config.model_names import HUB, check_place
 from densevit.config.run_config import RunConfig
 from densevit.utils.errors import UserError, nearest, reason_of
 from densevit.utils.torchvision_compat import ensure_torchvision
@@ -95,29 +96,10 @@ def check_patches(config: RunConfig, backbone: Backbone) -> int:
     return backbone.patch_embed.img_size[0]
 
 
-# Arguments of timm that would decide what a run is, beside the fields that do.
-_FIELDS_INSTEAD = {
-    "drop_path_rate": "drop_path", "checkpoint_path": "init_checkpoint",
-    "pretrained_strict": "init_share",
-}  # fmt: skip
-_PLACES = {"file", "url", "state_dict", "hf_hub_id", "hf_hub_filename"}  # of weights
-
-
 def build_backbone(config: RunConfig, classes: int, *, pretrained: bool = False) -> Backbone:
+    check_place(config.model_name, "model_name")
+    check_model_kwargs(config.model_kwargs, config.model_name)
     kwargs = dict(config.model_kwargs)
-    if "num_classes" in kwargs:
-        raise UserError("model_kwargs: num_classes follows from the data set; leave it out")
-    for key, instead in _FIELDS_INSTEAD.items():
-        if key in kwargs:
-            raise UserError(f"model_kwargs: {key} is the field {instead}; set that")
-    for key in ("pretrained_cfg", "pretrained_cfg_overlay"):
-        if isinstance(kwargs.get(key), Mapping) and _PLACES & kwargs[key].keys():
-            raise UserError(f"model_kwargs: {key} names weights; set the field init_checkpoint")
-    if kwargs.get("in_chans", 3) != 3:
-        raise UserError(
-            f"model_kwargs: in_chans: {kwargs['in_chans']} must be 3: all images, gray ones too, "
-            f"are read as RGB; leave it out"
-        )
     if config.drop_path > 0:
         kwargs["drop_path_rate"] = config.drop_path
     try:
@@ -160,8 +142,8 @@ def _cannot_build(config: RunConfig, error: Exception, pretrained: bool) -> str:
             f"without internet, download them elsewhere and set init_checkpoint to the file"
         )
     unknown = re.search(r"unexpected keyword argument '(\w+)'", reason)
-    if unknown:
-        names = inspect.signature(timm.models.VisionTransformer).parameters
+    if unknown:  # an argument of another kind of ViT
+        names = ALLOWED & inspect.signature(timm.models.VisionTransformer).parameters.keys()
         return f"model_kwargs: {unknown[1]}: unknown to {config.model_name}; " + nearest(
             unknown[1], names
         )

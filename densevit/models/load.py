@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densevit.config.model_kwargs import check_model_kwargs
 from densevit.config.model_names import HUB
 from densevit.data.imagenet import wnids
 from densevit.models.backbone import TimmModel, create_timm
@@ -102,15 +104,20 @@ def _of_file(path: Path, model_name: str | None) -> LoadedModel:
     name = model_name or about.get("architecture")
     if name is None:
         raise UserError(f"{path}: it does not name its model; give --model-name NAME")
+    if name.startswith(HUB) and not model_name:
+        raise UserError(
+            f"{path}: it says that its model is {name}, and a file may not make the Hub be "
+            f"asked; if you trust it, give --model-name {name}"
+        )
     if not name.startswith(HUB) and not timm.is_model(name.split(".")[0]):
         raise UserError(
             f"{path}: {name}: timm has no such model; {nearest(name, timm.list_models())}"
         )
+    kwargs = _arguments(path, about, name)
+    classes = _classes(path, about)
+    if classes is not None:
+        kwargs["num_classes"] = len(classes)
     try:
-        classes = tuple(json.loads(about["classes"])) if "classes" in about else None
-        kwargs = json.loads(about.get("model_kwargs", "{}"))
-        if classes is not None:
-            kwargs["num_classes"] = len(classes)
         model = create_timm(name, pretrained=False, **kwargs)
         model.load_state_dict(load_state_dict(str(path), use_ema=False, weights_only=True))
     except Exception as error:  # timm may raise anything on a foreign file
@@ -119,6 +126,31 @@ def _of_file(path: Path, model_name: str | None) -> LoadedModel:
     with path.open("rb") as file:
         source = f"{name}, {checkpoint_files.content_digest(file)}"
     return _of_timm(path.stem, source, model, classes)
+
+
+def _arguments(path: Path, about: Mapping[str, str], model: str) -> dict[str, Any]:
+    """Return the `model_kwargs` of a file's metadata: somebody else may have written them."""
+    kwargs = _value(path, about, "model_kwargs", {})
+    if not isinstance(kwargs, dict):
+        raise UserError(f"{path}: its metadata: model_kwargs must be a mapping")
+    check_model_kwargs(kwargs, model, f"{path}: its metadata: ")
+    return kwargs
+
+
+def _classes(path: Path, about: Mapping[str, str]) -> tuple[str, ...] | None:
+    classes = _value(path, about, "classes", None)
+    if classes is None:
+        return None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: its metadata: classes must be a list of names")
+    return tuple(classes)
+
+
+def _value(path: Path, about: Mapping[str, str], key: str, default: object) -> Any:
+    try:
+        return json.loads(about[key]) if key in about else default
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its metadata: {key}: {reason_of(error)}") from None
 
 
 def _metadata(path: Path) -> dict[str, str]:

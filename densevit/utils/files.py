@@ -30,23 +30,23 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically."""
-    write_atomic(path, json.dumps(data, indent=1) + "\n")
+def write_json(path: Path, data: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write a JSON object atomically; a `private` one can be read by its owner alone."""
+    write_atomic(path, json.dumps(data, indent=1) + "\n", private=private)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file atomically."""
-    with replacing(path) as temporary:
+def write_atomic(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write a file atomically; a `private` one can be read by its owner alone."""
+    with replacing(path, private=private) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Yield a temporary file beside `path` that replaces it when the block succeeds."""
     with temporary_beside(path) as temporary:
         yield temporary
-        put(temporary, path)
+        put(temporary, path, private=private)
 
 
 @contextmanager
@@ -63,11 +63,12 @@ def temporary_beside(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def put(temporary: Path, path: Path) -> None:
+def put(temporary: Path, path: Path, *, private: bool = False) -> None:
     """Rename a finished file to `path`, after fsync: no reader sees half a file."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.chmod(0o666 & ~UMASK)  # mkstemp is private; results are for the group
+    if not private:  # as mkstemp made it; results are for the group
+        temporary.chmod(0o666 & ~UMASK)
     temporary.replace(path)
     sync_folder(path.parent)
 

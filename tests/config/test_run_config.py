@@ -163,6 +163,7 @@ EXECUTION = {
     "log_every": (50, 7), "health_every": (1000, 9),
     "on_collapse": ("warn", "stop"), "checkpoint_minutes": (10.0, 2.5),
     "grad_accumulation": (1, 2), "gradient_checkpointing": (False, True), "compile": (False, True),
+    "git_diff": (True, False),
 }  # fmt: skip
 # These always are.
 ALWAYS = {

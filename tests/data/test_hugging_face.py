@@ -126,3 +126,14 @@ def test_parquet_files_of_other_systems_are_no_split(tmp_path):
     (tmp_path / "._train-0.parquet").write_bytes(b"a resource fork")
     assert len(open_data(config(tmp_path), 32).train) == 2
     assert open_hugging_face(tmp_path, "train", "x").content(1) == colored(1)
+
+
+def test_a_script_beside_the_tables_is_not_run(tmp_path):
+    """Earlier versions of `datasets` ran a script of the folder's name."""
+    root, mark = tmp_path / "blobs", tmp_path / "mark"
+    root.mkdir()
+    table(label=([0, 1], classes("a", "b"))).to_parquet(str(root / "train-0.parquet"))
+    for name in ("blobs", "dataset", "train"):
+        (root / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    assert len(open_hugging_face(root, "train", "x")) == 2
+    assert not mark.exists()

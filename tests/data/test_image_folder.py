@@ -1,22 +1,26 @@
 """Image folders: what is read, what is rejected, and the error messages."""
 
+import ast
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pictures import write_images
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from densevit.config.run_config import RunConfig
 from densevit.data.check_folders import examine, listed
 from densevit.data.datasets import check_fingerprint, data_folder, open_data
 from densevit.data.image import read_image
 from densevit.data.image_folder import scan
+from densevit.data.shapes.export import draw_folders
 from densevit.data.shared_images import find_shared
 from densevit.evaluate.metrics import score
 from densevit.evaluate.predict import from_logits
+from densevit.results.report import html
 from densevit.train.preflight import check_images
 from densevit.utils.errors import UserError
 
@@ -234,10 +238,42 @@ def test_further_still_images_are_read(tmp_path, suffix, kind):
 
 
 def test_a_page_description_under_an_images_name_starts_no_program(tmp_path, monkeypatch):
-    Image.fromarray(gradient()).save(tmp_path / "x.eps")
-    (tmp_path / "x.eps").rename(tmp_path / "x.png")
-    assert Image.open(tmp_path / "x.png").format == "EPS"
-    assert said(load_rgb, tmp_path / "x.png").endswith("cannot be read as an image: is no image")
+    mark, gs = tmp_path / "mark", tmp_path / "bin" / "gs"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\n: > '{mark}'\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(gs.parent), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # where it was found before
+    folder = tmp_path / "images" / "val" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(gradient()).save(folder / "x.eps")
+    for suffix in ("png", "jpg"):
+        shutil.copy(folder / "x.eps", folder / f"x.{suffix}")
+        assert said(load_rgb, folder / f"x.{suffix}").endswith(
+            "cannot be read as an image: is no image"
+        )
+    with pytest.raises(UnidentifiedImageError):
+        html.embedded(folder / "x.png")
+    with pytest.raises(ValueError, match=r"x\.png: is no PNG"):
+        draw_folders("val", 32, tmp_path)
+    assert not mark.exists()
+    with pytest.raises(OSError, match="image"):  # as the fake draws nothing
+        Image.open(folder / "x.png").load()
+    assert mark.exists(), "or this would show nothing"
+
+
+def test_every_image_is_opened_as_one_of_the_formats_that_are_meant():
+    """The list is in `data/image`; a file of ours is a PNG."""
+    calls = [
+        (file.name, [keyword.arg for keyword in call.keywords])
+        for folder in ("densevit", "bench", "slurm")
+        for file in (Path(__file__).parents[2] / folder).rglob("*.py")
+        if "Image.open" in (text := file.read_text())
+        for call in ast.walk(ast.parse(text))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "Image.open"
+    ]
+    assert len(calls) >= 4
+    assert [name for name, given in calls if "formats" not in given] == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import densevit
-from densevit.launch import code_snapshot
+from densevit.launch import code_files, code_snapshot
+from densevit.utils.errors import UserError
 
 PACKAGE = Path(densevit.__file__).parent
 TAKE = "import sys, pathlib; from densevit.launch.code_snapshot import take; "
@@ -82,9 +83,9 @@ def test_two_at_once_make_one_copy_that_runs_beside_its_checkout(checkout, tmp_p
     assert not any(copy.rglob("__pycache__"))
     assert sorted(file.name for file in copy.iterdir()) == ["densevit", "snapshot.json"]
     assert contents(copy / "densevit") == contents(checkout / "densevit")
-    modes = [file.stat().st_mode for file in (copy / "densevit").rglob("*.py")]
-    assert modes
-    assert not any(mode & 0o222 for mode in modes)
+    modes = {(file.is_dir(), file.stat().st_mode & 0o777) for file in [copy, *copy.rglob("*")]}
+    assert modes == {(True, 0o700), (False, 0o600), (False, 0o400)}
+    assert (copy / "snapshot.json").stat().st_mode & 0o777 == 0o600
 
     # A job that starts in the checkout runs the copy, and records its source.
     facts = "import densevit, json; from densevit.runs.provenance import git_state; "
@@ -111,9 +112,11 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "there" / "densevit"
     (folder / "sweep").mkdir(parents=True)
     (folder / "a.py").write_text("one = 1\n")
-    (folder / "sweep/b.yaml").write_text("")
+    (folder / "sweep/b.csv").write_text("")
     monkeypatch.setattr(code_snapshot, "PACKAGE", folder)
-    monkeypatch.setattr(code_snapshot, "git_state", lambda: {"git_sha": None, "git_diff": None})
+    monkeypatch.setattr(
+        code_snapshot, "git_state", lambda diff: {"git_sha": None, "git_diff": None}
+    )
     return folder
 
 
@@ -141,13 +144,13 @@ def test_names_and_places_of_files_count_and_caches_and_hidden_files_do_not(pack
     assert code_snapshot.take(tmp_path) == first
     (package / "a.py").rename(package / "sweep/a.py")
     moved = code_snapshot.take(tmp_path)
-    (package / "sweep/b.yaml").rename(package / "sweep/c.yaml")
+    (package / "sweep/b.csv").rename(package / "sweep/c.csv")
     assert len({first, moved, code_snapshot.take(tmp_path)}) == 3
-    assert contents(moved / "densevit").keys() == {"sweep/a.py", "sweep/b.yaml"}
+    assert contents(moved / "densevit").keys() == {"sweep/a.py", "sweep/b.csv"}
 
 
 def test_a_copy_that_cannot_be_finished_leaves_nothing(package, tmp_path, monkeypatch):
-    def full(path, data):
+    def full(path, data, private):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(code_snapshot, "write_json", full)
@@ -161,7 +164,7 @@ def test_a_copy_that_cannot_be_finished_leaves_nothing(package, tmp_path, monkey
     [
         lambda copy: (copy / "snapshot.json").unlink(),
         lambda copy: (copy / "densevit/a.py").unlink(),
-        lambda copy: (copy / "densevit/sweep/b.yaml").rename(copy / "densevit/b.yaml"),
+        lambda copy: (copy / "densevit/sweep/b.csv").rename(copy / "densevit/b.csv"),
         lambda copy: shutil.rmtree(copy / "densevit"),
         lambda copy: [file.unlink() for file in copy.rglob("*") if file.is_file()],
     ],
@@ -186,3 +189,102 @@ def test_what_python_compiles_beside_a_copy_is_no_damage(package, tmp_path):
     (copy / "densevit/__pycache__/a.pyc").write_bytes(b"x")
     assert code_snapshot.take(tmp_path) == copy
     assert (copy / "snapshot.json").stat().st_ino == before
+
+
+def test_what_git_tracks_and_new_python_files_are_copied(package, tmp_path):
+    """And neither what git ignores, nor what a working tree also holds."""
+    git(package.parent, "init", "-q")
+    (package / ".gitignore").write_text("local.py\ndata/\n")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-q", "-m", "a")
+    (package / "data").mkdir()
+    for name in ("new.py", "local.py", "notes.csv", "id_rsa", ".env", "data/big.csv"):
+        (package / name).write_text("x")
+    (package / "sweep/b.csv").unlink()
+    copy = code_snapshot.take(tmp_path)
+    assert contents(copy / "densevit").keys() == {"a.py", "new.py"}
+    assert code_snapshot.take(tmp_path) == copy
+    assert code_files.remarks(package, None) == [
+        "the copy of the code has new.py, which git does not track",
+        "not copied, as git does not track it: id_rsa, local.py, notes.csv; `git add` what jobs "
+        "need",
+    ]
+
+
+def test_without_git_the_kinds_of_files_of_the_package_are_copied(package, tmp_path):
+    for name in ("id_rsa", "notes.txt", ".env"):
+        (package / name).write_text("x")
+    copy = code_snapshot.take(tmp_path)
+    assert contents(copy / "densevit").keys() == {"a.py", "sweep/b.csv"}
+    assert code_files.remarks(package, None) == [
+        "not copied, as git does not track it: id_rsa, notes.txt; `git add` what jobs need"
+    ]
+    listed = code_files.code_files(PACKAGE)
+    assert {Path(name).suffix for name in listed.copied} == set(code_files.PACKAGED)
+
+
+def test_what_looks_like_a_secret_is_named_before_it_is_copied(package):
+    token = "ghp_" + 36 * "a"
+    (package / "a.py").write_text(f"token = {token!r}\n")
+    diff = f"diff --git a/slurm/x.yaml b/slurm/x.yaml\n+token: {token}\n"
+    assert code_files.remarks(package, diff) == [
+        "the copy of the code, which you alone can read, holds what looks like a secret: a.py (a "
+        "GitHub token)",
+        "the recorded git diff holds what looks like a secret: slurm/x.yaml (a GitHub token); "
+        "git_diff: false keeps it out",
+    ]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+def test_another_users_copy_is_not_run(package, tmp_path):
+    first = code_snapshot.take(tmp_path)
+    os.chown(first, 65534, 65534)
+    second = code_snapshot.take(tmp_path)
+    assert (second.parent, second.name) == (first.parent, f"{first.name}-0")
+    assert contents(second / "densevit") == contents(package)
+    assert json.loads((second / "snapshot.json").read_text())["digest"] == first.name
+    assert code_snapshot.take(tmp_path) == second
+    seen = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", str(second)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert seen.returncode != 0
+    assert "Permission denied" in seen.stderr
+    os.chown(second, 65534, 65534)
+    with pytest.raises(UserError, match=rf"{second}: belongs to another user; remove it"):
+        code_snapshot.take(tmp_path)
+
+
+def test_a_diff_is_recorded_for_its_owner_alone_or_not_at_all(checkout, tmp_path):
+    """With `git_diff: false`, neither in the copy for jobs nor in the run's record."""
+    added = checkout / "densevit/runs/__init__.py"
+    before = added.read_text()
+    added.write_text(before + f'token = "hf_{34 * "a"}"\n')
+    code = (
+        "import json, sys; from pathlib import Path; from densevit.launch.code_snapshot import take;"
+        "from densevit.config.run_config import RunConfig;"
+        "from densevit.runs.directory import RunFolder;"
+        "from densevit.runs.provenance import record_start\n"
+        f"here = Path({str(tmp_path)!r})\n"
+        "for diff in (False, True):\n"
+        "    folder = RunFolder(here / str(diff))\n"
+        "    folder.create(RunConfig(git_diff=diff))\n"
+        "    record_start(folder)\n"
+        "    copy = take(here, diff=diff)\n"
+        "    print((copy / 'snapshot.json').read_text().replace('\\n', ''))\n"
+    )
+    try:
+        told = python(code, checkout, checkout, stderr=subprocess.PIPE)
+        said, warned = told.communicate(timeout=600)
+        assert told.returncode == 0, warned
+    finally:
+        added.write_text(before)
+    taken = [json.loads(line)["git_diff"] for line in said.splitlines()]
+    files = [tmp_path / name / "provenance.json" for name in ("False", "True")]
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    recorded = [json.loads(file.read_text())["starts"][0]["git_diff"] for file in files]
+    assert recorded == taken
+    assert taken[0] == "not recorded, as git_diff is false\n"
+    assert "+token = " in taken[1]
+    assert warned.count("the git diff in it holds what looks like a secret: ") == 1
+    assert "densevit/runs/__init__.py (a Hugging Face token); git_diff: false keeps it" in warned

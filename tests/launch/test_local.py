@@ -40,16 +40,18 @@ def write_sweep(tmp_path, tiny, **parts):
     return file
 
 
+# As the installed program `densevit-sweep`, which has no place of modules in the current folder.
 COMMAND = [
     sys.executable,
+    "-P",
     "-c",
-    "import sys; from densevit.cli.main import main_sweep; sys.exit(main_sweep())",
+    "import sys; from densevit.__main__ import main_sweep; sys.exit(main_sweep())",
 ]
 
 
-def run(*arguments):
+def run(*arguments, cwd=None):
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=600
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=600, cwd=cwd
     )
 
 
@@ -81,7 +83,12 @@ def test_a_sweep_runs_reports_and_runs_nothing_twice(tmp_path, tiny, capsys, her
     assert before["counts"].pop("pending") == 1
     assert set(before["counts"].values()) == {0}
     assert not outputs.exists(), "looking creates nothing"
-    done = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking")
+    # Modules in the current folder, which may be somebody else's, are not those that runs import.
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for name in ("densevit", "torch", "yaml", "json"):
+        (shared / f"{name}.py").write_text("raise SystemExit('not meant')\n")
+    done = run(sweep, "--jobs", 2, "--outputs", outputs, "--no-tracking", cwd=shared)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "1 run in 1 cell: 0 finished before, 1 to run" in done.stdout
     after = status(sweep, outputs, capsys)

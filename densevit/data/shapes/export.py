@@ -46,14 +46,18 @@ def draw_folders(split: str, size: int, to: Path) -> Path:
 
 def _is_drawn(folder: Path, size: int) -> bool:
     """Return True if the split is drawn; False for an empty folder. Errors: see `draw_folders`."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     first = next(folder.rglob("*.png"), None)
     if first is None:
         raise ValueError(f"{folder}: holds other files than drawn images; give another folder")
-    with Image.open(first) as there:
-        if there.size != (size, size):
-            raise ValueError(f"{folder}: holds images of {there.width} pixels a side")
+    try:
+        with Image.open(first, formats=["PNG"]) as there:
+            width, height = there.size
+    except UnidentifiedImageError:
+        raise ValueError(f"{first}: is no PNG; give another folder") from None
+    if (width, height) != (size, size):
+        raise ValueError(f"{folder}: holds images of {width} pixels a side")
     return True

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from densevit.launch import code_snapshot
+from densevit.launch.code_files import remarks
 from densevit.launch.foreground import Watch
 from densevit.launch.launcher import JobQueue, Launcher, LaunchOptions
 from densevit.launch.run_state import Observed
@@ -15,6 +16,7 @@ from densevit.launch.slurm.observe import cancel, changed_jobs, observe, queued_
 from densevit.launch.slurm.probe_job import cost_setting
 from densevit.launch.slurm.profile import Profile, usable_profile
 from densevit.launch.slurm.state import WAITS_IN_VAIN
+from densevit.runs.provenance import git_state
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.texts import resources_text
@@ -34,7 +36,7 @@ def _check(plan: Plan, runs: Sequence[Run], options: LaunchOptions) -> list[str]
         f"{count(sum(map(len, group.tasks)), 'run')} in {count(len(group.tasks), 'job')} "
         f"({resources_text(group.resources)})"
         for group in found
-    ]
+    ] + _code_remarks(runs, options)
 
 
 def _check_hours(found: Sequence[groups.Group], profile: Profile, file: Path) -> None:
@@ -54,7 +56,9 @@ def _check_hours(found: Sequence[groups.Group], profile: Profile, file: Path) ->
 def _launch(plan: Plan, runs: tuple[Run, ...], options: LaunchOptions, watch: Watch) -> list[str]:
     """Submit runs; return the ids of those beyond the number of jobs that the cluster accepts."""
     profile = usable_profile(plan, options)
-    code = None if options.live_code else code_snapshot.take(plan.outputs)
+    for line in _code_remarks(runs, options):
+        say(line)
+    code = None if options.live_code else code_snapshot.take(plan.outputs, diff=_diff(runs))
     made, left = submit.submit(
         plan, runs, profile, code, canary=options.canary, tracking=options.tracking
     )
@@ -64,6 +68,18 @@ def _launch(plan: Plan, runs: tuple[Run, ...], options: LaunchOptions, watch: Wa
         say(f"left for later: {count(len(left), 'run')}; you have as many jobs as the cluster "
             f"allows, and the same command submits the rest")  # fmt: skip
     return left
+
+
+def _diff(runs: Sequence[Run]) -> bool:
+    """Return True if a run records the differences of the code from its commit."""
+    return any(run.config.git_diff for run in runs)
+
+
+def _code_remarks(runs: Sequence[Run], options: LaunchOptions) -> list[str]:
+    """Return what there is to say about the files that jobs get, before they get them."""
+    if options.live_code:
+        return []
+    return remarks(code_snapshot.PACKAGE, git_state(diff=_diff(runs))["git_diff"])
 
 
 @contextmanager

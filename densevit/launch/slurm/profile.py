@@ -143,10 +143,24 @@ def find_profile(name: str | None, sweep_file: Path) -> Profile:
     folders = list(dict.fromkeys(place / "slurm" for place in places))
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
+            _check_owner(folder / f"{name}.yaml", sweep_file)
             return read_profile(folder / f"{name}.yaml")
     there = [file.stem for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")]
     hint = nearest(name, there)
     raise UserError(f"{sweep_file}: profile: {name}: there is no slurm/{name}.yaml; {hint}")
+
+
+def _check_owner(profile: Path, sweep_file: Path) -> None:
+    """Refuse a profile that a third user may have put in a folder above, as `setup` is a program.
+
+    Errors: `UserError` with the way out.
+    """
+    trusted = {0, os.getuid()} | {f.stat().st_uid for f in (sweep_file,) if f.exists()}
+    if profile.stat().st_uid not in trusted:
+        raise UserError(
+            f"{sweep_file}: profile: {profile} belongs to another user, and its setup would run as "
+            f"you; if you trust it, give its path instead of its name"
+        )
 
 
 def usable_profile(plan: Plan, options: LaunchOptions) -> Profile:

@@ -51,7 +51,7 @@ def embedded(png: Path, *, photo: bool = False) -> tuple[bytes, int, int]:
 
     A drawing becomes a PNG with a small palette, a `photo` a JPEG.
     """
-    with Image.open(png) as image:
+    with Image.open(png, formats=["PNG"]) as image:
         flat = Image.new("RGB", image.size, "white")
         flat.paste(image, mask=image.getchannel("A") if "A" in image.getbands() else None)
     if flat.width > MOST_PIXELS:

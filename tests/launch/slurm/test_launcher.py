@@ -4,7 +4,8 @@ import pytest
 
 from densevit.cli.main import main_sweep
 from densevit.config import yaml_file
-from densevit.launch.slurm import commands, limits, submit
+from densevit.launch import code_snapshot
+from densevit.launch.slurm import commands, launcher, limits, submit
 from densevit.sweep.plan import make_plan
 
 
@@ -62,6 +63,25 @@ def test_watching_submits_the_rest_and_ends_when_nothing_is_queued(world, monkey
     assert submitted == [ids[:2], ids[2:]]
     assert code == 1
     assert "3 of 3 runs are not finished" in said
+
+
+def test_what_is_copied_for_jobs_is_told_before_it_is(world, monkeypatch, capsys):
+    plan, _, _ = world
+    taken = []
+    monkeypatch.setattr(launcher, "remarks", lambda package, diff: [f"diff: {diff}"])
+    monkeypatch.setattr(launcher, "git_state", lambda *, diff: {"git_diff": diff})
+    monkeypatch.setattr(code_snapshot, "take", lambda outputs, *, diff: taken.append(diff))
+    monkeypatch.setattr(submit, "submit", lambda *_, **settings: ([], []))
+    words = [str(plan.spec.file), "--outputs", str(plan.outputs), "--no-tracking"]
+    for flags, told, diffs in (
+        (["--dry-run"], "diff: True", []),
+        ([], "diff: True", [True]),
+        (["--set", "git_diff=false"], "diff: False", [True, False]),
+    ):
+        capsys.readouterr()
+        assert main_sweep([*words, *flags]) == 0
+        assert told in capsys.readouterr().out
+        assert taken == diffs
 
 
 def test_a_mistake_or_a_silent_slurm_is_one_line(world, monkeypatch, tmp_path):

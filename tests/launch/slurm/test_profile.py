@@ -1,5 +1,6 @@
 """Cluster profiles: what is valid, what is rejected with which message, and where they are found."""
 
+import os
 import re
 
 import pytest
@@ -242,6 +243,19 @@ def test_a_profile_is_found_by_absolute_path_and_home_and_from_a_relative_sweep(
     assert find_profile("$HOME/own.yaml", tree).account == "own"
     monkeypatch.chdir(tree.parent)
     assert find_profile("near", tree.relative_to(tree.parent)).account == "near"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be two users")
+def test_a_profile_that_a_third_user_put_above_is_taken_by_its_path_alone(tree):
+    """Its setup would run as whoever types the command: in /tmp, say, anybody can put one."""
+    theirs = tree.parent.parent / "slurm" / "near.yaml"
+    os.chown(theirs, 65534, 65534)
+    with pytest.raises(UserError, match=rf"profile: {theirs} belongs to another user, and its set"):
+        find_profile("near", tree)
+    assert find_profile(str(theirs), tree).account == "near"
+    tree.touch()
+    os.chown(tree, 65534, 65534)  # whose sweep file it is
+    assert find_profile("near", tree).account == "near"
 
 
 def test_a_profile_that_is_not_there_is_told_with_the_nearest(tree):
