@@ -220,10 +220,11 @@ def _mark_cut(axes: Axes, curve: Curve, style: Style, low: float, high: float) -
     """Draw an arrow at the edge wherever a line leaves the axes."""
     for beyond, edge, arrow in ((curve.mean > high, high, "^"), (curve.mean < low, low, "v")):
         leaves = np.flatnonzero(beyond & ~np.append(False, beyond[:-1]))
-        axes.plot(
-            curve.epoch[leaves], [edge] * len(leaves), linestyle="", marker=arrow, markersize=4,
-            color=style.color, markeredgewidth=0, zorder=5, clip_on=False,
-        )  # fmt: skip
+        if len(leaves):
+            axes.plot(
+                curve.epoch[leaves], [edge] * len(leaves), linestyle="", marker=arrow,
+                markersize=6, color=style.color, markeredgewidth=0, zorder=5,
+            )  # fmt: skip
 
 
 def _some(points: NDArray[np.bool_], every: int, place: int) -> list[int]:

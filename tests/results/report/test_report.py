@@ -185,14 +185,16 @@ def test_the_figure_shows_the_table_and_what_is_missing(sweep, finish):
     for run, value in zip(plan.runs[::3], [40.0, 50.0], strict=True):
         finish(plan, run, {"val": value, "b": value + 1})
     frame = collect(plan)
-    axes = accuracy(cell_table(plan, frame), frame).axes[0]
-    drawn = sorted(x for line in axes.get_lines() for x in line.get_xdata() if x > 1)
+    panels = accuracy(cell_table(plan, frame), frame).axes
     spread = 50**0.5  # of 40 and 50
-    assert drawn == pytest.approx(
-        sorted([40, 50, 45, 45 - spread, 45 + spread, 41, 51, 46, 46 - spread, 46 + spread])
-    )
-    assert [text.get_text() for text in axes.texts] == ["missing"] * 4
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["val", "b"]
+    for axes, title, mean in zip(panels, ("val", "b"), (45, 46), strict=True):
+        drawn = sorted(x for line in axes.get_lines() for x in line.get_xdata() if x > 1)
+        wanted = [mean - 5, mean + 5, mean, mean - spread, mean + spread]
+        assert drawn == pytest.approx(sorted(wanted))
+        assert [text.get_text() for text in axes.texts] == ["missing"] * 2
+        assert axes.get_title(loc="left") == title
+    labels = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert labels == ["none", "global", "dense"]
 
 
 def test_a_percentage_has_no_axis_beyond_100(sweep, finish_all, finish):
@@ -200,8 +202,8 @@ def test_a_percentage_has_no_axis_beyond_100(sweep, finish_all, finish):
     for run in plan.runs:
         finish(plan, run, {"val": 100.0, "b": 0.0})
     frame = collect(plan)
-    low, high = accuracy(cell_table(plan, frame), frame).axes[0].get_xlim()
-    assert (low, high) == (0.0, 100.0)
+    limits = [axes.get_xlim() for axes in accuracy(cell_table(plan, frame), frame).axes]
+    assert limits == [(98.0, 100.0), (0.0, 2.0)]
 
 
 def test_the_users_matplotlib_stays_as_it_was(sweep, finish_all):
