@@ -16,7 +16,7 @@ from densevit.config.evaluation_names import CLEAN
 from densevit.config.metrics import SMALLEST_EFFECT
 from densevit.results.analysis import Findings, analyze
 from densevit.results.figures.style import styled
-from densevit.results.report import sentences
+from densevit.results.report import doubts
 from densevit.results.report.document import Fold, Items, Paragraph, block_markdown
 from densevit.results.report.figures import CURVES
 from densevit.results.report.summary import question
@@ -47,7 +47,7 @@ def open_sweep(sweep: str) -> Findings:
     most = MOST_CELLS if len(plan.grid.cells) <= MOST_CELLS else FEW_CELLS
     found = analyze(plan, read_references(), SMALLEST_EFFECT, CURVES, most)
     asks = question(plan.spec.file) or plan.spec.description.strip()
-    show(f"**{plan.name}**: {markdown(asks)}", Items(sentences.missing(found.coverage)))
+    show(f"**{plan.name}**: {markdown(asks)}", Items(doubts.missing(found.coverage)))
     return found
 
 

@@ -68,7 +68,7 @@ def make_differences(cells, benchmarks=BENCHMARKS, chance=0):
     chance, rows = np.random.default_rng(chance), []
     for cell, name in itertools.product(cells["cell"][1:], benchmarks):
         value, half = chance.normal(), 0.3 + abs(chance.normal())
-        verdict = "different" if abs(value) > half else "open"
+        verdict = "established" if abs(value) > half else "too noisy"
         rows.append({
             "cell": cell, "baseline": "c0", "benchmark": name, "metric": "top1", "n": 5,
             "difference": value, "low": value - half, "high": value + half, "verdict": verdict,
@@ -97,7 +97,7 @@ def make_costs(cells, seeds=2, chance=0):
         memory = chance.uniform(5000, 9000)
         rows.append({"run": f"{cell}-s{seed}", "cell": cell, "seed": seed,
                      "gpu_hours": chance.uniform(1, 9),
-                     "peak_memory_mib": memory, "step_ms": sum(times.values()), **times})  # fmt: skip
+                     "kwh": np.nan, "peak_memory_mib": memory, "step_ms": sum(times.values()), **times})  # fmt: skip
     return pd.DataFrame(rows)
 
 

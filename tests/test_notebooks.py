@@ -185,7 +185,8 @@ def interval(values):
     """Return the mean of three differences with its interval, as a table shows it."""
     mean = statistics.fmean(values)
     half = T * max(statistics.stdev(values), LEAST) / 3**0.5
-    return f"{mean:+z.1f} [{mean - half:z.1f}, {mean + half:z.1f}]"
+    text = f"{mean:+z.1f} [{mean - half:z.1f}, {mean + half:z.1f}]"
+    return text.replace("-", "−")
 
 
 def spread(values):
@@ -271,7 +272,7 @@ def test_robustness_tables(executed):
     differences, beyond = texts(done, "differences")[0], texts(done, "beyond")[-1]
     apart = np.subtract(sketch, held.seeds(BASE, "imagenet-sketch"))
     told = entry(differences, "imagenet-sketch", " · ".join(label))
-    assert told.rstrip(" *≈") == interval(apart.tolist())
+    assert told.rstrip(" ↑↓?≈") == interval(apart.tolist())
     assert "Difference beyond clean accuracy" in beyond
     assert len(rows(beyond)) == len(rows(differences))
     assert [len(pictures(done, cell)) for cell in ("accuracy", "differences", "shift")] == [1, 1, 1]
@@ -322,7 +323,7 @@ def test_model_size(executed):
     )
     sentences, table = texts(done, "gain")
     told = entry(table, "val", f"dense · random · 0.1 · 1024 · {small}", f"none · {small}")
-    assert told.rstrip(" *≈") == interval(gain.tolist())
+    assert told.rstrip(" ↑↓?≈") == interval(gain.tolist())
     assert "dense − none" in sentences
     (accuracy,) = texts(done, "accuracy")
     assert entry(accuracy, "val", small, "none") == spread(

@@ -38,7 +38,8 @@ def check(text):
     assert text.startswith("<!DOCTYPE html>")
     assert read.all("html")[0]["attrs"]["lang"] == "en"
     assert any(m["attrs"].get("name") == "viewport" for m in read.all("meta"))
-    for tag in ("script", "link", "iframe", "object", "base"):
+    assert [script["attrs"] for script in read.all("script")] == [{}]  # ours, within the page
+    for tag in ("link", "iframe", "object", "base"):
         assert read.all(tag) == []
     ids = [e["attrs"]["id"] for e in read.elements if "id" in e["attrs"]]
     assert len(ids) == len(set(ids))

@@ -233,7 +233,7 @@ def _report(options: argparse.Namespace) -> int:
     elif options.format or options.tracking_uri is not None:
         sweep_report.print_table(plan, view, options.format, options.tracking_uri)
     else:
-        sweep_report.report_sweep(plan, references, difference, own_view)
+        sweep_report.report_sweep(plan, references, difference, own_view, paper=options.paper)
     return 0
 
 

@@ -32,6 +32,10 @@ def _add_report(report: Any) -> None:
         "--format", choices=["md", "csv", "tex", "html"],
         help="print the table alone in this format; html: write the page and print its path",
     )  # fmt: skip
+    report.add_argument(
+        "--paper", action="store_true",
+        help="also write a folder for a paper: tables and methods as LaTeX, figures, sources",
+    )  # fmt: skip
     report.add_argument("--freeze", metavar="NAME", help="keep the numbers, to see changes later")
     report.add_argument(
         "--tracking-uri", metavar="URI",

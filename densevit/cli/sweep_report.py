@@ -32,18 +32,24 @@ def report_sweep(
     references: Path | None = None,
     difference: float = SMALLEST_EFFECT,
     view: View | None = None,
+    *,
+    paper: bool = False,
 ) -> None:
     """Write the report on the finished runs; print its table, its conclusions and its files.
 
     references: the user's reference models for effective robustness.
     difference: the smallest difference that matters, in percentage points.
     view: a table to print instead of the cells' table.
+    paper: also write a folder for a paper.
     """
-    from densevit.results.tables import table  # pandas and matplotlib: a second
+    from densevit.results.paper.write import write_paper  # pandas and matplotlib: a second
+    from densevit.results.tables import table
 
     console = console_for_tables()
     shown = None if view is None else _viewed(plan, view)  # first: it may raise a UserError
     written = _write(plan, references, difference, shown)
+    if paper:
+        write_paper(written.found, written.shown, written.folder)
     console.print(table.to_rich(shown or written.table))
     for line in written.conclusions:
         console.print(f"- {line}", highlight=False, soft_wrap=True)
@@ -51,7 +57,7 @@ def report_sweep(
         console.print(f"- frozen as {name}: {line}", highlight=False, soft_wrap=True)
     for name, file in (
         ("table", "table.md"), ("figure", "accuracy.png"), ("short", "report.md"),
-        ("report", "report.html"),
+        ("report", "report.html"), *([("paper", "paper")] if paper else []),
     ):  # fmt: skip
         console.print(f"{name:<7} {written.folder / file}", highlight=False, soft_wrap=True)
 
@@ -65,6 +71,8 @@ def refuse_unused(options: argparse.Namespace) -> None:
         unused, why = ["references", "difference"], "it prints the table alone"
     else:
         return
+    if options.paper:
+        raise UserError(f"--paper: cannot be used with {to}: it is written with the whole report")
     unused += ["freeze"] if options.tracking_uri is not None else []
     for name in unused:
         if getattr(options, name) not in (None, ()):

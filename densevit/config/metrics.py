@@ -39,3 +39,7 @@ CLASSIFICATION = (
 # Of images that may show several classes.
 MULTILABEL = (Metric("map", "mAP"),)
 SEGMENTATION = (Metric("miou", "mIoU"), Metric("pixel_accuracy", "pixel accuracy"))
+
+PERCENTAGES = tuple(
+    metric.name for metric in (*CLASSIFICATION, *MULTILABEL, *SEGMENTATION) if metric.unit == "%"
+)

@@ -20,7 +20,6 @@ from densevit.results.tables import contrast_names
 from densevit.sweep.baseline import baselines
 from densevit.sweep.cells import value_text
 from densevit.sweep.plan import Plan
-from densevit.utils.errors import UserError
 
 MOST_SETS = 8  # test sets for which the effect of each axis is computed
 MANY_CELLS = 400  # above this, effects of axes are computed on two test sets
@@ -35,10 +34,10 @@ class Findings:
 
     `differences` holds differences in `metric`. `beyond` holds those in effective robustness on
     test sets with a line of reference models (`lined`), and in accuracy minus clean accuracy on the
-    others. `robust` is `robustness.effective`; `fault` states why it is missing. `shown` lists the
-    cells in figures and tables: a selection of a large sweep, else all; `curves`, `collapsed` and
-    `clipped` cover only these. `means` is `seeds.summary` of `metric`; `image_intervals` holds the
-    intervals over seeds and images.
+    others. `robust` is `robustness.effective`. `shown` lists the cells in figures and tables: a
+    selection of a large sweep, else all; `curves`, `collapsed` and `clipped` cover only these.
+    `means` is `seeds.summary` of `metric`; `image_intervals` holds the intervals over seeds and
+    images.
     """
 
     plan: Plan
@@ -53,7 +52,6 @@ class Findings:
     lined: frozenset[str]
     references: pd.DataFrame
     robust: pd.DataFrame
-    fault: str
     marginals: pd.DataFrame
     shares: pd.DataFrame
     flips: pd.DataFrame
@@ -92,22 +90,24 @@ def analyze(
 
     `references` is `reference_models.read_references`, `names` the curves to read besides that of
     collapse, `most_cells` the number of cells shown of a large sweep; `states`: see `gather`.
+
+    Errors: `UserError` if there are too few reference models for a line.
     """
     frame, coverage = gather(plan, states)
     cells, base = cells_frame(plan), baselines(plan)
     metric = ranking.image_metric(frame)
     differences = seeds.differences(frame, base, metric, smallest_effect)
     means = seeds.summary(ranking.image_rows(frame))
-    robust, fault = _robust(frame, references)
+    robust = effective(comparable(frame), references)
     beyond, lined = _beyond(frame, robust, base, smallest_effect)
     shown = cells_to_show(cells, frame, base, differences, most_cells)
     axis_effects, shares, flips = _effects(plan, frame, cells)
     points = curves(plan, [*names, COLLAPSED, CLIPPED], shown)
     return Findings(
         plan=plan, smallest_effect=smallest_effect, frame=frame, coverage=coverage, cells=cells,
-        baselines=base, names=contrast_names.contrasts(cells, base, plan.axes),
+        baselines=base, names=contrast_names.contrasts(cells, base, plan.axes, plan.named),
         differences=differences, beyond=beyond, lined=lined, references=references, robust=robust,
-        fault=fault, marginals=axis_effects, shares=shares, flips=flips, costs=costs(plan),
+        marginals=axis_effects, shares=shares, flips=flips, costs=costs(plan),
         curves=points[points["name"] != COLLAPSED], collapsed=last_values(points, COLLAPSED),
         clipped=points[points["name"] == CLIPPED],
         shown=shown, means=means, image_intervals=image_intervals(plan, means, differences),
@@ -132,7 +132,7 @@ def cells_to_show(
     first = rows[rows["benchmark"] == next(iter(rows["benchmark"]), "val")]
     means = first.groupby("cell", sort=False)["value"].mean()
     best = means.sort_values(ascending=False, kind="stable").index  # of equal ones in plan order
-    established = ranking.ranked(differences[differences["verdict"] == "different"])["cell"]
+    established = ranking.ranked(differences[differences["verdict"] == "established"])["cell"]
     chosen: dict[str, None] = {}
     for cell in [*best[: most // 2], *dict.fromkeys(established), *best, *cells["cell"]]:
         group = dict.fromkeys([cell, *([base[cell]] if cell in base else [])])
@@ -146,13 +146,6 @@ def last_values(points: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return each run's last value of a curve."""
     rows = points[points["name"] == name].sort_values("step", kind="stable")
     return rows.drop_duplicates("run", keep="last").sort_index()
-
-
-def _robust(frame: pd.DataFrame, references: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    try:
-        return effective(comparable(frame), references), ""
-    except UserError as error:  # too few references must not cost the rest of the report
-        return effective(frame.iloc[:0], references), str(error)
 
 
 def _beyond(

@@ -9,6 +9,7 @@ from densevit.config.run_config import RunConfig
 from densevit.config.yaml_file import is_plain_text
 
 NULL = "null"  # as in YAML
+SEPARATOR = " · "  # of the values in a label
 
 
 def cell_values(config: RunConfig, axes: tuple[str, ...]) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def cell_values(config: RunConfig, axes: tuple[str, ...]) -> dict[str, Any]:
 def cell_label(config: RunConfig, axes: tuple[str, ...]) -> str:
     """Return a label for a cell: its values on the axes that apply to it."""
     values = [v for v in cell_values(config, axes).values() if v is not None]
-    return " · ".join(value_text(value) for value in values) or config.cl_mode
+    return SEPARATOR.join(value_text(value) for value in values) or config.cl_mode
 
 
 def value_text(value: Any) -> str:

@@ -11,12 +11,12 @@ from densevit.config.model_names import PATCH_COUNTS, check_names
 from densevit.config.resolve import source_of
 from densevit.runs.directory import RunFolder, run_folder, sweep_folder
 from densevit.runs.status import Status
-from densevit.sweep.cells import cell_label
+from densevit.sweep.cells import SEPARATOR, cell_label, cell_values, value_text
 from densevit.sweep.grid import Grid, Run, expand
 from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
 from densevit.sweep.spec import SweepSpec
-from densevit.utils.errors import UserError
+from densevit.utils.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,13 @@ class Plan:
         return run_folder(self.outputs, run.id)
 
     def label(self, run: Run) -> str:
-        """Return the label of the run's cell."""
-        return cell_label(run.config, self.axes)
+        """Return the label of the run's cell, in the words of `names:`."""
+        parts = cell_label(run.config, self.axes).split(SEPARATOR)
+        return SEPARATOR.join(map(self.named, parts))
+
+    def named(self, value: str) -> str:
+        """Return what the sweep calls a value of an axis."""
+        return self.spec.names.get(value, value)
 
     def statuses(self) -> dict[str, Status]:
         """Return the status in each run directory, by run id; `failed` if it cannot be read."""
@@ -85,7 +90,19 @@ def make_plan(file: Path, outputs: Path, changes: Sequence[str] = ()) -> Plan:
         if key not in checked:
             check_names(config, lambda key: _source(spec, key))
             checked.add(key)
+    _check_value_names(spec, grid)
     return Plan(spec, grid, outputs)
+
+
+def _check_value_names(spec: SweepSpec, grid: Grid) -> None:
+    if not spec.names:
+        return
+    values = {value_text(v) for r in grid.cells for v in cell_values(r.config, grid.axes).values()}
+    for value in spec.names:
+        if value not in values:
+            raise UserError(
+                f"{spec.file}: names: {value}: is no value of an axis; {nearest(value, values)}"
+            )
 
 
 def _source(spec: SweepSpec, key: str) -> str:

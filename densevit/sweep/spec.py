@@ -177,9 +177,9 @@ class SeedList(_Record):
 class SweepSpec(_Record):
     """The content of a sweep file.
 
-    `layers` are the settings that every cell starts from, `text` is the file as it was read. A
-    command line
-    adds `changes`, the texts of its `--set`, and its resources as `request`.
+    `names` maps values of axes, as tables show them, to what they are called there. `layers` are
+    the settings that every cell starts from, `text` is the file as it was read. A command line adds
+    `changes`, the texts of its `--set`, and its resources as `request`.
     """
 
     name: Name
@@ -191,6 +191,7 @@ class SweepSpec(_Record):
     exclude: Annotated[list[Exclusion], _Entries] = []
     seeds: Seeds = [0]
     baseline: Settings | None = None
+    names: dict[str, Annotated[str, Field(min_length=1)]] = {}
     launcher: str = "local"  # checked against launch/launchers.py, which stands above this
     profile: str | None = Field(None, min_length=1)
     resources: SweepResources = SweepResources()

@@ -112,7 +112,7 @@ def test_cells_paired_by_seed(plan):
     val, b = found.numbers.rows
     half = 3.182446 * statistics.stdev([2.0, 2.1, 1.9, 2.0]) / 2  # t with 3 degrees of freedom
     assert val[3] == f"+2.0 [{2 - half:.1f}, {2 + half:.1f}] (n=4)"
-    assert val[4].startswith("different (p ")
+    assert val[4].startswith("established (p ")
     assert b[1:] == ["30.0 ± 0.0", "missing", "missing", "no seed in common"]
     values = {row[0]: row[1:] for row in found.cost_and_health.rows}
     assert values["GPU-hours"] == ["2.00", "2.00"]
@@ -125,7 +125,7 @@ def test_the_other_way_round_has_the_other_sign(plan):
     finish_pair(plan)
     cells = cells_of(plan)
     rows = compare_cells(plan, cells["none"], cells["dense · 0.1"]).numbers.rows
-    assert rows[0][3].startswith("-2.0 [-2.")
+    assert rows[0][3].startswith("−2.0 [−2.")
 
 
 def test_cells_without_anything_yet(plan):
@@ -141,7 +141,7 @@ def test_one_seed_points_to_the_runs(plan):
         finish(plan, run, {"val": 50.0})
     cells = cells_of(plan)
     found = compare_cells(plan, cells["none"], cells["dense · 0.2"])
-    assert found.numbers.rows[0][3:] == ["+0.0 (n=1)", "one seed: open"]
+    assert found.numbers.rows[0][3:] == ["+0.0 (n=1)", "one seed: no conclusion"]
     assert "densevit compare RUN RUN" in found.numbers.note
 
 
@@ -165,7 +165,7 @@ def test_runs_over_the_same_pictures(plan):
     wanted = 196 * math.sqrt(0.1 * 0.9 / PICTURES)
     assert low == pytest.approx(10 - wanted, abs=0.6)
     assert high == pytest.approx(10 + wanted, abs=0.6)
-    assert val[4] == "different, on these images"
+    assert val[4] == "established, on these images"
     assert b[3:] == ["+0.0", "–"]  # there are no predictions
     assert "other seeds" in found.numbers.note
     assert found.settings.rows == [["cl_mode", "dense", "none"]]
@@ -193,7 +193,7 @@ def test_the_command(plan, capsys):
         "B  none",
         "cl_mode",
         "+2.0 [",
-        "different",
+        "established",
         "GPU-hours",
         "rank",
     ):

@@ -56,7 +56,7 @@ def test_of_many_cells_the_telling_ones_are_shown():
         columns=MEASURED,
     )
     base = dict.fromkeys(ids[1:], "c00")
-    rows = [("c03", "c00", "val", 9.0, "different"), ("c05", "c00", "val", 20.0, "open")]
+    rows = [("c03", "c00", "val", 9.0, "established"), ("c05", "c00", "val", 20.0, "too noisy")]
     differences = pd.DataFrame(rows, columns=COLUMNS)
     shown = analysis.cells_to_show(cells, numbers, base, differences, 8)
     assert len(shown) <= 8

@@ -110,18 +110,16 @@ def _spread(values: Sequence[float], metric: str) -> str:
 
 
 def _verdict(row: Any, smallest_effect: float) -> str:
-    if row.verdict == "different":
+    if row.verdict == "established":
         p = p_text(row.p_holm)
-        return f"different (p {p if p.startswith('<') else f'= {p}'})"
-    if row.verdict == "alike":
-        return f"alike (within ±{smallest_effect:g})"
-    if row.verdict == "open" and (row.low > 0 or row.high < 0):
-        return "open (not significant after Holm's correction)"
-    if row.verdict == "open" and not math.isnan(row.seeds_needed):
-        return (
-            f"open ({row.seeds_needed:.0f} seeds would detect a difference of {smallest_effect:g})"
-        )
-    return "one seed: open" if row.verdict == "single" else str(row.verdict)
+        return f"established (p {p if p.startswith('<') else f'= {p}'})"
+    if row.verdict == "equivalent":
+        return f"equivalent (within ±{smallest_effect:g})"
+    if row.verdict == "hint":
+        return "hint (not established after Holm's correction)"
+    if row.verdict == "too noisy" and not math.isnan(row.seeds_needed):
+        return f"too noisy ({row.seeds_needed:.0f} seeds would establish {smallest_effect:g})"
+    return "one seed: no conclusion" if row.verdict == "single" else str(row.verdict)
 
 
 def _costs(plan: Plan, cells: Sequence[str]) -> list[dict[str, float]]:

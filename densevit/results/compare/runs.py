@@ -110,10 +110,10 @@ def _over_images(
     if found is None:
         verdict = NOT_APPLICABLE
     elif low > 0 or high < 0:
-        verdict = "different, on these images"
+        verdict = "established, on these images"
     else:
-        alike = max(-low, high) <= smallest_effect
-        verdict = f"alike (within ±{smallest_effect:g})" if alike else "open"
+        inside = max(-low, high) <= smallest_effect
+        verdict = f"equivalent (within ±{smallest_effect:g})" if inside else "too noisy"
     text = interval_text(a - b, low, high, metric, "+")
     return BenchmarkRow(benchmark, a_text, b_text, text, verdict)
 

@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from densevit.results.figures.layout import label_groups, panels, row_axes, write_in_row
-from densevit.results.figures.legend import Legend, handle
+from densevit.results.figures.layout import panels, row_axes, write_in_row
 from densevit.results.figures.style import (
     COLUMN,
     INK,
@@ -47,15 +46,13 @@ _Seeds = dict[tuple[str, str], list[float]]
 def accuracy(table: CellTable, frame: pd.DataFrame) -> Figure:
     """Draw each cell's accuracy on each benchmark: mean, ± std over seeds, and every seed as a dot.
 
-    A few cells are colors in one panel; more are rows, with one panel per benchmark. The axis need
-    not start at zero: dots show positions, not lengths. In panels side by side, a point of accuracy
-    has the same length. The figure is a column wide and up to a page high (higher with more than
-    forty cells, or with many benchmarks or long labels besides).
+    One panel per benchmark and a row per cell; a few cells have the colors and markers of the other
+    figures. The axis need not start at zero: dots show positions, not lengths. In all panels, a
+    point of accuracy has the same length. The figure is a column wide and up to a page high (higher
+    with more than forty cells, or with many benchmarks or long labels besides).
     """
     with styled():
-        if len(table.data) <= MOST_STYLES:
-            return _few_cells(table, frame)
-        return _many_cells(table, frame)
+        return _panels(table, frame)
 
 
 class _Dots(NamedTuple):
@@ -69,26 +66,7 @@ class _Dots(NamedTuple):
     style: Style
 
 
-def _few_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
-    """Draw one panel: a group of rows per benchmark, a color and a marker per cell."""
-    cells, groups = len(table.data), len(table.benchmarks)
-    seeds = _seeds(frame)
-    legend = Legend(list(table.data["label"]))
-    figure = new_figure(COLUMN, ROW * (cells + 1) * groups + legend.height + 0.55)
-    axes = figure.add_subplot()
-    dots = [
-        _dots(table, seeds, cell, name, g * (cells + 1) + cell, STYLES[cell])
-        for g, name in enumerate(table.benchmarks)
-        for cell in range(cells)
-    ]
-    _draw(axes, dots, _span(dots), ticks=5, size=4.4)
-    label_groups(axes, table.benchmarks, cells)
-    axes.set_xlabel(literal(metric_title(table.metric)))
-    legend.draw(figure, [handle(style) for style in STYLES[:cells]])
-    return figure
-
-
-def _many_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
+def _panels(table: CellTable, frame: pd.DataFrame) -> Figure:
     """Draw a panel per benchmark and a row per cell; labels appear once per line of panels."""
     seeds = _seeds(frame)
     labels = [wrapped(label, LABEL) for label in table.data["label"]]
@@ -97,8 +75,9 @@ def _many_cells(table: CellTable, frame: pd.DataFrame) -> Figure:
     figure = new_figure(COLUMN, shape.height)
     ends = list(accumulate(heights))
     places = [end - own / 2 - 0.5 for end, own in zip(ends, heights, strict=True)]
+    styles = STYLES if len(labels) <= MOST_STYLES else STYLES[:1] * len(labels)
     drawn = [
-        [_dots(table, seeds, cell, name, y, STYLES[0]) for cell, y in enumerate(places)]
+        [_dots(table, seeds, cell, name, y, styles[cell]) for cell, y in enumerate(places)]
         for name in table.benchmarks
     ]
     span = max(_span(dots) for dots in drawn)
@@ -183,10 +162,10 @@ def _draw(axes: Axes, dots: list[_Dots], span: float, ticks: int, size: float) -
             write_in_row(axes, d.y, "not a number" if d.seeds else "missing", color)
             continue
         if len(d.seeds) > 1:
-            axes.plot([d.low, d.high], [d.y, d.y], color=color, linewidth=1.0)
+            axes.plot([d.low, d.high], [d.y, d.y], color=INK, linewidth=0.8, zorder=4)
             axes.plot(
-                d.seeds, [d.y + 0.36] * len(d.seeds), linestyle="", marker=".", markersize=2.6,
-                markerfacecolor=INK, markeredgewidth=0, alpha=0.7, clip_on=False,
+                d.seeds, [d.y + 0.36] * len(d.seeds), linestyle="", marker="|", markersize=3.0,
+                markeredgecolor=color, markeredgewidth=0.7, clip_on=False,
             )  # fmt: skip
         axes.plot(
             [d.mean], [d.y], linestyle="", marker=d.style.marker, markersize=size, clip_on=False,

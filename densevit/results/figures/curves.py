@@ -73,9 +73,10 @@ def learning_curves(
     `curves` is `collect.curves`, `cells` is `cells_frame`, `label` is the label of the y-axis. The
     band is the 95 % t interval of the mean if every cell with more than one seed has three, else
     the range of the seeds; a note names it. Where seeds have ended early, line and band are of the
-    remaining ones, and faint. A cross is a seed's last value before it became non-finite. Of more
-    than six cells, the six that are best at the end have a style; the others are gray lines. A seed
-    is interpolated linearly between its logged steps; more than `MOST_POINTS` steps are averaged.
+    remaining ones, and faint. A cross is a seed's last value before it became non-finite, an arrow
+    at an edge a line that leaves the figure. Of more than six cells, the six that are best at the
+    end have a style; the others are gray lines. A seed is interpolated linearly between its logged
+    steps; more than `MOST_POINTS` steps are averaged.
     """
     found = curves_by_cell(curves, cells, name)
     if not found:
@@ -179,6 +180,9 @@ def draw_curves(
             _draw_curve(axes, found[cell], style, interval, place)
     low, high = _limits(found, styles, interval)
     axes.set_ylim(low, high)
+    for cell, style in styles.items():
+        if cell in found:
+            _mark_cut(axes, found[cell], style, low, high)
     ends = [e for c in found.values() for e in (c.epoch.min(), c.epoch.max())]
     if ends and max(ends) > min(ends):
         axes.set_xlim(min(ends), max(ends) + 0.01 * (max(ends) - min(ends)))
@@ -210,6 +214,17 @@ def _draw_curve(axes: Axes, curve: Curve, style: Style, interval: bool, place: i
             Line2D(*curve.broken.T, color=style.color, linestyle="", marker="x", markersize=5,
                    markeredgewidth=1.2, zorder=5, clip_on=False)
         )  # fmt: skip
+
+
+def _mark_cut(axes: Axes, curve: Curve, style: Style, low: float, high: float) -> None:
+    """Draw an arrow at the edge wherever a line leaves the axes."""
+    for beyond, edge, arrow in ((curve.mean > high, high, "^"), (curve.mean < low, low, "v")):
+        leaves = np.flatnonzero(beyond & ~np.append(False, beyond[:-1]))
+        if len(leaves):
+            axes.plot(
+                curve.epoch[leaves], [edge] * len(leaves), linestyle="", marker=arrow,
+                markersize=6, color=style.color, markeredgewidth=0, zorder=5,
+            )  # fmt: skip
 
 
 def _some(points: NDArray[np.bool_], every: int, place: int) -> list[int]:

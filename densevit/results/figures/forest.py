@@ -15,8 +15,8 @@ from densevit.results.figures.style import (
     LINE,
     MOST_STYLES,
     ROW,
-    STYLES,
     Style,
+    assign_styles,
     labels_of,
     lines_in,
     new_figure,
@@ -40,7 +40,7 @@ def forest(
 
     Return None without differences. `differences` is `seeds.differences` of an accuracy, `cells` is
     `cells_frame`; `names` replace labels of cells; `smallest_effect` shades smaller differences.
-    Filled: verdict different. A few cells have a style each in one panel; more are rows, with one
+    Filled: established. A few cells have a style each in one panel; more are rows, with one
     panel per benchmark. Of more than `MOST_ROWS`, those with established differences are shown,
     then those with the largest; a note says so. All panels have the same axis.
     """
@@ -51,6 +51,8 @@ def forest(
     shown = order if len(order) <= MOST_ROWS else _most_informative(differences, order)
     known = {**labels_of(cells), **(names or {})}
     labels = {cell: known[cell] for cell in shown}
+    # Each cell looks as in the other figures, which begin with the baseline.
+    styles = assign_styles(list(cells["cell"]), shown)
     texts = interval_notes(smallest_effect)
     if (differences["verdict"] == "single").any():
         texts.append("Without a line: fewer than two common seeds.")
@@ -61,12 +63,17 @@ def forest(
         )
     rows = differences[differences["cell"].isin(shown)]
     with styled():
-        draw = _few_cells if len(shown) <= MOST_STYLES else _many_cells
-        return draw(rows, labels, smallest_effect, texts)
+        if len(shown) <= MOST_STYLES:
+            return _few_cells(rows, labels, styles, smallest_effect, texts)
+        return _many_cells(rows, labels, smallest_effect, texts)
 
 
 def _few_cells(
-    rows: pd.DataFrame, labels: Mapping[str, str], smallest_effect: float | None, texts: list[str]
+    rows: pd.DataFrame,
+    labels: Mapping[str, str],
+    styles: Mapping[str, Style],
+    smallest_effect: float | None,
+    texts: list[str],
 ) -> Figure:
     """Draw one panel: a group of rows per benchmark, a style per cell."""
     names, step = list(dict.fromkeys(rows["benchmark"])), len(labels) + 1
@@ -78,13 +85,13 @@ def _few_cells(
         row
         for g, name in enumerate(names)
         for i, cell in enumerate(labels)
-        for row in _row(rows, cell, name, g * step + i, STYLES[i])
+        for row in _row(rows, cell, name, g * step + i, styles[cell])
     ]
     draw_rows(axes, drawn, limits(drawn, smallest_effect), smallest_effect)
     label_groups(axes, names, len(labels))
     axes.set_xlabel(_TITLE)
     note(figure, texts)
-    legend.draw(figure, [handle(style) for style in STYLES[: len(labels)]])
+    legend.draw(figure, [handle(styles[cell]) for cell in labels])
     return figure
 
 
@@ -118,7 +125,7 @@ def _row(rows: pd.DataFrame, cell: str, benchmark: str, y: float, style: Style) 
     """Return the row of a cell on a benchmark; none if there is no such difference."""
     found = rows[(rows["cell"] == cell) & (rows["benchmark"] == benchmark)]
     return [
-        Row(y, row.difference, row.low, row.high, style, row.verdict == "different")
+        Row(y, row.difference, row.low, row.high, style, row.verdict == "established")
         for row in found.head(1).itertuples(index=False)
     ]
 
@@ -126,7 +133,7 @@ def _row(rows: pd.DataFrame, cell: str, benchmark: str, y: float, style: Style) 
 def _most_informative(differences: pd.DataFrame, order: Sequence[str]) -> list[str]:
     """Return the cells with most established differences; among equals, those with the largest."""
     by_cell = differences.assign(
-        established=differences["verdict"] == "different", size=differences["difference"].abs()
+        established=differences["verdict"] == "established", size=differences["difference"].abs()
     ).groupby("cell")
     ranks = by_cell.agg({"established": "sum", "size": "max"}).fillna({"size": 0.0})
     best = ranks.loc[list(order)].sort_values(

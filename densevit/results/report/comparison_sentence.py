@@ -74,7 +74,7 @@ def _one_seed(row: Any, over_images: Mapping[tuple[str, str], tuple[float, float
 def _verdict(row: Any, smallest_effect: float) -> str:
     if row.std == 0 and row.difference == 0:
         return "equal in every seed"
-    if row.verdict == "different":
+    if row.verdict == "established":
         return f"a difference is established (Holm-corrected {p_phrase(row.p_holm)})"
     text = "no difference is established"
     # The row's own interval excludes zero; among many rows some do by chance.
@@ -82,7 +82,7 @@ def _verdict(row: Any, smallest_effect: float) -> str:
     if excludes_zero:
         p = p_phrase(row.p_holm)
         text += f", although the interval excludes zero (Holm-corrected {p})"
-    if row.verdict == "alike":
+    if row.verdict == "equivalent":
         return f"{text}; with 95 % confidence it is under {_bound(row)}"
     return text if excludes_zero else text + _seeds_needed(row, smallest_effect)
 

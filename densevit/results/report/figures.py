@@ -72,16 +72,16 @@ def list_figures(found: Findings, table: CellTable) -> Iterator[ReportFigure]:
     frame = found.frame[found.frame["cell"].isin(ids)]
     yield ReportFigure(
         "accuracy", "accuracy", "Mean accuracy of each cell on each test set, with single seeds.",
-        "Marker: mean; bar: ± standard deviation over the seeds; small dots: "
-        "single seeds. The axis may start above zero.",
+        "Marker: mean; bar: ± standard deviation over the seeds; ticks below: "
+        "single seeds. The axis may start above zero; a point is equally long in all panels.",
         partial(accuracy, table, frame),
     )  # fmt: skip
     differences = found.differences[found.differences["cell"].isin(ids)]
     # With several axes, the names repeat the settings that both cells share.
     names = dict(found.names) if len(found.plan.axes) == 1 else None
     yield ReportFigure(
-        "differences", "differences", "Difference of each cell from its baseline on each test set, "
-        "with intervals; the numbers are in the table above.",
+        "accuracy", "differences", "Difference of each cell from its baseline on each test set, "
+        "with intervals; the numbers are in the table of differences.",
         "Difference in accuracy from the baseline, paired by seed. Bar: 95 % t interval. "
         "Filled: p < 0.05 after Holm's correction for all comparisons. Shaded: differences within "
         f"±{found.smallest_effect:g}.",
@@ -162,13 +162,16 @@ def _robustness(
 def _learning(found: Findings, cells: pd.DataFrame) -> Iterator[ReportFigure]:
     """Yield the figures of learning curves and feature health."""
     band = "Line: mean over the seeds; the figure states what the band is."
-    for name, title in (
-        ("val/top1", "Top-1 accuracy on val (%)"), ("val/map", "mAP on val (%)"),
-        ("train/loss", "Loss"),
+    scales = (
+        " Losses of other modes, weights or queue sizes have other scales: compare val instead."
+    )
+    for name, title, more in (
+        ("val/top1", "Top-1 accuracy on val (%)", ""), ("val/map", "mAP on val (%)", ""),
+        ("train/loss", "Loss", scales if len(cells) > 1 else ""),
     ):  # fmt: skip
         yield ReportFigure(
             "learning", f"course-{name.replace('/', '-')}",
-            f"{title} over training, one line per cell.", f"{title} over training. {band}",
+            f"{title} over training, one line per cell.", f"{title} over training. {band}{more}",
             partial(learning_curves, found.curves, cells, name),
         )  # fmt: skip
     yield ReportFigure(

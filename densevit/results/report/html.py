@@ -1,4 +1,5 @@
-"""A report as one HTML file that opens offline: no scripts, no network, images embedded."""
+"""A report as one HTML file that opens offline: no network, images embedded, readable without
+its script, which sorts and filters tables."""
 
 from __future__ import annotations
 

@@ -66,11 +66,11 @@ def accuracy(found: Findings, table: TextTable, drawn: Sequence[FigureBlock]) ->
     return blocks
 
 
-def differences(found: Findings, drawn: Sequence[FigureBlock]) -> list[Block]:
+def differences(found: Findings) -> list[Block]:
     if found.differences.empty:
         return []
     rows = found.differences[found.differences["cell"].isin(found.shown)]
-    return [difference_table(rows, found.cells, found.smallest_effect), *drawn]
+    return [difference_table(rows, found.cells, found.smallest_effect)]
 
 
 def effects(found: Findings, drawn: Sequence[FigureBlock]) -> list[Block]:
@@ -151,8 +151,6 @@ def matched_clean(found: Findings) -> list[Block]:
 
 def robustness(found: Findings, drawn: Sequence[FigureBlock]) -> list[Block]:
     """Return the accuracy beyond what clean accuracy predicts, by a line of reference models."""
-    if found.fault:
-        return [Paragraph(f"Not computed: {found.fault}."), *drawn]
     if found.robust.empty:
         return list(drawn)
     cell_of = {run.id: run.cell for run in found.plan.runs}
@@ -169,8 +167,16 @@ def robustness(found: Findings, drawn: Sequence[FigureBlock]) -> list[Block]:
         "Accuracy minus what a line through reference models, on the logit scale, predicts from "
         "clean accuracy: mean over seeds with its 95 % t interval."
     )
-    if robust["extrapolated"].any():
-        text += " Some runs have a clean accuracy outside the range of the reference models."
+    spread = robust.groupby("benchmark", sort=False)["spread"].first()
+    around = ", ".join(f"{value:.1f} ({name})" for name, value in spread.items())
+    text += (
+        " The line is uncertain itself, which the intervals do not show: its reference models lie "
+        f"around it with a standard deviation of {around} points."
+    )
+    outside = robust.loc[robust["extrapolated"], "cell"].unique()
+    if len(outside):
+        names_outside = phrases.listed(found.labels[cell] for cell in outside)
+        text += f" Outside the clean accuracies of the reference models: {names_outside}."
     table = TextTable("Effective robustness (points)", ["cell", *names], body)
     return [Paragraph(text), table, *drawn]
 
@@ -209,7 +215,10 @@ def cost(found: Findings, drawn: Sequence[FigureBlock]) -> list[Block]:
         return []
     cells = found.cells[found.cells["cell"].isin(found.shown)]
     total = found.costs["gpu_hours"].sum()
-    text = f"All runs took {format.short(total)} GPU-hours (an hour without a GPU counts as one)."
+    energy = found.costs["kwh"].sum()
+    more = f", and their GPUs {format.short(energy)} kWh" if energy > 0 else ""
+    hours = format.short(total)
+    text = f"All runs took {hours} GPU-hours (an hour without a GPU counts as one){more}."
     blocks: list[Block] = [Paragraph(text)] if total > 0 else []
     ids = set(found.shown)
     costs, frame = (rows[rows["cell"].isin(ids)] for rows in (found.costs, found.frame))

@@ -15,10 +15,10 @@ SMALLEST_P = 0.001
 MOST_SEEDS = 200  # no sweep has more, so "needs 5000 more seeds" would help nobody
 
 
-def listed_sets(sets: Sequence[str]) -> str:
+def listed_sets(sets: Sequence[str], most: int = MOST_SETS) -> str:
     """Return the first few test sets, and how many others there are."""
-    more = len(sets) - MOST_SETS
-    return ", ".join(sets[:MOST_SETS]) + (f" and {count(more, 'other set')}" if more > 0 else "")
+    more = len(sets) - most
+    return ", ".join(sets[:most]) + (f" and {count(more, 'other set')}" if more > 0 else "")
 
 
 def p_phrase(p: float) -> str:

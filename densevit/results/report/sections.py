@@ -19,12 +19,13 @@ from densevit.results.tables.table import TextTable
 class Extras:
     """The parts of a report besides the findings.
 
-    `conclusions` are the sentences of the first section; `table` is the main table; `figures` holds
-    figures by section id; `changes` holds, by name, the changes since numbers were frozen; `states`
-    holds the state of each run; `requested` is a table that the user asked for.
+    `conclusions` and `doubts` are the sentences of the first section; `table` is the main table;
+    `figures` holds figures by section id; `changes` holds, by name, the changes since numbers were
+    frozen; `states` holds the state of each run; `requested` is a table that the user asked for.
     """
 
     conclusions: Sequence[str]
+    doubts: Sequence[str]
     table: TextTable
     states: Mapping[str, RunState]
     provenance: Provenance
@@ -42,24 +43,24 @@ def document(found: Findings, extras: Extras) -> Document:
 
     requested = [extras.requested] if extras.requested else []
     sections = [
-        Section("answer", "The answer", answer(found, extras.conclusions, extras.changes)),
+        Section("answer", "The answer",
+                answer(found, extras.conclusions, extras.doubts, extras.changes)),
         Section("asked", "The requested table", requested),
-        Section("plan", "The plan", runs.plan(found), brief=False),
-        Section("coverage", "Coverage", runs.coverage(found)),
-        Section("failures", "Failed runs", runs.failures(found, extras.states)),
         Section("accuracy", _title(found.metric),
                 numbers.accuracy(found, extras.table, drawn("accuracy"))),
-        Section("differences", "Differences from the baseline",
-                numbers.differences(found, drawn("differences"))),
+        Section("differences", "Differences from the baseline", numbers.differences(found)),
         Section("effects", "The effect of each axis", numbers.effects(found, drawn("effects"))),
-        Section("matched-clean", "Clean accuracy for comparison", numbers.matched_clean(found)),
         Section("robustness",
                 "Effective robustness" if found.lined else "Accuracy under shift",
                 numbers.robustness(found, drawn("robustness"))),
+        Section("matched-clean", "Clean accuracy for comparison", numbers.matched_clean(found)),
         Section("probes", "Probes", numbers.probes(found, drawn("probes"))),
-        Section("learning", "Learning and health", list(drawn("learning")), brief=False),
         Section("matches", "Correspondences", numbers.matches(extras.matches)),
+        Section("learning", "Learning and health", list(drawn("learning")), brief=False),
         Section("cost", "Cost", numbers.cost(found, drawn("cost")), brief=False),
+        Section("coverage", "Coverage", runs.coverage(found)),
+        Section("failures", "Failed runs", runs.failures(found, extras.states)),
+        Section("plan", "The plan", runs.plan(found), brief=False),
         Section("reproduce", "How to reproduce it", runs.reproduction(found)),
         Section("provenance", "Provenance", runs.provenance(extras.provenance), brief=False),
     ]  # fmt: skip

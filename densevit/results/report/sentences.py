@@ -14,6 +14,7 @@ import pandas as pd
 from densevit.results.report.phrases import (
     MOST_NAMED,
     MOST_SEEDS,
+    MOST_SETS,
     bracket,
     decimals_for,
     difference_text,
@@ -27,86 +28,101 @@ from densevit.results.tables.format import MINUS
 from densevit.sweep.cells import value_text
 from densevit.utils.console import count
 
-# A difference in the share of clipped steps from which on the report warns.
-UNEVEN_CLIPPING = 0.2
+FEW = 2  # hints that a sentence names
 
 
-def headline(differences: pd.DataFrame, smallest_effect: float, baseline: str) -> str:
-    """Return one sentence that counts the comparisons by verdict."""
+def verdicts(
+    differences: pd.DataFrame, names: Mapping[str, str], smallest_effect: float
+) -> list[str]:
+    """Return a line for each verdict that occurs, the most certain first: what is established, what
+    is a hint and why it is no evidence, what is equivalent, and what is too noisy to say.
+
+    `differences` is `seeds.differences` of one metric; `names` are `contrast_names.contrasts`.
+    """
     if differences.empty:
-        return "No comparison with the baseline can be made yet."
-    total = count(len(differences), "comparison")
-    few, many = differences["n"].min(), differences["n"].max()
-    seeds = count(many, "seed") if few == many else f"{few} to {many} seeds"
-    counts = differences["verdict"].value_counts()
-    if counts.get("open", 0) == len(differences):
-        return f"No difference from the baseline {baseline} is established ({seeds}, {total})."
-    if counts.get("single", 0) == len(differences):
-        return f"{total} with the baseline {baseline}, one seed each: no conclusion across seeds."
-    bound = with_unit(smallest_effect, str(differences["metric"].iloc[0]))
-    texts = {
-        "different": "{} with an established difference",
-        "alike": f"{{}} within ±{bound}",
-        "open": "{} without an established difference",
-        "single": "{} with one seed, which supports no conclusion across seeds",
-        "undefined": "{} with a value that is not a number",
-    }
-    found = [texts[verdict].format(counts[verdict]) for verdict in VERDICTS if verdict in counts]
-    return f"{total} with the baseline {baseline} ({seeds}): {'; '.join(found)}."
-
-
-def established(differences: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
-    """Return one sentence for cells above their baseline and one for cells below it."""
-    rows = ranked(differences[differences["verdict"] == "different"])
-    lines = []
-    for title, chosen in (
-        ("Higher than the baseline", rows[rows["difference"] > 0]),
-        ("Lower than the baseline", rows[rows["difference"] < 0]),
-    ):
-        if len(chosen):
-            lines.append(f"{title}: {_by_cell(chosen, names)}.")
+        return ["No comparison with the baseline can be made yet."]
+    rows, total = ranked(differences), len(differences)
+    by_verdict = {verdict: rows[rows["verdict"] == verdict] for verdict in VERDICTS}
+    lines = [_established(by_verdict["established"], names, differences)]
+    hints, alike, single, undefined = (
+        by_verdict[name] for name in ("hint", "equivalent", "single", "undefined")
+    )
+    if len(hints):
+        one = len(hints) == 1
+        lines.append(
+            f"{'A hint' if one else f'{len(hints)} hints'}, no evidence: "
+            f"{_by_cell(hints, names, FEW, 1)}. {'It' if one else 'Each'} would count alone; among "
+            f"{count(total, 'comparison')} chance often produces one."
+        )
+    if len(alike):
+        bound = with_unit(smallest_effect, str(differences["metric"].iloc[0]))
+        lines.append(f"Equivalent, surely within ±{bound}: {_by_cell(alike, names)}.")
+    lines += _too_noisy(rows, smallest_effect)
+    if len(single):
+        lines.append(
+            f"One seed: {len(single)} of {count(total, 'comparison')}; no conclusion across seeds."
+        )
+    if len(undefined):
+        lines.append(
+            f"Not a number: {len(undefined)} of {count(total, 'comparison')}, since a run diverged."
+        )
     return lines
 
 
-def not_established(
-    differences: pd.DataFrame, names: Mapping[str, str], smallest_effect: float
-) -> str:
-    """Return the open comparisons, and how many more seeds the easiest and the hardest need."""
-    rows = differences[(differences["verdict"] == "open") & differences["difference"].notna()]
+def _established(rows: pd.DataFrame, names: Mapping[str, str], differences: pd.DataFrame) -> str:
+    few, many = differences["n"].min(), differences["n"].max()
+    seeds = count(many, "seed") if few == many else f"{few} to {many} seeds"
+    base = f"{count(len(differences), 'comparison')} with the baseline, {seeds}"
     if rows.empty:
-        return ""
-    across = (rows["low"] <= 0) & (rows["high"] >= 0)  # others: open by Holm's correction
-    more = (rows["seeds_needed"] - rows["n"]).clip(lower=0)
-    needed = more[across & (more > 0)]
-    line = f"No established difference: {_by_cell(ranked(rows), names)}."
-    if needed.empty:
-        return line
-    few, many = int(needed.min()), int(needed.max())
-    span = count(few, "more seed") if few == many else f"{few} to {count(many, 'more seed')}"
-    if many > MOST_SEEDS:
-        span = f"{few} or more seeds"
+        return f"Established: no difference ({base})."
+    return f"Established ({base}): {_by_cell(rows, names)}."
+
+
+def _too_noisy(rows: pd.DataFrame, smallest_effect: float) -> list[str]:
+    """Return a line on the rows that say nothing, and the seeds that would settle them."""
+    noisy = rows[rows["verdict"] == "too noisy"]
+    if noisy.empty:
+        return []
+    line = f"Too noisy to say: {len(noisy)} of {count(len(rows), 'comparison')}."
+    more = (noisy["seeds_needed"] - noisy["n"]).dropna()
+    more = more[more > 0]
+    if more.empty:
+        return [line]
     target = with_unit(smallest_effect, str(rows["metric"].iloc[0]))
-    return f"{line} To detect a difference of {target} with 80 % power, they need {span} each."
+    few, many = int(more.min()), int(more.max())
+    if few > MOST_SEEDS:
+        return [f"{line} To establish {target} takes more than {MOST_SEEDS} more seeds."]
+    upper = f"more than {MOST_SEEDS} more seeds" if many > MOST_SEEDS else count(many, "more seed")
+    span = upper if few == many else f"{few} to {upper}"
+    return [f"{line} To establish {target} takes {span}, by the spread so far."]
 
 
-def _by_cell(rows: pd.DataFrame, names: Mapping[str, str]) -> str:
-    """Return `dense − none on a (+1.8 [0.9, 2.7])` for the first cells, and count the others."""
+def _by_cell(
+    rows: pd.DataFrame,
+    names: Mapping[str, str],
+    most_cells: int = MOST_NAMED,
+    most_sets: int = MOST_SETS,
+) -> str:
+    """Return `dense − none on shapes-sketch (+1.8 [0.9, 2.7]), val (...); global − none on ...`."""
     by_cell: dict[str, list[str]] = {}
     for row in rows.itertuples(index=False):
         by_cell.setdefault(row.cell, []).append(f"{row.benchmark} ({difference_text(row)})")
-    return listed(
-        f"{names.get(cell, cell)} on {listed_sets(sets)}" for cell, sets in by_cell.items()
+    texts = (
+        f"{names.get(cell, cell)} on {listed_sets(sets, most_sets)}"
+        for cell, sets in by_cell.items()
     )
+    return listed(texts, most_cells)
 
 
 def averaged(marginals: pd.DataFrame) -> list[str]:
-    """Return one sentence per axis: its established effects, averaged over all other settings.
+    """Return one sentence per axis with established effects, averaged over all other settings, and
+    one that names the axes without.
 
     `marginals` is `stats.marginals` with the column benchmark; p_holm covers all rows.
     """
     if marginals.empty:
         return []
-    lines = []
+    lines, without = [], []
     rows = marginals[marginals["p_holm"] < 0.05]
     rows = rows.assign(metric="top1", size=-rows["difference"].abs())
     rows = rows.sort_values("size", kind="stable")
@@ -116,36 +132,12 @@ def averaged(marginals: pd.DataFrame) -> list[str]:
             name = f"{value_text(row.level)} {MINUS} {value_text(row.reference)}"
             effects.setdefault(name, []).append(f"{row.benchmark} ({difference_text(row)})")
         found = listed(f"{name} on {listed_sets(sets)}" for name, sets in effects.items())
-        found = found or "no effect is established"
-        lines.append(f"Effect of {axis}, averaged over the other axes: {found}.")
-    return lines
-
-
-def missing(coverage: pd.DataFrame) -> list[str]:
-    """Return sentences on the runs without results, by state, and on their cells."""
-    lacking = coverage[~coverage["measured"]]
-    total = len(coverage)
-    if lacking.empty:
-        return [f"All planned runs ({total}) are finished and have results."]
-    names = {"finished": "finished without readable results"}
-    states = ", ".join(
-        f"{n} {names.get(str(state), state)}"
-        for state, n in lacking["state"].value_counts().items()
-    )
-    lines = [f"{total - len(lacking)} of {total} planned runs have results; {states}."]
-    by_cell = coverage.groupby(["cell", "label"], sort=False)["measured"]
-    counts = by_cell.agg(measured="sum", planned="size").reset_index()
-    rows = list(counts.itertuples(index=False))
-    without = [row.label for row in rows if row.measured == 0]
-    fewer = [
-        f"{row.label} ({row.measured} of {row.planned})"
-        for row in rows
-        if 0 < row.measured < row.planned
-    ]
+        if found:
+            lines.append(f"Effect of {axis}, averaged over the other axes: {found}.")
+        else:
+            without.append(axis)
     if without:
-        lines.append(f"Cells without any result: {listed(without)}.")
-    if fewer:
-        lines.append(f"Cells with fewer seeds than planned: {listed(fewer)}.")
+        lines.append(f"Averaged over the other axes, no effect is established: {listed(without)}.")
     return lines
 
 
@@ -160,7 +152,7 @@ def beyond_clean(
     rows = beyond[(beyond["n"] > 1) & beyond["difference"].notna()]
     both = ranked(gains).merge(rows, on=["cell", "benchmark"], suffixes=("", "_beyond"))
     same_sign = both["difference"] * both["difference_beyond"] > 0
-    established = both["verdict_beyond"] == "different"
+    established = both["verdict_beyond"] == "established"
     reference = "what clean accuracy predicts" if by_line else "the change on clean data"
     return [
         f"{title} (in brackets: the difference, and its part beyond {reference}): "
@@ -180,39 +172,3 @@ def _part_beyond(row: Any, names: Mapping[str, str]) -> str:
     part = f"{signed(difference, decimals)} {bracket(low, high, decimals)}"
     name = f"{names.get(row.cell, row.cell)} on {row.benchmark}"
     return f"{name} ({difference_text(row)}, of which {part})"
-
-
-def collapsed(last: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each cell whose contrastive features had collapsed at the last check.
-
-    `last` has cell, seed and value: the last `health/collapsed` of each run.
-    """
-    lines = []
-    for cell, rows in last.groupby("cell", sort=False):
-        fallen = sorted(rows.loc[rows["value"] == 1, "seed"])
-        if fallen:
-            seeds = ", ".join(map(str, fallen[:MOST_NAMED]))
-            more = ", ..." if len(fallen) > MOST_NAMED else ""
-            noun = "seed" if len(fallen) == 1 else "seeds"
-            lines.append(
-                f"The contrastive features of {labels.get(str(cell), str(cell))} collapsed in "
-                f"{len(fallen)} of {count(len(rows), 'seed')} ({noun} {seeds}{more}). The results "
-                "of these runs say little about the setting."
-            )
-    return lines
-
-
-def clipped(logged: pd.DataFrame, labels: Mapping[str, str]) -> list[str]:
-    """Return a sentence if gradients were clipped much more often in one cell than in another.
-
-    `logged` has cell and value: `train/clipped_share` of each logged interval.
-    """
-    shares = logged.groupby("cell", sort=False)["value"].mean()
-    if len(shares) < 2 or shares.max() - shares.min() < UNEVEN_CLIPPING:
-        return []
-    most, least = (labels.get(str(cell), str(cell)) for cell in (shares.idxmax(), shares.idxmin()))
-    return [
-        f"Gradients were clipped in {shares.max():.0%} of the steps of {most} and in "
-        f"{shares.min():.0%} of those of {least}: part of a difference between them may come from "
-        "`grad_clip`. Repeat them with a higher value before you conclude."
-    ]

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from densevit.results.analysis import Findings
-from densevit.results.report import comparison_sentence, sentences
+from densevit.results.report import comparison_sentence, doubts, sentences
 from densevit.results.report.document import Block, Fold, Items, Paragraph
+from densevit.results.report.verdict_grid import verdict_grid
 from densevit.sweep.cells import value_text
 
 MOST_SENTENCES = 60
-FEW_SENTENCES = 12  # that are shown unfolded
 
 EXPLAINED = (
     "Each comparison pairs runs by seed: runs of the same seed share their initial weights and the "
@@ -19,8 +19,8 @@ EXPLAINED = (
     "difference over these pairs: in about 95 of 100 sweeps like this one it would contain the "
     "true difference. A difference is established if p < 0.05 after Holm's correction for all "
     "comparisons: chance alone would rarely produce it. The number of seeds needed is computed "
-    "from the spread between the seeds so far, for a single comparison; with two or three seeds it "
-    "is a rough guess."
+    "from the spread between the seeds so far, with the correction for all comparisons that are "
+    "not established; with two or three seeds it is a rough guess."
 )
 
 
@@ -51,28 +51,34 @@ def question(file: Path) -> str:
 
 def conclusions(found: Findings) -> list[str]:
     """Return the answer to the sweep's question as sentences, the most certain ones first."""
-    base = found.plan.spec.baseline
-    lines = []
-    if base is None:
-        lines.append("The sweep names no baseline (`baseline:`), so no differences are computed.")
-    else:
-        lines.append(sentences.headline(found.differences, found.smallest_effect, settings(base)))
-        lines += sentences.averaged(found.marginals)
-        lines += sentences.established(found.differences, found.names)
-        lines += [sentences.not_established(found.differences, found.names, found.smallest_effect)]
-        lines += _beyond_clean(found)
-    lines += sentences.missing(found.coverage)
-    lines += sentences.collapsed(found.collapsed, found.labels)
-    lines += sentences.clipped(found.clipped, found.labels)
+    if found.plan.spec.baseline is None:
+        return ["The sweep names no baseline (key baseline), so no differences are computed."]
+    return [
+        *sentences.verdicts(found.differences, found.names, found.smallest_effect),
+        *sentences.averaged(found.marginals),
+        *_beyond_clean(found),
+    ]
+
+
+def reasons_for_doubt(found: Findings) -> list[str]:
+    """Return what the reader should know before believing the answer."""
+    lines = [
+        *doubts.missing(found.coverage),
+        *doubts.survivors(found.coverage),
+        *doubts.identical(found.frame, found.labels),
+        *doubts.unpaired(found.baselines, found.frame, found.names),
+        *doubts.collapsed(found.collapsed, found.labels),
+        *doubts.clipped(found.clipped, found.labels),
+    ]
     if len(found.shown) < len(found.cells):
         lines.append(f"Only the {len(found.shown)} cells shown were checked for collapse.")
-    return [line for line in lines if line]
+    return lines
 
 
 def _beyond_clean(found: Findings) -> list[str]:
     all_rows = found.differences
     gains = all_rows[
-        (all_rows["verdict"] == "different") & all_rows["benchmark"].isin(found.shifted)
+        (all_rows["verdict"] == "established") & all_rows["benchmark"].isin(found.shifted)
     ]
     if gains.empty:
         return []
@@ -84,10 +90,18 @@ def _beyond_clean(found: Findings) -> list[str]:
 
 
 def answer(
-    found: Findings, lines: Sequence[str], changes: Mapping[str, Sequence[Block]]
+    found: Findings,
+    lines: Sequence[str],
+    doubted: Sequence[str],
+    changes: Mapping[str, Sequence[Block]],
 ) -> list[Block]:
-    """Return the blocks of the first section: conclusions, all comparisons, changes of numbers."""
+    """Return the blocks of the first section: conclusions, the grid of verdicts, reasons for doubt,
+    all comparisons, changes of numbers."""
     blocks: list[Block] = [Items(lines)]
+    rows = found.differences[found.differences["cell"].isin(found.shown)]
+    if len(rows):
+        blocks.append(verdict_grid(rows, found.names, found.smallest_effect))
+    blocks += [Paragraph("Before you believe it:"), Items(doubted)]
     texts = comparison_sentence.sentences(
         found.differences,
         found.names,
@@ -98,11 +112,10 @@ def answer(
     if texts:
         total = len(found.differences)
         note = f"({total})" if len(texts) == total else f"({len(texts)} of {total})"
-        unfolded = len(texts) <= FEW_SENTENCES
         if len(texts) < total:
             texts.append(f"And {total - len(texts)} more: see differences.csv.")
         listing: list[Block] = [Paragraph(EXPLAINED), Items(texts)]
-        blocks.append(Fold("Every comparison in words", note, listing, unfolded))
+        blocks.append(Fold("Every comparison in words", note, listing))
     for name, parts in changes.items():
         blocks += [Paragraph(f"Since the numbers were frozen as {name}:"), *parts]
     return blocks

@@ -12,11 +12,11 @@ from densevit.results.report import document, figures, html, intervals, numbers,
 from densevit.results.report.document import Block, FigureBlock, Items, Paragraph
 from densevit.results.report.provenance import provenance
 from densevit.results.report.sections import Extras
-from densevit.results.report.summary import conclusions
+from densevit.results.report.summary import conclusions, reasons_for_doubt
 from densevit.results.stats.reference_models import read_references
 from densevit.results.tables import frozen_changes, frozen_numbers
 from densevit.results.tables.best_cells import marked_table
-from densevit.results.tables.main_table import cell_table
+from densevit.results.tables.main_table import CellTable, cell_table
 from densevit.results.tables.table import TextTable, frame_to_csv, to_csv, to_markdown
 from densevit.runs.directory import run_folder
 from densevit.sweep.earlier_plans import dropped_line
@@ -33,16 +33,19 @@ MOST_CELLS, FEW_CELLS = 40, 20
 
 @dataclass(frozen=True)
 class Report:
-    """A report's folder, its main table, and its conclusions.
+    """A report's folder, its main table, and its conclusions with the reasons to doubt them.
 
     `table` holds the cells that are shown: in a large sweep the most informative ones. `changes`
-    states for each frozen name how many numbers have changed since.
+    states for each frozen name how many numbers have changed since. `found` and `shown` are what
+    it was made from.
     """
 
     folder: Path
     table: TextTable
     conclusions: Sequence[str]
     changes: Mapping[str, str]
+    found: Findings
+    shown: CellTable
 
 
 def write(
@@ -75,12 +78,15 @@ def write(
     coverage = found.coverage
     origins = provenance(plan, list(coverage.loc[coverage["state"] != "pending", "run"]))
     left_out = dropped_line(plan)
+    lines = conclusions(found)
+    doubts = [
+        *reasons_for_doubt(found),
+        *runs.provenance_warnings(origins),
+        *([left_out] if left_out else []),
+    ]
     extras = Extras(
-        conclusions=[
-            *conclusions(found),
-            *runs.provenance_warnings(origins),
-            *([left_out] if left_out else []),
-        ],
+        conclusions=lines,
+        doubts=doubts,
         table=table,
         states=states,
         provenance=origins,
@@ -93,7 +99,7 @@ def write(
     write_atomic(folder / "report.md", document.to_markdown(report))
     write_atomic(folder / "report.html", html.to_html(report))
     totals = {name: _last_line(blocks[0]) for name, blocks in changes.items()}
-    return Report(folder, table, extras.conclusions, totals)
+    return Report(folder, table, [*lines, *doubts], totals, found, shown)
 
 
 def _write_numbers(found: Findings, folder: Path) -> None:

@@ -10,7 +10,7 @@ from densevit.config.evaluation_names import CLEAN
 from densevit.config.probes import probes_by_name
 
 # In the order in which reports list them.
-VERDICTS = ("different", "alike", "open", "single", "undefined")
+VERDICTS = ("established", "hint", "equivalent", "too noisy", "single", "undefined")
 
 
 def image_metric(frame: pd.DataFrame) -> str:

@@ -23,7 +23,7 @@ from densevit.utils.errors import UserError
 LEAST = 3  # models: two always lie on a line
 IMAGES = 10_000  # images of ImageNet-V2, the smallest set with 1000 classes
 
-EFFECTIVE = ["run", "benchmark", "effective", "predicted", "clean", "extrapolated"]
+EFFECTIVE = ["run", "benchmark", "effective", "predicted", "clean", "extrapolated", "spread"]
 
 
 class Line(NamedTuple):
@@ -73,7 +73,8 @@ def effective(frame: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
 
     `clean` is the accuracy that the prediction starts from: on `imagenet`, else on `val`; for -A
     and -R among the same 200 classes. `extrapolated`: it is outside the range of the reference
-    models. A run with a NaN among its two accuracies has NaN. There is no row if a run lacks the
+    models. `spread` is the standard deviation of the reference models around the line, in points. A
+    run with a NaN among its two accuracies has NaN. There is no row if a run lacks the
     benchmark or its clean counterpart, or if no reference model has both: accuracy among other
     classes would give a number, but a wrong one.
 
@@ -90,21 +91,29 @@ def effective(frame: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
         try:
             line = fit_line(known["clean"], known["shifted"], images)
         except UserError as error:
-            raise UserError(f"effective robustness on {benchmark}: {error}") from None
+            raise UserError(f"--references: effective robustness on {benchmark}: {error}") from None
         predicted = line.predict(measured["clean"], images)
         part = measured.rename(columns={"model": "run"}).assign(
             benchmark=benchmark,
             effective=measured["shifted"] - predicted,
             predicted=predicted,
             extrapolated=~measured["clean"].between(known["clean"].min(), known["clean"].max()),
+            spread=_spread(line, known, images),
         )
         parts.append(part[EFFECTIVE])
         diverged = _diverged(frame, benchmark, names)
         if diverged:
             undefined = dict.fromkeys(("effective", "predicted", "clean"), math.nan)
             rows = pd.DataFrame({"run": diverged, "benchmark": benchmark, "extrapolated": False})
+            rows["spread"] = part["spread"].iloc[0]
             parts.append(rows.assign(**undefined)[EFFECTIVE])
     return pd.concat(parts[1:] or parts, ignore_index=True)
+
+
+def _spread(line: Line, known: pd.DataFrame, images: int) -> float:
+    """Return the residual standard deviation of a line in points; two parameters were fitted."""
+    residuals = known["shifted"] - line.predict(known["clean"], images)
+    return math.sqrt(float((residuals**2).sum()) / (len(residuals) - 2))
 
 
 def comparable(frame: pd.DataFrame) -> pd.DataFrame:

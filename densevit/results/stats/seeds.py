@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
+from densevit.config.metrics import PERCENTAGES
 from densevit.results.collect.cells import over_seeds
 from densevit.results.stats.power import seeds_needed
 
@@ -32,32 +33,39 @@ DIFFERENCES = [
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Return n seeds, mean, std (n-1) and t interval of each cell on each benchmark (`SUMMARY`).
     With one seed, std and interval are NaN. A value that is not finite is not dropped: it makes all
-    NaN."""
+    NaN. An interval of percentages ends at 0 and 100, which loses no possible mean."""
     finite = frame.assign(value=frame["value"].where(np.isfinite(frame["value"])))
     found = over_seeds(finite).reset_index()
     half = _half_width(found["std"], found["n"])
-    return found.assign(low=found["mean"] - half, high=found["mean"] + half)[SUMMARY]
+    low, high = found["mean"] - half, found["mean"] + half
+    bounded = found["metric"].isin(PERCENTAGES)
+    low, high = low.mask(bounded, low.clip(lower=0)), high.mask(bounded, high.clip(upper=100))
+    return found.assign(low=low, high=high)[SUMMARY]
 
 
 def differences(
     frame: pd.DataFrame,
-    baselines: Mapping[str, str],
+    pairs: Mapping[str, str] | Iterable[tuple[str, str]],
     metric: str = "top1",
     smallest_effect: float = 1.0,
 ) -> pd.DataFrame:
-    """Return one row per cell and benchmark: the cell minus its baseline, paired by seed.
+    """Return one row per pair and benchmark: the cell minus its baseline, paired by seed.
 
-    Columns are `DIFFERENCES`. n: seeds that both have. std: of the differences between seeds. low,
-    high: paired t interval. effect: the difference over the std (Cohen's d_z). p_holm: p after
-    Holm's correction over all rows with a p.
+    `pairs` holds cell and baseline. Columns are `DIFFERENCES`. n: seeds that both have. std: of the
+    differences between seeds. low, high: paired t interval. effect: the difference over the std
+    (Cohen's d_z). p_holm: p after Holm's correction over all rows with a p.
 
     verdict:
-        different: p_holm is below 0.05.
-        alike: not different, and the interval lies within ± `smallest_effect` points.
-        open: neither. `seeds_needed` is the total number of seeds with which a difference of
-            `smallest_effect` is found with a power of 80 %, given the observed std.
+        established: p_holm is below 0.05.
+        equivalent: not established, and the interval lies within ± `smallest_effect` points.
+        hint: neither, but p is below 0.05: it would count if it were the only comparison.
+        too noisy: none of these.
         single: fewer than two seeds in common.
         undefined: a value is not finite.
+
+    `seeds_needed`, for a hint or too much noise, is the total number of seeds with which a
+    difference of `smallest_effect` is found with a power of 80 %, given the observed std, by the
+    first step of Holm's correction over all rows that are not established.
 
     A pair without a common seed on a benchmark has no row there. If the differences of all seeds
     are equal to the last image (std 0), even two seeds would decide anything. So interval, effect,
@@ -65,11 +73,12 @@ def differences(
     have difference 0, std 0, p 1, and an interval of that rounding.
     """
     chosen = frame.loc[frame["metric"] == metric, ["cell", "seed", "benchmark", "value", "n"]]
-    pairs = pd.DataFrame(list(baselines.items()), columns=["cell", "baseline"], dtype=object)
+    listed = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
+    compared = pd.DataFrame(listed, columns=["cell", "baseline"], dtype=object)
     theirs = chosen[["cell", "seed", "benchmark", "value"]].rename(
         columns={"cell": "baseline", "value": "other"}
     )
-    both = pairs.merge(chosen, on="cell").merge(theirs, on=["baseline", "seed", "benchmark"])
+    both = compared.merge(chosen, on="cell").merge(theirs, on=["baseline", "seed", "benchmark"])
     each = both["value"] - both["other"]
     both["difference"] = each.where(np.isfinite(each))
     both["rounding"] = rounding(metric, both["n"])
@@ -84,9 +93,10 @@ def differences(
     found["effect"], found["p"] = _tested(found["difference"], spread, found["n"])
     found["p_holm"] = holm(found["p"])
     found["verdict"] = _verdicts(found, smallest_effect)
-    undecided = found["verdict"] == "open"
+    undecided = found["verdict"].isin(["hint", "too noisy"])
     found["seeds_needed"] = math.nan
-    needed = seeds_needed(spread[undecided].to_numpy(), smallest_effect)
+    rest = max(1, int((found["p_holm"] >= 1 - LEVEL).sum()))
+    needed = seeds_needed(spread[undecided].to_numpy(), smallest_effect, (1 - LEVEL) / rest)
     found.loc[undecided, "seeds_needed"] = needed
     return found[DIFFERENCES]
 
@@ -180,7 +190,8 @@ def _verdicts(found: pd.DataFrame, smallest_effect: float) -> NDArray[np.str_]:
             found["n"] < 2,
             found["p_holm"] < 1 - LEVEL,
             inside,
+            found["p"] < 1 - LEVEL,
         ],
-        ["undefined", "single", "different", "alike"],
-        default="open",
+        ["undefined", "single", "established", "equivalent", "hint"],
+        default="too noisy",
     )

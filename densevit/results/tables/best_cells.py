@@ -1,6 +1,8 @@
-"""Marks for the best cell on each benchmark, and for the cells not distinguished from it."""
+"""Marks for the best cell on each benchmark, and for the cells not told apart from it."""
 
 from __future__ import annotations
+
+from itertools import combinations
 
 import pandas as pd
 
@@ -8,49 +10,55 @@ from densevit.results.tables.format import lower_is_better
 from densevit.results.tables.main_table import CellTable, cell_table_text
 from densevit.results.tables.table import Mark, TextTable
 
-MOST_CELLS = 400  # with more cells, none is compared with the best or marked
+MOST_CELLS = 100  # with more cells, none is compared with the best or marked
 
 
 def marked_table(table: CellTable, frame: pd.DataFrame, note: str = "") -> TextTable:
     """Return the table with its best cells marked; `frame` is the one it was made from."""
-    few = frame["cell"].nunique() <= MOST_CELLS
-    return cell_table_text(table, best_marks(frame, table.metric) if few else {}, note)
+    marks = best_marks(frame, table.metric)
+    repeated = frame.groupby("cell")["seed"].nunique().gt(1).sum()
+    if not marks and 2 <= repeated <= MOST_CELLS:
+        note = f"{note} No cell is told apart from the best mean of its column.".strip()
+    return cell_table_text(table, marks, note)
 
 
-def best_marks(frame: pd.DataFrame, metric: str) -> dict[tuple[str, str], Mark]:
+def best_marks(frame: pd.DataFrame, metric: str = "top1") -> dict[tuple[str, str], Mark]:
     """Map (cell, benchmark) to its mark in the main table (`main_table.cell_table_text`).
 
-    The cell with the best mean on a benchmark is compared with each other cell, paired by seed,
-    with Holm's correction over these comparisons (`seeds.differences`). It is `best` if it wins all
-    of them at 5 %; otherwise it and all cells not distinguished from it are `tied`. With one common
-    seed no cells are distinguished. A cell whose mean is NaN does not compete; if fewer than two
-    compete, there are no marks.
+    All pairs of cells on all benchmarks are compared as one family, paired by seed
+    (`seeds.differences`). On each benchmark the cell with the best mean is `best` if it is better
+    than every other one by an established difference. If only some are worse, the best mean and the
+    cells not told apart from it are `tied`. If none is, nothing is marked.
 
-    Choosing the best by the same numbers does not make a false `best` more likely, since it has to
-    win every comparison. If k cells do not differ, a benchmark gets a `best` in at most 5 % of
-    sweeps for k = 2, and in fewer for larger k.
+    A cell with one seed, or with a value that is not a number, is not compared and has no mark. In
+    at most 5 % of sweeps without any difference is anything marked, since every pair is counted.
     """
-    chosen = frame[frame["metric"] == metric]
+    rows = frame[frame["metric"] == metric]
+    values = rows.groupby(["cell", "benchmark"], sort=False)["value"]
+    finite = values.transform("count")  # without NaN
+    competing = rows[(finite > 1) & (finite == values.transform("size"))]
+    if not 2 <= competing["cell"].nunique() <= MOST_CELLS:
+        return {}
+    apart = _told_apart(competing, metric)
     marks: dict[tuple[str, str], Mark] = {}
-    for benchmark, rows in chosen.groupby("benchmark", sort=False):
-        marks |= {(cell, str(benchmark)): mark for cell, mark in _marks(rows, metric).items()}
+    for benchmark, group in competing.groupby("benchmark", sort=False):
+        means = group.groupby("cell", sort=False)["value"].mean()
+        best = means.idxmin() if lower_is_better(metric) else means.idxmax()
+        level = [cell for cell in means.index if (benchmark, best, cell) not in apart]
+        if len(level) < len(means):
+            mark: Mark = "best" if level == [best] else "tied"
+            marks |= {(cell, str(benchmark)): mark for cell in level}
     return marks
 
 
-def _marks(rows: pd.DataFrame, metric: str) -> dict[str, Mark]:
-    """Map each cell to its mark on one benchmark."""
+def _told_apart(rows: pd.DataFrame, metric: str) -> set[tuple[str, str, str]]:
+    """Return benchmark, better cell and worse cell of each established difference."""
     from densevit.results.stats.seeds import differences
 
-    values = rows.groupby("cell", sort=False)["value"]
-    means = values.mean()[values.size() == values.count()]
-    if len(means) < 2:
-        return {}
-    best = means.idxmin() if lower_is_better(metric) else means.idxmax()
-    others = [cell for cell in means.index if cell != best]
-    competing = rows[rows["cell"].isin(means.index)]
-    found = differences(competing, dict.fromkeys(others, best), metric)
-    behind = found["difference"] > 0 if lower_is_better(metric) else found["difference"] < 0
-    beaten = set(found.loc[(found["verdict"] == "different") & behind, "cell"])
-    if beaten == set(others):
-        return {best: "best"}
-    return {cell: "tied" for cell in means.index if cell not in beaten}
+    pairs = combinations(dict.fromkeys(rows["cell"]), 2)
+    found = differences(rows, pairs, metric)
+    found = found[found["verdict"] == "established"]
+    first = (found["difference"] < 0) == lower_is_better(metric)  # the first of the pair is better
+    better = found["cell"].where(first, found["baseline"])
+    worse = found["baseline"].where(first, found["cell"])
+    return set(zip(found["benchmark"], better, worse, strict=True))

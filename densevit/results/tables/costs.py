@@ -13,6 +13,7 @@ from densevit.results.tables.table import MISSING, TextTable
 # Column of `collect.costs` to its title and the factor to the unit of the title.
 COSTS = {
     "gpu_hours": ("GPU-hours", 1.0),
+    "kwh": ("kWh", 1.0),
     "images_per_second": ("images/s", 1.0),
     "peak_memory_mib": ("peak memory (GiB)", 1 / 1024),
 }
@@ -22,10 +23,12 @@ def cost_table(costs: pd.DataFrame, frame: pd.DataFrame, cells: pd.DataFrame) ->
     """Return the cost of a run of each cell beside its accuracies, each the mean over seeds.
 
     `costs` is `collect.costs.costs`, `frame` is `collect`; `cells` (`cells_frame`) gives labels and
-    the order. A cost that no run of a cell has recorded is an en dash.
+    the order. A cost that no run of a cell has recorded is an en dash; without a GPU there is no
+    column of energy.
     """
     measured = image_rows(frame)
-    spent = costs.groupby("cell")[list(COSTS)].mean().reindex(cells["cell"])
+    known = [name for name in COSTS if name != "kwh" or costs[name].notna().any()]
+    spent = costs.groupby("cell")[known].mean().reindex(cells["cell"])
     # The NaN of a diverged seed makes the mean NaN, as in the main table.
     means = measured.groupby(["cell", "benchmark"])["value"].agg(lambda v: v.mean(skipna=False))
     runs = costs.groupby("cell")["run"].nunique()
@@ -33,19 +36,19 @@ def cost_table(costs: pd.DataFrame, frame: pd.DataFrame, cells: pd.DataFrame) ->
     rows = [
         [
             label, str(runs.get(cell, 0)),
-            *(short(spent.at[cell, name] * factor) for name, (_, factor) in COSTS.items()),
+            *(short(spent.at[cell, name] * COSTS[name][1]) for name in known),
             *(_mean_text(means.get((cell, name))) for name in benchmarks),
         ]
         for cell, label in zip(cells["cell"], cells["label"], strict=True)
     ]  # fmt: skip
     data = pd.DataFrame({"cell": cells["cell"], "label": cells["label"]})
     data["runs"] = [int(runs.get(cell, 0)) for cell in cells["cell"]]
-    data[list(COSTS)] = spent.to_numpy()
+    data[known] = spent.to_numpy()
     for name in benchmarks:
         data[name] = [means.get((cell, name), math.nan) for cell in cells["cell"]]
     return TextTable(
         f"Cost of a run, and {metric_title(image_metric(frame))}",
-        ["cell", "runs", *(title for title, _ in COSTS.values()), *benchmarks],
+        ["cell", "runs", *(COSTS[name][0] for name in known), *benchmarks],
         rows,
         "Means over seeds: costs over all runs that have trained, accuracy over finished runs.",
         1,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pandas as pd
 
 from densevit.results.tables.format import benchmarks_of, interval_text, metric_title
 from densevit.results.tables.table import MISSING, TextTable
+from densevit.results.tables.verdict_signs import sign_legend, verdict_sign
 
 
 def difference_table(
@@ -48,26 +50,10 @@ def _difference_text(row: Any, most: int) -> str:
     if row is None or row.n == 0:
         return MISSING
     text = interval_text(row.difference, row.low, row.high, row.metric, "+")
-    mark = _VERDICTS.get(row.verdict, ("", ""))[0]
+    mark = verdict_sign(row)
     return text + (f" {mark}" if mark else "") + (f" (n={row.n})" if row.n != most else "")
 
 
-# Verdict of `seeds.differences` to its mark and meaning, in the order of `ranking.VERDICTS`.
-_VERDICTS = {
-    "different": ("*", "different (p < 0.05 after Holm's correction over all comparisons)"),
-    "alike": ("≈", "alike (not different, and the interval lies within ±{smallest_effect:g})"),
-    "open": ("", "open (no difference is established)"),
-    "single": ("", "single (one common seed, so no interval)"),
-    "undefined": ("?", "a value is not a number"),
-}
-
-
-def _legend(verdicts: set[str], most: int, smallest_effect: float) -> str:
-    legend = [
-        f"{mark or 'no mark'}: {meaning.format(smallest_effect=smallest_effect)}"
-        for name, (mark, meaning) in _VERDICTS.items()
-        if name in verdicts
-    ]
+def _legend(verdicts: Collection[str], most: int, smallest_effect: float) -> str:
     seeds = f"n = {most} common seeds unless another n is given. " if most else ""
-    marks = f"Marks: {'; '.join(legend)}." if legend else ""
-    return f"Brackets: 95 % t interval. {seeds}{marks}".rstrip()
+    return f"Brackets: 95 % t interval. {seeds}{sign_legend(verdicts, smallest_effect)}".rstrip()

@@ -13,6 +13,8 @@ from densevit.evaluate.benchmark_metrics import BENCHMARK_METRICS
 from densevit.results.tables.table import NOT_APPLICABLE
 from densevit.utils.errors import UserError, nearest
 
+MINUS = "−"
+
 
 def known_metrics() -> dict[str, Metric]:
     """Return the metrics of test sets, of single benchmarks and of probes, by name."""
@@ -84,6 +86,8 @@ def decimals(metric: str) -> int:
 
 def spread_text(mean: float, std: float, n: int, metric: str) -> str:
     """Return `71.2 ± 0.8`; for one value no spread."""
+    if math.isnan(mean):
+        return "nan"
     places = decimals(metric)
     return f"{mean:.{places}f}" + (f" ± {std:.{places}f}" if n > 1 else "")
 
@@ -92,7 +96,5 @@ def interval_text(value: float, low: float, high: float, metric: str, sign: str 
     """Return `71.2 [70.1, 72.3]`, or the value alone without interval; `sign` "+" adds a plus."""
     form = f"z.{decimals(metric)}f"  # z: no minus sign for a value that rounds to zero
     text = f"{value:{sign}{form}}" if not math.isnan(value) else "nan"
-    return text if math.isnan(low) else f"{text} [{low:{form}}, {high:{form}}]"
-
-
-MINUS = "−"
+    text = text if math.isnan(low) else f"{text} [{low:{form}}, {high:{form}}]"
+    return text.replace("-", MINUS)

@@ -28,11 +28,12 @@ _MINUS, _TWIN = r"(?<![^\s\[(])-(?=[\d.])", r"-(?=-)|,(?=,)"
 _PARTS = re.compile(f"(?P<minus>{_MINUS})|(?P<twin>{_TWIN})|[{re.escape(''.join(_WRITTEN))}]")
 
 
-def to_latex(table: TextTable) -> str:
+def to_latex(table: TextTable, label: str = "", *, narrowed: bool = False) -> str:
     r"""Return a LaTeX `table` with the title as its caption and the note below it.
 
     It needs `\usepackage{booktabs}` and LaTeX 2020 or later. By `table.marks`, the best of a column
-    is bold, and cells tied with it have a dagger.
+    is bold, and cells tied with it have a dagger. `label` is for `\ref`; `narrowed` shrinks the
+    table to the width of the text, which needs `\usepackage{graphicx}`.
 
     Special characters are escaped, and known symbols become commands; letters of other scripts stay
     as they are and may need XeLaTeX or LuaLaTeX.
@@ -47,13 +48,15 @@ def to_latex(table: TextTable) -> str:
         r"\begin{table}",
         r"  \centering",
         f"  \\caption{{{escaped(_capitalized(table.title))}}}",
+        *([f"  \\label{{{label}}}"] if label else []),
+        *([r"  \resizebox{\linewidth}{!}{%"] if narrowed else []),
         f"  \\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
         r"    \toprule",
         _line([escaped(text) for text in table.head]),
         r"    \midrule",
         *map(_line, rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
+        r"  \end{tabular}" + ("}" if narrowed else ""),
         *([f"  \\par\\smallskip{{\\footnotesize {escaped(table.note)}\\par}}"] * bool(table.note)),
         r"\end{table}",
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class CellTable:
     `<benchmark>_mean`, `_std` (n-1 in the denominator; NaN for one seed) and `_n`. A seed whose
     value is NaN makes mean and std NaN: it is not dropped. With `intervals` there are also `_low`
     and `_high`, the 95 % t interval of the mean over seeds (`seeds.summary`). `shared` is
-    `shared_classes` of the benchmarks.
+    `shared_classes` of the benchmarks, `named` is `Plan.named`.
     """
 
     metric: str
@@ -45,6 +45,7 @@ class CellTable:
     data: pd.DataFrame
     intervals: bool = False
     shared: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    named: Callable[[str], str] = str
 
 
 def cell_table(
@@ -82,7 +83,8 @@ def cell_table(
     data = pd.DataFrame(rows)
     for axis in plan.axes:
         data[axis] = as_given(row[axis] for row in rows)
-    return CellTable(metric, plan.axes, benchmarks, data, intervals, shared_classes(frame))
+    shared = shared_classes(frame)
+    return CellTable(metric, plan.axes, benchmarks, data, intervals, shared, plan.named)
 
 
 def _stopped(plan: Plan) -> Counter[str] | None:
@@ -118,7 +120,7 @@ def cell_table_text(
     title = f"{metric_title(table.metric)}, {spread} over seeds"
     legend = (text for mark, text in _MARK_LEGEND.items() if mark in placed.values())
     note = " ".join([*([note] if note else []), *legend])
-    return TextTable(title, head, rows, note, len(table.axes) or 1, placed, _data(table))
+    return TextTable(title, head, rows, note, len(table.axes) or 1, placed, data=_data(table))
 
 
 def to_text(table: CellTable) -> tuple[list[str], list[list[str]]]:
@@ -132,7 +134,7 @@ def to_text(table: CellTable) -> tuple[list[str], list[list[str]]]:
     head = [*(table.axes or ("cell",)), "seeds", *names]
     rows = []
     for row in table.data.to_dict("records"):
-        axes = [value_text(row[axis]) or "{}" for axis in table.axes] or [row["label"]]
+        axes = [table.named(value_text(row[axis])) or "{}" for axis in table.axes] or [row["label"]]
         numbers = [_number_text(row, name, table) for name in table.benchmarks]
         ended = f" ({row['stopped']} stopped)" if row.get("stopped") else ""
         rows.append([*axes, f"{row['n']}/{row['seeds']}{ended}", *numbers])
@@ -140,9 +142,11 @@ def to_text(table: CellTable) -> tuple[list[str], list[list[str]]]:
 
 
 _MARK_LEGEND: dict[Mark, str] = {
-    "best": "Bold: significantly better than every other cell of the column (paired by seed, "
-    "p < 0.05 after Holm's correction within the column).",
-    "tied": f"{DAGGER}: the best mean, and means not significantly different from it.",
+    "best": "Bold: better than every other cell of the column by an established difference "
+    "(paired by seed, p < 0.05 after Holm's correction for all pairs in all columns).",
+    "tied": f"{DAGGER}: the best mean of its column, and cells not told apart from it; others are "
+    "worse by an established difference (paired by seed, Holm's correction for all pairs in all "
+    "columns).",
 }
 
 

@@ -22,6 +22,7 @@ from densevit.results.tables.table import MISSING, NOT_APPLICABLE, TextTable
 from densevit.sweep.cells import cell_values, value_text
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
+from densevit.utils.console import count
 from densevit.utils.errors import UserError, nearest
 
 OTHER_AXES = ("benchmark", "metric", "seed")  # may be used like axes of the sweep
@@ -60,11 +61,11 @@ def pivot(
     """Return a table with a row for each value of `rows` and a column for each of `cols`.
 
     Both may name several of the sweep's axes, benchmark, metric and seed. With `metric` among them
-    all metrics are shown, else `metric` alone. An entry is the mean over its cells (on each
-    benchmark, unless that is named), each the mean over its seeds and of equal weight. ± is the
-    standard deviation of that mean over seeds, if all cells have the same. A NaN result makes its
-    entry NaN. A combination that the sweep does not plan is an en dash; a planned one without
-    results is "missing".
+    all metrics are shown, else `metric` alone; without benchmark, only the first test set, since a
+    mean over clean sets, shifted ones and probes means nothing. An entry is the mean over its
+    cells, each the mean over its seeds and of equal weight. ± is the standard deviation of that
+    mean over seeds, if all cells have the same. A NaN result makes its entry NaN. A combination
+    that the sweep does not plan is an en dash; a planned one without results is "missing".
 
     Errors: `UserError` for a name that is no axis or is given twice, and a metric that no run has.
     """
@@ -74,6 +75,9 @@ def pivot(
         check_metric(frame, metric)
     chosen = frame["metric"] != "ways" if "metric" in names else frame["metric"] == metric
     frame = frame[chosen]
+    benchmarks = benchmarks_of(frame)
+    one_set = "benchmark" not in names and len(benchmarks) > 1
+    frame = frame[frame["benchmark"] == benchmarks[0]] if one_set else frame
     planned = _planned(plan, frame, names, metric)
     entries, orders = _entries(planned, frame, names), _orders(plan, frame, names, metric)
     # In the planned order of each axis, without combinations that never occur.
@@ -96,7 +100,7 @@ def pivot(
         _title(names, metric),
         [*rows, *heads],
         texts,
-        _note(plan, frame, names, entries.values(), texts),
+        _note(plan, benchmarks[0] if one_set else "", names, entries.values(), texts),
         len(rows),
         data=_data(planned, rows, down, across, heads, entries),
     )
@@ -153,14 +157,14 @@ def _entry(cells: Sequence[dict[int, float | None]], one_seed: bool) -> _Entry:
     """Return the entry of some cells, each a dict of seed to value, None if it is missing."""
     found = [{s: v for s, v in seeds.items() if v is not None} for seeds in cells]
     measured = [seeds for seeds in found if seeds]
-    planned, count = sum(map(len, cells)), sum(map(len, measured))
+    planned, known = sum(map(len, cells)), sum(map(len, measured))
     if not measured:
         return _Entry(len(cells), planned, 0, math.nan, ())
     mean = sum(sum(seeds.values()) / len(seeds) for seeds in measured) / len(measured)
     values: list[float] = []
     if not one_seed and all(seeds.keys() == measured[0].keys() for seeds in measured):
         values = [sum(seeds[s] for seeds in measured) / len(measured) for s in measured[0]]
-    return _Entry(len(cells), planned, count, mean, values)
+    return _Entry(len(cells), planned, known, mean, values)
 
 
 def _key(value: Any) -> str:
@@ -192,9 +196,9 @@ def _value_texts(planned: Sequence[_Result], names: Sequence[str]) -> dict[tuple
         for name, value in zip(names, result.values, strict=True)
     }
     texts = {axis_key: value_text(value) for axis_key, value in raw.items()}
-    count = Counter((name, text) for (name, _), text in texts.items())
+    times = Counter((name, text) for (name, _), text in texts.items())
     return {
-        (name, key): text if count[name, text] == 1 else key for (name, key), text in texts.items()
+        (name, key): text if times[name, text] == 1 else key for (name, key), text in texts.items()
     }
 
 
@@ -231,20 +235,18 @@ def _title(names: Sequence[str], metric: str) -> str:
 
 def _note(
     plan: Plan,
-    frame: pd.DataFrame,
+    one_set: str,
     names: Sequence[str],
     entries: Collection[_Entry],
     texts: Sequence[Sequence[str]],
 ) -> str:
-    """Return the note: the axes averaged over, how many results, and the meaning of the signs."""
-    sentences = []
+    """Return the note: the test set if there are others, the axes averaged over, how many results,
+    and the meaning of the signs."""
+    sentences = [f"On {one_set}; name benchmark for all test sets."] if one_set else []
     left = [axis for axis in plan.axes if axis not in names]
-    benchmarks = benchmarks_of(frame)
-    if "benchmark" not in names and len(benchmarks) > 1:
-        left.append(f"benchmark ({', '.join(benchmarks)})")
     counts = sorted({entry.cells for entry in entries})
     if left:
-        sentences.append(f"Averaged over {', '.join(left)}: {_span(counts, left)} per entry.")
+        sentences.append(f"Averaged over {', '.join(left)}: {_span(counts)} per entry.")
     if len(counts) > 1:
         sentences.append("Entries of different counts average over different settings.")
     if any(0 < entry.measured < entry.planned for entry in entries):
@@ -254,11 +256,10 @@ def _note(
     return " ".join(sentences)
 
 
-def _span(counts: Sequence[int], left: Sequence[str]) -> str:
-    """Return `1 cell` or `2 to 4 cells`; "means" if each cell counts once per benchmark."""
+def _span(counts: Sequence[int]) -> str:
+    """Return `1 cell` or `2 to 4 cells`."""
     low, high = counts[0], counts[-1]
-    noun = "mean" if left[-1].startswith("benchmark (") else "cell"
-    return f"{low} {noun}" + "s" * (low > 1) if low == high else f"{low} to {high} {noun}s"
+    return count(low, "cell") if low == high else f"{low} to {high} cells"
 
 
 def _data(

@@ -22,8 +22,14 @@ MISSING = "missing"  # planned, but without results
 NOT_APPLICABLE = "–"  # no run of the sweep can have a result here
 DAGGER = "†"
 
-# `best`: distinguished from every other cell; `tied`: the best mean, or not distinguished from it
+# `best`: told apart from every other cell; `tied`: the best mean, or not told apart from it
 Mark = Literal["best", "tied"]
+# The color of an entry, which never says anything that its text does not.
+Tone = Literal["better", "worse", "maybe better", "maybe worse", "equal", "noisy"]
+_TERMINAL = {
+    "better": "bold bright_blue", "worse": "bold dark_orange", "maybe better": "bright_blue",
+    "maybe worse": "dark_orange", "equal": "", "noisy": "dim",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class TextTable:
     """A table of texts.
 
     Columns from `numeric_from` on hold numbers; those before it hold labels. `note` is text below
-    the table. `marks` is (row, column) to mark, counted from 0 without the header. `data` holds the
-    numbers behind the texts at full precision; `to_csv` prefers them.
+    the table. `marks` and `tones` map (row, column), counted from 0 without the header. `data`
+    holds the numbers behind the texts at full precision; `to_csv` prefers them.
     """
 
     title: str
@@ -41,6 +47,7 @@ class TextTable:
     note: str = ""
     numeric_from: int = 1
     marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
+    tones: Mapping[tuple[int, int], Tone] = field(default_factory=dict)
     data: pd.DataFrame | None = field(default=None, compare=False, repr=False)
 
 
@@ -108,13 +115,16 @@ def to_rich(table: TextTable) -> Group:
         # Fold, do not cut, in a narrow terminal: a cut header does not identify its column.
         grid.add_column(Text(visible(name), overflow="fold"), justify=side, overflow="fold")
     for i, row in enumerate(table.rows):
-        grid.add_row(*(_styled(text, table.marks.get((i, j))) for j, text in enumerate(row)))
+        grid.add_row(*(_styled(table, i, j, text) for j, text in enumerate(row)))
     note = [Text(table.note, style="dim")] if table.note else []
     return Group(Text(table.title, style="italic"), grid, *note)
 
 
-def _styled(text: str, mark: Mark | None) -> Text:
-    text = visible(text)
+def _styled(table: TextTable, row: int, column: int, text: str) -> Text:
+    place, text = (row, column), visible(text)
+    if place in table.tones:
+        return Text(text, style=_TERMINAL[table.tones[place]])
+    mark = table.marks.get(place)
     if mark == "tied":
         return Text(f"{text} {DAGGER}")
     return Text(text, style="bold" if mark == "best" else "dim" if text == MISSING else "")

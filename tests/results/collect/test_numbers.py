@@ -178,7 +178,13 @@ def test_costs_are_medians_of_what_was_logged(sweep):
     done, running, silent, *_ = plan.runs
     speeds, waits = [10.0, 200.0, 256.0, 128.5], [900.0, 5.5, 6.0, 1e-05]
     lines = [
-        line(s, train__images_per_second=v, train__peak_memory_mib=100.0 + s, time__data_ms=w)
+        line(
+            s,
+            train__images_per_second=v,
+            train__peak_memory_mib=100.0 + s,
+            time__data_ms=w,
+            system__gpu_0_power_usage_watts=200.0 + 100 * s,
+        )
         for s, v, w in zip(range(4), speeds, waits, strict=True)
     ]
     log(plan, done, [*lines, line(4, val__top1=50.0)], json.dumps(line(5, time__data_ms=1e9)))
@@ -192,13 +198,14 @@ def test_costs_are_medians_of_what_was_logged(sweep):
         assert list(table["seed"]) == [0, 0]
         one, other = table.iloc[0], table.iloc[1]
         assert one["gpu_hours"] == 2.0 * 2 * 3 / 4
+        assert one["kwh"] == 3.0 * 350 / 1000  # the mean of 200, 300, 400 and 500 W
         assert one["train_seconds"] == 1800.5
         assert one["images_per_second"] == np.median(speeds)
         assert one["step_ms"] == 1000 * done.config.batch_size / np.median(speeds)
         assert one["data_ms"] == np.median(waits)
         assert one["peak_memory_mib"] == 103.0
         assert other["contrastive_ms"] == 3.5
-        unknown = ["gpu_hours", "train_seconds", "peak_memory_mib", "data_ms"]
+        unknown = ["gpu_hours", "kwh", "train_seconds", "peak_memory_mib", "data_ms"]
         assert other[unknown].isna().all()
         assert list(table.columns)[:4] == ["run", "cell", "seed", "gpu_hours"]
     assert list(table.columns)[-2:] == ["data_ms", "contrastive_ms"]

@@ -394,7 +394,7 @@ def test_forest_shows_each_difference_in_its_row():
     drawn = [row for _, row in sorted(rows_of(axes).items())]
     assert [row[0] for row in drawn] == pytest.approx(list(expected["difference"]))
     assert [row[1][0] for row in drawn] == pytest.approx(list(expected["low"]))
-    assert [row[2] for row in drawn] == list(expected["verdict"] == "different")
+    assert [row[2] for row in drawn] == list(expected["verdict"] == "established")
     assert {True, False} == {row[2] for row in drawn}
     assert [t.get_text() for t in axes.get_yticklabels()] == ["val", "sketch"]
 
@@ -414,8 +414,8 @@ def test_forest_with_many_cells_has_a_panel_a_benchmark():
 
 def test_forest_shows_the_telling_ones_of_many_and_says_so():
     cells = make_cells(40)
-    differences = make_differences(cells, ("val",)).assign(verdict="open")
-    differences.loc[differences["cell"].isin(["c20", "c30"]), "verdict"] = "different"
+    differences = make_differences(cells, ("val",)).assign(verdict="too noisy")
+    differences.loc[differences["cell"].isin(["c20", "c30"]), "verdict"] = "established"
     differences.loc[differences["cell"] == "c30", "difference"] = 0.01
     figure = forest(differences, cells)
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]

@@ -10,7 +10,7 @@ from densevit.cli.sweep import main_sweep
 from densevit.results.collect.numbers import collect
 from densevit.results.figures.accuracy import accuracy
 from densevit.results.report import provenance, write
-from densevit.results.tables.best_cells import best_marks
+from densevit.results.tables.best_cells import marked_table
 from densevit.results.tables.main_table import cell_table, cell_table_text
 from densevit.results.tables.table import to_csv, to_markdown
 from densevit.utils.files import read_json, write_json
@@ -25,7 +25,7 @@ def test_every_part_is_written_and_linked(sweep, finish_all):
     made = write.write(plan)
     frame = collect(plan)
     table = cell_table(plan, frame)
-    marked = to_markdown(cell_table_text(table, best_marks(frame, "top1")))
+    marked = to_markdown(marked_table(table, frame))
     assert (made.folder / "table.md").read_text() == marked
     assert (made.folder / "table.csv").read_text() == to_csv(cell_table_text(table))
     with Image.open(made.folder / "accuracy.png") as image:
@@ -63,7 +63,7 @@ def test_the_page_holds_what_the_short_form_does_and_more(sweep, finish_all):
     assert short
     assert set(short) <= set(titles)
     assert "8 comparisons" not in shown  # 2 cells on 3 test sets
-    assert "baseline cl_mode: none is established (4 seeds, 6 comparisons)" in shown
+    assert "Established: no difference (6 comparisons with the baseline, 4 seeds)." in shown
     assert made.conclusions
     for sentence in made.conclusions:
         assert sentence in shown.replace("\xa0", " ")
@@ -85,15 +85,15 @@ def test_what_the_answer_says_follows_the_numbers(sweep, finish):
         finish(plan, run, {"val": base + noise.gauss(0, 0.05),
                            "sketch": base - 20 + gain + noise.gauss(0, 0.05)})  # fmt: skip
     lines = write.write(plan).conclusions
-    assert "1 with an established difference" in lines[0]
-    assert "3 within ±1.0 points" in lines[0]
-    assert lines[1].startswith("Higher than the baseline: dense − none on sketch (+3.0 [")
+    assert lines[0].startswith("Established (4 comparisons with the baseline, 6 seeds): dense − no")
+    assert "none on sketch (+3.0 [" in lines[0]
+    assert lines[1].startswith("Equivalent, surely within ±1.0 points: ")
     assert any(
         line.startswith("Established beyond clean accuracy") and ", of which +3.0 [" in line
         for line in lines
     )
     text = " ".join(write.write(plan, smallest_effect=0.01).conclusions)
-    assert "within" not in text
+    assert "Equivalent" not in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -185,14 +185,16 @@ def test_the_figure_shows_the_table_and_what_is_missing(sweep, finish):
     for run, value in zip(plan.runs[::3], [40.0, 50.0], strict=True):
         finish(plan, run, {"val": value, "b": value + 1})
     frame = collect(plan)
-    axes = accuracy(cell_table(plan, frame), frame).axes[0]
-    drawn = sorted(x for line in axes.get_lines() for x in line.get_xdata() if x > 1)
+    panels = accuracy(cell_table(plan, frame), frame).axes
     spread = 50**0.5  # of 40 and 50
-    assert drawn == pytest.approx(
-        sorted([40, 50, 45, 45 - spread, 45 + spread, 41, 51, 46, 46 - spread, 46 + spread])
-    )
-    assert [text.get_text() for text in axes.texts] == ["missing"] * 4
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["val", "b"]
+    for axes, title, mean in zip(panels, ("val", "b"), (45, 46), strict=True):
+        drawn = sorted(x for line in axes.get_lines() for x in line.get_xdata() if x > 1)
+        wanted = [mean - 5, mean + 5, mean, mean - spread, mean + spread]
+        assert drawn == pytest.approx(sorted(wanted))
+        assert [text.get_text() for text in axes.texts] == ["missing"] * 2
+        assert axes.get_title(loc="left") == title
+    labels = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert labels == ["none", "global", "dense"]
 
 
 def test_a_percentage_has_no_axis_beyond_100(sweep, finish_all, finish):
@@ -200,8 +202,8 @@ def test_a_percentage_has_no_axis_beyond_100(sweep, finish_all, finish):
     for run in plan.runs:
         finish(plan, run, {"val": 100.0, "b": 0.0})
     frame = collect(plan)
-    low, high = accuracy(cell_table(plan, frame), frame).axes[0].get_xlim()
-    assert (low, high) == (0.0, 100.0)
+    limits = [axes.get_xlim() for axes in accuracy(cell_table(plan, frame), frame).axes]
+    assert limits == [(98.0, 100.0), (0.0, 2.0)]
 
 
 def test_the_users_matplotlib_stays_as_it_was(sweep, finish_all):

@@ -300,3 +300,20 @@ def test_other_numbers_of_classes_are_not_compared_with_published_ones():
         assert set(kept.loc[kept["benchmark"] == benchmark, "run"]) == {"whole"}
     assert set(kept.loc[kept["benchmark"] == "mine", "run"]) == {"whole", "part", "among"}
     assert set(effective(kept, read_references())["run"]) == {"whole"}
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "points"),
+    [("imagenet-v2", 0.4), ("imagenet-sketch", 1.9), ("imagenet-r", 2.0), ("imagenet-a", 3.6)],
+)
+def test_the_spread_of_the_reference_models_around_their_line(benchmark, points):
+    models = read_references()
+    clean = f"{benchmark}-clean" if benchmark in ("imagenet-a", "imagenet-r") else "imagenet"
+    known = models[[clean, benchmark]].dropna()
+    fit = linregress(logit(known[clean] / 100), logit(known[benchmark] / 100))
+    beyond = known[benchmark] - on_line(known[clean], fit.slope, fit.intercept)
+    assert np.sqrt((beyond**2).sum() / (len(beyond) - 2)) == pytest.approx(points, abs=0.05)
+    measured = [("a", "val", "top1", 75.0), ("a", "val", f"top1_{benchmark}", 90.0)]
+    rows = frame_of(*measured, ("a", benchmark, "top1", 20.0))
+    (row,) = effective(rows, models).itertuples()
+    assert row.spread == pytest.approx(np.sqrt((beyond**2).sum() / (len(beyond) - 2)), rel=1e-6)

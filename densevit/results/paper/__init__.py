@@ -1,0 +1,1 @@
+"""A folder for a paper: tables, figures, methods, hyperparameters and sources as LaTeX."""
