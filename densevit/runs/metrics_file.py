@@ -62,7 +62,7 @@ class MetricsFile:
         data = b"".join(self._waiting)
         try:
             with self.path.open("r+b") as file:
-                # Of a new file, truncate would fill the place of the lines that are gone with zeros.
+                # In a new file, truncate would put zeros in the place of the lines that are gone.
                 if file.seek(0, os.SEEK_END) < self.length:
                     raise FileNotFoundError
                 file.truncate(self.length)  # a full disk may have left half a line
