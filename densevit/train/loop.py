@@ -78,12 +78,12 @@ def train(folder: RunFolder, stop_signal: StopSignal, config: RunConfig) -> None
 
 
 def _train(trainer: Trainer, data: Data) -> None:
+    for line in data.notes():  # also of a run that goes on: its test sets may be new
+        log.warning("%s", line)
     if trainer.saved[0] < 0:  # not resumed
         log_startup(trainer.config, trainer.engine.learner.model, trainer.steps)
         for line in data.skipped():
             log.info("%s", line)
-        for line in data.notes():
-            log.warning("%s", line)
         _check_health(trainer)  # the untrained network is the reference
         _write_matches(trainer, data, "before")
     with progress() as show:

@@ -174,6 +174,7 @@ def test_an_exclusion_counts_and_matches_only_where_its_fields_apply(tmp_path):
         ("name: a\ngird: {}", "gird: unknown key; did you mean 'grid'?"),
         ("name: a\nlayers: []", "layers: unknown key"),
         ("name: a\ngrid: {tempratur: [1]}", "grid.tempratur: unknown key; did you mean 'temperature'?"),
+        ("name: a\nfixed: {depth: 1}", "fixed.depth: unknown key; it is an argument of the network: model_kwargs: {depth: ...}"),
         ("name: a\nfixed: {tempratur: 1}", "fixed.tempratur: unknown key; did you mean 'temperature'?"),
         ("name: a\nexclude: [{where: {modelname: x}, because: y}]", "exclude.where.modelname: unknown"),
         ("name: a\nexclude: [{where: {cl_mode: x}}]", "exclude.0.because: is missing"),

@@ -401,8 +401,11 @@ def test_a_benchmark_that_is_removed_and_added_again_must_have_the_same_images(
     finished, blobs, tmp_path
 ):
     folder, execute_with = finished
-    assert execute_with(again=str(blobs / "dark")) == 0
-    assert list(read_json(folder.fingerprint_file)["benchmarks"]) == ["dark", "again"]
+    fewer = shutil.copytree(blobs / "dark", tmp_path / "fewer")
+    shutil.rmtree(sorted(each for each in fewer.iterdir() if each.is_dir())[0])
+    assert execute_with(again=str(blobs / "dark"), fewer=str(fewer)) == 0
+    assert "fewer: has no images of 1 of its 3 classes" in folder.log_file.read_text()
+    assert list(read_json(folder.fingerprint_file)["benchmarks"]) == ["dark", "again", "fewer"]
     other = shutil.copytree(blobs / "dark", tmp_path / "other")
     next(other.rglob("*.png")).unlink()
     assert execute_with(dark=str(other), third=str(blobs / "dark")) == EXIT_MISTAKE

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from densevit.results.collect.cells import cells_frame
+from densevit.results.collect.numbers import NOTHING_MEASURED
 from densevit.results.report import comparison_sentence, phrases, sentences
 from densevit.results.tables import contrast_names
 from densevit.sweep.baseline import baselines
@@ -213,6 +214,11 @@ def test_what_is_missing():
         "Cells without any result: none.",
         "Cells with fewer seeds than planned: dense (1 of 2).",
     ]
+    odd = coverage.assign(state="finished", measured=False, message=["gone", NOTHING_MEASURED, ""])
+    assert sentences.missing(odd)[0] == (
+        "0 of 3 planned runs have results; 2 finished without readable results, "
+        "1 finished on images without labels."
+    )
     assert sentences.missing(coverage.iloc[:1]) == [
         "All planned runs (1) are finished and have results."
     ]
