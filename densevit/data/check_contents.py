@@ -12,9 +12,8 @@ from densevit.data.image import Images
 from densevit.data.shared_images import find_shared, refuse_shared, warn_of_shared
 from densevit.utils.errors import UserError
 
-# Of larger sets not every image is decoded. The first epoch meets each image of train anyway; a
-# test set may be met only after the last one. ImageNet's val has 6.7 GB.
-TRAIN_BYTES, TEST_BYTES = 2 << 30, 8 << 30
+# Of larger sets not every image is decoded. ImageNet's val has 6.7 GB: a minute of one processor.
+MOST_BYTES = 8 << 30
 
 
 def check_contents(data: Data) -> None:
@@ -22,19 +21,19 @@ def check_contents(data: Data) -> None:
 
     Unchanged files are read once: the result is cached. Errors: `UserError` naming the set.
     """
-    of_train = check_intact("train", data.train, TRAIN_BYTES)
+    of_train = check_intact("train", data.train)
     for name, test_set in data.test_sets.items():
         of_test = check_intact(name, test_set.images)
         found = find_shared(data.train, test_set.images, of_train, of_test)
         refuse_shared(found, name) if name == "val" else warn_of_shared(found, name)
 
 
-def check_intact(name: str, images: Images, most: int = TEST_BYTES) -> Reading | None:
-    """Return the reading of a set, None if it is too large and unknown.
+def check_intact(name: str, images: Images) -> Reading | None:
+    """Return the reading of a set, None if it is too large or drawn.
 
     Errors: `UserError` for damaged images, naming the first one.
     """
-    read = affordable_reading(images, most)
+    read = affordable_reading(images, MOST_BYTES)
     problems = unreadable(images, read)
     if problems:
         more = f" (and {len(problems) - 1} more: densevit data check)" if problems[1:] else ""

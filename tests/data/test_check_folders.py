@@ -310,6 +310,19 @@ def test_a_run_reads_no_large_set_and_no_drawn_one(tmp_path, monkeypatch):
     assert quick_problems(DrawnImages("shapes", "val", 32, tmp_path)) == []
 
 
+def test_splits_are_found_in_the_folder_that_a_run_is_given(tmp_path, capsys):
+    lay(tmp_path / "train", ["a", "b"])
+    lay(tmp_path / "inner", ["c", "d"])
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        tar.add(tmp_path / "inner", arcname="")
+    assert run("check", f"train={tmp_path}", f"val={tmp_path}") == 1
+    told = capsys.readouterr().out
+    for line in (f"train: {tmp_path / 'train'}", "outputs: a is 0; b is 1",
+                 f"val: {tmp_path / 'val.tar'}", "share 2 images"):  # fmt: skip
+        assert line in told
+    assert run("check", f"mine={tmp_path / 'train'}") == 0
+
+
 @pytest.mark.parametrize("form", ["folder", "tar"])
 def test_a_run_decodes_a_set_that_it_can_afford(tmp_path, form):
     root = lay(tmp_path / "val", ["a", "b"])
