@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from densevit.config.loss_modes import applies
@@ -11,7 +12,7 @@ from densevit.config.model_names import PATCH_COUNTS, check_names
 from densevit.config.resolve import source_of
 from densevit.runs.directory import RunFolder, run_folder, sweep_folder
 from densevit.runs.status import Status
-from densevit.sweep.cells import cell_label
+from densevit.sweep.cells import cell_label, cell_values, short_texts
 from densevit.sweep.grid import Grid, Run, expand
 from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
@@ -48,7 +49,13 @@ class Plan:
 
     def label(self, run: Run) -> str:
         """Return the label of the run's cell."""
-        return cell_label(run.config, self.axes)
+        return cell_label(run.config, self.axes, self._short)
+
+    @cached_property
+    def _short(self) -> dict[str, dict[str, str]]:
+        """The short texts of the values on each axis."""
+        cells = [cell_values(run.config, self.axes) for run in self.grid.cells]
+        return {axis: short_texts(cell[axis] for cell in cells) for axis in self.axes}
 
     def statuses(self) -> dict[str, Status]:
         """Return the status in each run directory, by run id."""
