@@ -28,6 +28,16 @@ def check_contents(data: Data) -> None:
         refuse_shared(found, name) if name == "val" else warn_of_shared(found, name)
 
 
+def check_apart(train: Images, val: Images, source: str) -> None:
+    """Check two sets that something is fitted to and tested on; `source` begins the errors.
+
+    Errors: as in `check_contents`.
+    """
+    of_train = check_intact(f"{source}: train", train)
+    of_val = check_intact(f"{source}: val", val)
+    refuse_shared(find_shared(train, val, of_train, of_val), f"{source}: val")
+
+
 def check_intact(name: str, images: Images) -> Reading | None:
     """Return the reading of a set, None if it is too large or drawn.
 

@@ -12,7 +12,7 @@ from densevit.config.model_names import PATCH_COUNTS, check_names
 from densevit.config.resolve import source_of
 from densevit.runs.directory import RunFolder, run_folder, sweep_folder
 from densevit.runs.status import Status
-from densevit.sweep.cells import cell_label, cell_values, short_texts
+from densevit.sweep.cells import cell_label, cell_values, short_texts, value_text
 from densevit.sweep.grid import Grid, Run, expand
 from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
@@ -50,6 +50,14 @@ class Plan:
     def label(self, run: Run) -> str:
         """Return the label of the run's cell."""
         return cell_label(run.config, self.axes, self._short)
+
+    def axis_texts(self, run: Run) -> list[str]:
+        """Return the run's value on each axis: of paths the end, of mappings all entries."""
+        values = cell_values(run.config, self.axes)
+        return [
+            value_text(value) if isinstance(value, dict) else self._short[axis][value_text(value)]
+            for axis, value in values.items()
+        ]
 
     @cached_property
     def _short(self) -> dict[str, dict[str, str]]:

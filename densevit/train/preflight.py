@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from densevit.config.run_config import RunConfig
-from densevit.data.check_contents import check_intact
 from densevit.data.datasets import Data, check_fingerprint
 from densevit.evaluate.measured_on import has_masks, measured_on
 from densevit.evaluate.probes.masks import check_mask_splits, masked_sets
@@ -34,10 +33,7 @@ def check_batch_split(config: RunConfig, ranks: int) -> None:
 def check_all_masks(config: RunConfig) -> None:
     """Check all masks of the probes, and their images, before training, not after it."""
     if has_masks(config):
-        train, test = masked_sets(config, check_model(config))
-        check_mask_splits(train, test)
-        for split, masked in (("train", train), ("val", test)):
-            check_intact(f"masks: {split}", masked.images)
+        check_mask_splits(*masked_sets(config, check_model(config)))
 
 
 def write_fingerprint(folder: RunFolder, data: Data, config: RunConfig) -> None:
