@@ -117,8 +117,18 @@ def _places(given: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"{text!r}: must be NAME=PATH, such as imagenet-a=FOLDER, or NAME")
         if name in found:
             raise UserError(f"{name}: is given twice")
-        found[name] = resolved(path or f"$DENSEVIT_DATA/{name}", name)
+        found[name] = _of_split(name, resolved(path or f"$DENSEVIT_DATA/{name}", name))
     return found
+
+
+def _of_split(name: str, path: Path) -> Path:
+    """Return the split in a folder that was given as `data_dir`: else its splits would be taken for
+    classes."""
+    from densevit.data.tar_files import tar_paths
+
+    if name not in ("train", "val"):
+        return path
+    return next((each for each in (*tar_paths(path, name), path / name) if each.exists()), path)
 
 
 def _misspelt(names: Iterable[str]) -> list[str]:

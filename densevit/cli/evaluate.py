@@ -103,13 +103,11 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _refuse_damaged(test_sets: Sequence[TestSet]) -> None:
-    from densevit.data.check_folders import quick_reading, unreadable
+    from densevit.data.check_contents import check_intact
     from densevit.data.image_files import skipped_lines
 
     for test_set in test_sets:
-        problems = unreadable(test_set.images, quick_reading(test_set.images))
-        if problems:
-            raise UserError(f"{test_set.name}: {problems[0]}")
+        check_intact(test_set.name, test_set.images)
         lines = [*skipped_lines(getattr(test_set.images, "skipped", ())), *test_set.notes()]
         for line in lines:
             warn(f"{test_set.name}: {line}")

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from densevit.config.error_messages import hint_for
 from densevit.runs.directory import RunFolder, run_folder
 from densevit.utils.errors import EXIT_MISTAKE, UserError, exit_code, nearest
 from densevit.utils.escape import visible
@@ -62,7 +63,7 @@ def _unknown(given: Sequence[str], word: str, used: Sequence[Parser]) -> str:
     ]
     if others:
         return f"{flag}: is an option of {' and '.join(others)}, and not of {command.prog}"
-    return f"{flag}: unknown; {nearest(flag, command._option_string_actions)}"
+    return f"{flag}: unknown; {hint_for(flag, command._option_string_actions)}"
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:

@@ -81,14 +81,15 @@ def _train(options: argparse.Namespace) -> int:
 def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> None:
     """Check that a run can start, before its directory is created or changed."""
     from densevit.config.model_names import check_names
+    from densevit.data.check_contents import check_contents
     from densevit.data.datasets import check_fingerprint, open_data
-    from densevit.data.shared_images import find_shared, refuse_shared
     from densevit.evaluate.measured_on import measured_on
 
     check_names(config, lambda key: source_of(layers, key))
     from densevit.runs.checkpoint_files import newest_first
     from densevit.train.preflight import check_device
     from densevit.train.rehearsal import rehearse, rehearse_loading
+    from densevit.utils.distributed import world
 
     try:
         check_device(config)
@@ -96,8 +97,8 @@ def _check_run(config: RunConfig, layers: list[Layer], folder: RunFolder) -> Non
         if config.init_checkpoint and not newest_first(folder.checkpoint_folder):
             rehearse_loading(config)
         data = open_data(config, size)
-        if data.val is not None:
-            refuse_shared(find_shared(data.train, data.val.images), "val")
+        if world().writes:
+            check_contents(data)
         fingerprint = measured_on(config, data, size)
     except UserError as error:
         key = str(error).split(":")[0]

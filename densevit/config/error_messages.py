@@ -8,6 +8,24 @@ from typing import Any
 
 from densevit.utils.errors import nearest
 
+# Arguments of timm's Vision Transformers that are often taken for fields.
+_OF_NETWORK = {
+    "img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias",
+    "init_values", "class_token", "global_pool", "reg_tokens", "dynamic_img_size", "drop_rate",
+    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "weight_init", "in_chans",
+}  # fmt: skip
+
+
+def hint_for(name: str, fields: Iterable[str]) -> str:
+    """Return a hint for an unknown field or flag: the nearest, or where one of timm belongs."""
+    known = set(fields)
+    if name in _OF_NETWORK and "model_kwargs" in known:
+        return f"it is an argument of the network: model_kwargs: {{{name}: ...}}"
+    if name.lstrip("-").replace("-", "_") in _OF_NETWORK and "--model-kwargs" in known:
+        key = name.lstrip("-").replace("-", "_")
+        return f"it is an argument of the network: --model-kwargs '{{{key}: ...}}'"
+    return nearest(name, known)
+
 
 def explain(problem: Mapping[str, Any], fields: Iterable[str]) -> str:
     """Format one of pydantic's error records as `key: what is wrong and what is valid`."""
@@ -15,7 +33,7 @@ def explain(problem: Mapping[str, Any], fields: Iterable[str]) -> str:
     parts = [str(p) for p in problem["loc"]]
     key = ".".join(p for p in parts if re.match(r"^\w[\w.-]*$", p) and p not in _BRANCHES)
     if error == "extra_forbidden":
-        return f"{key}: unknown key; {nearest(parts[-1], fields)}"
+        return f"{key}: unknown key; {hint_for(parts[-1], fields)}"
     if error == "missing":
         return f"{key}: is missing"
     if error == "literal_error":

@@ -37,6 +37,7 @@ from densevit.data.image import (
 from densevit.data.image_folder import FolderImages
 from densevit.utils.errors import UserError
 from densevit.utils.files import read_json, write_json
+from densevit.utils.threads import processors
 
 DIGEST_BYTES = 12  # of the hash of an image's content
 _VERSION = 3  # of the cache format
@@ -80,7 +81,7 @@ def read_files(images: Images, hashing: bool, jobs: int | None, cache: Path | No
         if read is not None:
             return read
     stamp = files_stamp(images)  # before reading: a file that changes meanwhile invalidates it
-    checks = list(_check_files(images, hashing, jobs or len(os.sched_getaffinity(0))))
+    checks = list(_check_files(images, hashing, jobs or processors()))
     read = _reading(images.ids, checks, hashing)
     digests = base64.b64encode(read.digests).decode()
     record = {**read._asdict(), "path": str(root_of(images)), "files": stamp, "hashed": hashing}

@@ -1,12 +1,12 @@
 """Check that a data set's folders have the layout that a run expects and its files are intact.
 
 `listed` reads the folders; `examine` also reads the files (`densevit.data.check_files`). A fault is
-a problem; other observations are notes. A run calls `known_reading` and `quick_reading` before it
-starts.
+a problem; other observations are notes. A run calls `affordable_reading` before it starts.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from densevit.data import imagenet
-from densevit.data.archives import StoredImages, open_tar
+from densevit.data.archives import ArchivedImages, StoredImages, open_tar
 from densevit.data.check_files import Reading, cached_reading, read_files
 from densevit.data.class_names import one_class_hint
 from densevit.data.hugging_face import Split, is_hugging_face, open_hugging_face
@@ -34,7 +34,8 @@ from densevit.data.tar_files import is_tar
 from densevit.data.unlabelled import open_unlabelled
 from densevit.utils.errors import UserError
 
-QUICK = 60_000  # images that a run reads before it starts, at most
+MOST_IMAGES = 60_000  # of a set that a run reads before it starts
+_SIZED = 100  # files whose sizes are looked up to estimate that of a set
 # Images in ImageNet (ILSVRC 2012), by the name of a set that has its 1000 classes.
 _PUBLISHED = {"train": 1_281_167, "val": 50_000}
 
@@ -131,14 +132,35 @@ def known_reading(images: Images, cache: Path | None = None) -> Reading | None:
     return None
 
 
-def quick_reading(
-    images: Images, jobs: int | None = None, cache: Path | None = None
+def affordable_reading(
+    images: Images, most: int, jobs: int | None = None, cache: Path | None = None
 ) -> Reading | None:
-    """Return `known_reading`; if no check of a set of at most `QUICK` images is cached, check the
-    first and last bytes of its files now and cache the result."""
-    if len(images) > QUICK or root_of(images) is None:  # the built-in set has no files
+    """Return a reading of a set's files, as far as a run can afford it before it starts.
+
+    A set of about `most` bytes is decoded and hashed as a whole; of the files of a larger one both
+    ends are read, and of more than `MOST_IMAGES` only a check that is cached counts. The result is
+    cached: unchanged files are read once.
+    """
+    if root_of(images) is None:  # the built-in set has no files
+        return None
+    if len(images) > MOST_IMAGES:
         return known_reading(images, cache)
-    return read_files(images, False, jobs, cache)
+    return read_files(images, _about_bytes(images) <= most, jobs, cache)
+
+
+def _about_bytes(images: Images) -> int:
+    """Return the size of a set's files, estimated from some of them."""
+    chosen = range(0, len(images), max(1, len(images) // _SIZED))
+    sizes = [_bytes(images, index) for index in chosen]
+    return sum(sizes) * len(images) // max(1, len(sizes))
+
+
+def _bytes(images: Images, index: int) -> int:
+    with suppress(OSError, ValueError):  # it is reported where it is read as an image
+        if isinstance(images, ArchivedImages):
+            return len(images.content(index))
+        return os.stat(f"{root_of(images)}/{images.ids[index]}").st_size  # noqa: PTH116, speed
+    return 0
 
 
 def unreadable(images: Images, read: Reading | None) -> list[str]:

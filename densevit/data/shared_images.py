@@ -30,12 +30,12 @@ def find_shared(
 ) -> Shared:
     """Return which images of `test` are also in `train`.
 
-    By the hashes of both sets where known (`densevit data check`); else pairs of the same class and
-    file name, of a table those of the same row, are compared by their contents. Of many pairs
-    `COMPARED` are compared, evenly spread, and the share is an estimate.
+    By the hashes of both sets where known (`check_contents`, `densevit data check`); else pairs of
+    the same class and file name, of a table those of the same row, are compared by their contents.
+    Of many pairs `COMPARED` are compared, evenly spread, and the share is an estimate.
     """
     if of_train and of_test and of_train.digests and of_test.digests:
-        known = dict(of_train.contents(train.ids))
+        known = dict(reversed([*of_train.contents(train.ids)]))  # of equal ones the first
         named = of_test.contents(test.ids)
         pairs = [f"{known[digest]} = {name}" for digest, name in named if digest in known]
         return Shared(len(pairs) / len(test.ids), pairs)

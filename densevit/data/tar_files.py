@@ -7,8 +7,10 @@ import logging
 import os
 import shutil
 import tarfile
+import time
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
@@ -33,6 +35,7 @@ log = logging.getLogger("densevit")
 
 PLAIN = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+UNUSED_DAYS = 60  # after which an unpacked copy is removed
 
 
 class _Place(NamedTuple):
@@ -226,6 +229,7 @@ def _plain(path: Path) -> Path:
     with copy.with_suffix(".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
+            _remove_unused(copy.parent)
             free = shutil.disk_usage(copy.parent).free
             if free < found.st_size:
                 raise UserError(
@@ -234,7 +238,18 @@ def _plain(path: Path) -> Path:
                 )
             log.info("%s: is compressed; unpacking it once to %s", path, copy)
             _unpack(path, copy)
+        with suppress(OSError):  # another user's cache
+            os.utime(copy)  # the time of its last use
     return copy
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove copies that no run has opened for `UNUSED_DAYS`: their archives may be gone."""
+    for copy in folder.glob("*.tar"):
+        with suppress(OSError):
+            if time.time() - copy.stat().st_mtime > 86400 * UNUSED_DAYS:
+                copy.unlink()
+                copy.with_suffix(".lock").unlink()
 
 
 def _unpack(path: Path, copy: Path) -> None:

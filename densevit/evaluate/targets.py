@@ -12,12 +12,12 @@ from typing import NamedTuple
 from densevit.config.evaluation_names import CLEAN, benchmark_names
 from densevit.config.probes import probes_by_name
 from densevit.config.run_config import NAME_PATTERN, RunConfig
+from densevit.data.check_contents import check_apart
 from densevit.data.datasets import Data, check_fingerprint, open_data, open_splits
 from densevit.data.image import Images
 from densevit.data.known_benchmarks import LAYOUTS
 from densevit.data.open_benchmark import open_benchmark, resolved
 from densevit.data.shapes import dataset
-from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.data.test_set import TestSet
 from densevit.evaluate.probes.masks import check_mask_splits, masked_sets
 from densevit.models.load import LoadedModel
@@ -174,7 +174,7 @@ def _labeled(
 
 def _splits(folder: Path, name: str, label_column: str | None) -> tuple[Images, Images]:
     train, val = open_splits(folder, name, label_column)
-    refuse_shared(find_shared(train, val.images), f"{name}: val")
+    check_apart(train, val.images, name)
     return train, val
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from densevit.config.evaluation_names import DRAWN_TESTS
 from densevit.config.model_names import image_size
 from densevit.config.run_config import RunConfig
+from densevit.data.check_contents import check_contents
 from densevit.data.datasets import Data, check_fingerprint, open_data
 from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.evaluate.measured_on import measured_on
@@ -105,7 +106,9 @@ def _open(config: RunConfig, file: str, needed: bool, here: bool) -> _Opened | N
     try:
         size = _input_size(config)
         data = open_data(config, size)
-        if needed and data.val is not None:
+        if needed and here:  # once for all runs, which find the result in the cache
+            check_contents(data)
+        elif needed and data.val is not None:
             refuse_shared(find_shared(data.train, data.val.images), "val")
     except UserError as error:
         # What is there and does not fit is a mistake: numbers of others would be shown for it.

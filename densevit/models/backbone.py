@@ -107,13 +107,11 @@ def build_backbone(config: RunConfig, classes: int, *, pretrained: bool = False)
             config.model_name, pretrained=pretrained, num_classes=classes, **kwargs
         )
     except Exception as error:  # layers of timm may raise anything; the user chose their arguments
+        if kwargs:
+            _refuse_other_kinds(config.model_name)
         raise UserError(_cannot_build(config, error, pretrained)) from None
     if not has_patch_tokens(backbone):
-        raise UserError(
-            f"model_name: {config.model_name} is a {type(backbone).__name__}, not a plain Vision "
-            f"Transformer: the losses need one token for each patch of the image; use one of "
-            f"timm's vit_*, deit*, beit*, eva* or cait_*, such as {_alike(config.model_name)}"
-        )
+        raise UserError(_other_kind(config.model_name, backbone))
     (height, width), patch = backbone.patch_embed.img_size, backbone.patch_embed.patch_size[0]
     if height != width or height % patch:
         raise UserError(
@@ -121,6 +119,25 @@ def build_backbone(config: RunConfig, classes: int, *, pretrained: bool = False)
             f"size {patch}"
         )
     return backbone
+
+
+def _refuse_other_kinds(name: str) -> None:
+    """Reject a model that is no Vision Transformer, whatever arguments it does not know."""
+    try:
+        with torch.device("meta"):
+            model = create_timm(name, pretrained=False)
+    except Exception:  # it is not the arguments alone
+        return
+    if not has_patch_tokens(model):
+        raise UserError(_other_kind(name, model)) from None
+
+
+def _other_kind(name: str, model: nn.Module) -> str:
+    return (
+        f"model_name: {name} is a {type(model).__name__}, not a plain Vision Transformer: the "
+        f"losses need one token for each patch of the image; use one of timm's vit_*, deit*, "
+        f"beit*, eva* or cait_*, such as {_alike(name)}"
+    )
 
 
 def _alike(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -93,7 +95,16 @@ def some_names(names: Iterable[str]) -> str:
 
 
 def _why(error: Exception) -> str:
-    return f"cannot be read: {reason_of(error)}"
+    """Return why a file cannot be read, without torch's advice to its programmers."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return f"cannot be read: {reason_of(error)}"
+    found = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+    if found:
+        return (
+            f"holds more than weights ({found[1]}), which could run any code; save the weights "
+            f"alone: torch.save(model.state_dict(), FILE)"
+        )
+    return "is no file of weights: neither safetensors nor what torch.save writes"
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from densevit.launch.decide import RunActions
-from densevit.monitor.tables import LISTED, SHOWN, axes_table, axis_values
+from densevit.monitor.tables import LISTED, SHOWN, axes_table
 from densevit.sweep.cells import cell_values, value_text
 from densevit.sweep.continuation import start_lines
 from densevit.sweep.grid import Run
@@ -51,7 +51,7 @@ def _cells_table(plan: Plan, by_cell: dict[str, list[Run]]) -> Table:
     for cell, runs in by_cell.items():
         finished = sum(statuses[run.id].state == "finished" for run in runs)
         seeds = " ".join(str(run.seed) for run in runs)
-        table.add_row(cell, *axis_values(plan, runs[0]), seeds, str(finished))
+        table.add_row(cell, *plan.axis_texts(runs[0]), seeds, str(finished))
     return table
 
 

@@ -15,7 +15,7 @@ from densevit.launch.launchers import observe
 from densevit.launch.run_state import STATE_NAMES, Observed
 from densevit.monitor import failures
 from densevit.monitor.status_record import count_states, status_record
-from densevit.monitor.tables import LISTED, SHOWN, STYLES, axes_table, axis_values
+from densevit.monitor.tables import LISTED, SHOWN, STYLES, axes_table
 from densevit.sweep.cells import cell_values, value_text
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
@@ -50,7 +50,7 @@ def _runs_table(plan: Plan, runs: Iterable[Run], observed: Observed) -> Table:
         state = observed.runs[run.id]
         status, running = state.status, state.state == "running"
         table.add_row(
-            run.id, *axis_values(plan, run), str(run.seed), state.state,
+            run.id, *plan.axis_texts(run), str(run.seed), state.state,
             f"{status.epoch}/{status.epochs}" if status.epochs else "",
             f"{status.images_per_second:,.0f}" if running and status.images_per_second else "",
             duration(status.seconds_left) if running and status.seconds_left else "",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from densevit.sweep.cells import cell_values, value_text
-from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 
 LISTED = 60  # the most runs or cells that get a line each
@@ -18,7 +16,3 @@ def axes_table(plan: Plan, first: str, *last: str) -> Table:
     for name in (first, *plan.axes, *last):
         table.add_column(name, no_wrap=name == first, overflow="fold")
     return table
-
-
-def axis_values(plan: Plan, run: Run) -> list[str]:
-    return [value_text(value) for value in cell_values(run.config, plan.axes).values()]

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from densevit.utils.errors import UserError
+from densevit.utils.errors import LostFolder, UserError
 from densevit.utils.files import read_bytes
 
 log = logging.getLogger("densevit")
@@ -42,7 +42,8 @@ class MetricsFile:
     """The metrics file of a resumed run: its first `kept` bytes stay, the rest is cut off.
 
     Lines that cannot be written are buffered until the next write. Only one process may write.
-    Errors: `UserError` if the file has fewer bytes than `kept`.
+    Errors: `UserError` if the file has fewer bytes than `kept`; `LostFolder` if somebody has
+    removed or replaced the file since then.
     """
 
     def __init__(self, path: Path, kept: int) -> None:
@@ -65,9 +66,17 @@ class MetricsFile:
         """Write the buffered lines; return False if the disk does not accept them."""
         data = b"".join(self._waiting)
         try:
-            with self.path.open("ab") as file:
+            with self.path.open("r+b") as file:
+                # In a new file, truncate would put zeros in the place of the lines that are gone.
+                if file.seek(0, os.SEEK_END) < self.length:
+                    raise FileNotFoundError
                 file.truncate(self.length)  # a full disk may have left half a line
+                file.seek(self.length)
                 file.write(data)
+        except FileNotFoundError:
+            raise LostFolder(
+                f"{self.path}: was removed or replaced while the run was trained; start it again"
+            ) from None
         except OSError as error:
             log.warning(
                 "%s: %s; %d lines wait to be written",

@@ -12,13 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from densevit.config import yaml_file
-from densevit.config.error_messages import explain
+from densevit.config.error_messages import explain, hint_for
 from densevit.config.paths import absolute_paths
 from densevit.config.resolve import Layer
 from densevit.config.run_config import FIELDS, NAME_LENGTH, is_execution
 from densevit.sweep.cells import value_text
 from densevit.sweep.spec import Resources, SeedList, SweepSpec
-from densevit.utils.errors import UserError, nearest
+from densevit.utils.errors import UserError
 
 RESOURCE = "resources."
 
@@ -36,7 +36,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
         if not value.strip():
             raise UserError(f"{source}: has no value; write KEY=VALUE")
         if key not in valid_keys():
-            hint = "write seeds=" if key == "seed" else nearest(key, valid_keys())
+            hint = "write seeds=" if key == "seed" else hint_for(key, valid_keys())
             raise UserError(f"--set {key}: unknown key; {hint}")
         if key in found:
             raise UserError(f"{source}: {key} is given twice")

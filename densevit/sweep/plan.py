@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from densevit.config.loss_modes import applies
@@ -11,7 +12,7 @@ from densevit.config.model_names import PATCH_COUNTS, check_names
 from densevit.config.resolve import source_of
 from densevit.runs.directory import RunFolder, run_folder, sweep_folder
 from densevit.runs.status import Status
-from densevit.sweep.cells import SEPARATOR, cell_label, cell_values, value_text
+from densevit.sweep.cells import cell_label, cell_values, short_texts, value_text
 from densevit.sweep.grid import Grid, Run, expand
 from densevit.sweep.read_spec import read_spec
 from densevit.sweep.search import drawn
@@ -49,12 +50,30 @@ class Plan:
 
     def label(self, run: Run) -> str:
         """Return the label of the run's cell, in the words of `names:`."""
-        parts = cell_label(run.config, self.axes).split(SEPARATOR)
-        return SEPARATOR.join(map(self.named, parts))
+        return cell_label(run.config, self.axes, self._short)
 
     def named(self, value: str) -> str:
         """Return what the sweep calls a value of an axis."""
         return self.spec.names.get(value, value)
+
+    def axis_texts(self, run: Run) -> list[str]:
+        """Return the run's value on each axis: of paths the end, of mappings all entries."""
+        values = cell_values(run.config, self.axes)
+        return [
+            value_text(value) if isinstance(value, dict) else self._short[axis][value_text(value)]
+            for axis, value in values.items()
+        ]
+
+    @cached_property
+    def _short(self) -> dict[str, dict[str, str]]:
+        """What the values on each axis are called: their names, else short texts."""
+        cells = [cell_values(run.config, self.axes) for run in self.grid.cells]
+        short = {axis: short_texts(cell[axis] for cell in cells) for axis in self.axes}
+        names = self.spec.names
+        return {
+            axis: {text: names.get(text, end) for text, end in texts.items()}
+            for axis, texts in short.items()
+        }
 
     def statuses(self) -> dict[str, Status]:
         """Return the status in each run directory, by run id; `failed` if it cannot be read."""

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from densevit.config import yaml_file
-from densevit.config.error_messages import explain
+from densevit.config.error_messages import explain, hint_for
 from densevit.config.paths import absolute_paths
 from densevit.config.resolve import Layer, base_layers, merged
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
@@ -130,7 +130,7 @@ def _check_keys(spec: SweepSpec) -> None:
     for section, names in _named_fields(spec):
         for name in names:
             if name not in FIELDS:
-                raise UserError(f"{file}: {section}.{name}: unknown key; {nearest(name, FIELDS)}")
+                raise UserError(f"{file}: {section}.{name}: unknown key; {hint_for(name, FIELDS)}")
             if name == "seed":
                 raise UserError(f"{file}: {section}.seed: list the seeds under `seeds:`")
             if section in ("grid", "zip", "include", "search.space") and is_execution(name):

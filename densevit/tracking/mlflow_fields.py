@@ -130,7 +130,7 @@ def run_tags(folder: RunFolder, config: RunConfig, sweep_info: SweepInfo | None)
     """
     tags = {
         f"densevit.{name}": _text(value)
-        for name, value in config
+        for name, value in config.model_dump().items()
         if is_execution(name) and value is not None
     }
     ids = folder.identity_record()

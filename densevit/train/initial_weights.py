@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
 
 from densevit.config.run_config import RunConfig
 from densevit.models.initial_weights import fitting_names, read_initial, some_names
+from densevit.models.vit import DenseViT
 from densevit.runs.checkpoint_files import newest_first
 from densevit.runs.directory import RunFolder
 from densevit.runs.initial_file import check_initial
 from densevit.train.learner import Learner
 
 log = logging.getLogger("densevit")
+
+_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 
 
 def load_initial(learner: Learner, source: str) -> None:
@@ -35,6 +40,7 @@ def load_initial(learner: Learner, source: str) -> None:
     log.info("init_checkpoint: %d of %d tensors from %s", len(fitting), len(own), source)
     if initial.prefix:
         log.info("init_checkpoint: its tensors are those named %s...", initial.prefix)
+    _warn_of_blocks(model, loaded)
     for what, names in (
         ("of another shape, so random", [n for n in own if n in loaded and n not in fitting]),
         ("missing, so random", [n for n in own if n not in loaded]),
@@ -42,6 +48,17 @@ def load_initial(learner: Learner, source: str) -> None:
     ):
         if names:
             log.info("init_checkpoint: %s: %s", what, some_names(names))
+
+
+def _warn_of_blocks(model: DenseViT, loaded: Iterable[str]) -> None:
+    """Warn of blocks of the file that a shallower network does not have."""
+    found = {int(match[1]) for name in loaded if (match := _BLOCK.match(name))}
+    own = {int(match[1]) for name in model.state_dict() if (match := _BLOCK.match(name))}
+    if own and found - own:
+        log.warning(
+            "init_checkpoint: its network has %d blocks, and this one the first %d of them",
+            len(found | own), len(own),
+        )  # fmt: skip
 
 
 def initial_fingerprint(folder: RunFolder, config: RunConfig) -> dict[str, str]:

@@ -13,6 +13,7 @@ from contextlib import nullcontext, suppress
 
 from densevit.config.loss_modes import loss_weights
 from densevit.config.run_config import RunConfig
+from densevit.data.check_contents import check_contents
 from densevit.data.datasets import Data, open_data
 from densevit.data.loaders import let_go, on_device
 from densevit.evaluate.correspondence import keep_matches
@@ -27,7 +28,6 @@ from densevit.train.preflight import (
     check_all_masks,
     check_batch_split,
     check_device,
-    check_images,
     write_fingerprint,
 )
 from densevit.train.progress import Progress, progress
@@ -55,7 +55,7 @@ def train(folder: RunFolder, stop_signal: StopSignal, config: RunConfig) -> None
         check_batch_split(config, world.ranks)
         data = open_data(config, check_model(config))
         if world.writes:
-            check_images(data)
+            check_contents(data)
             check_all_masks(config)
             write_fingerprint(folder, data, config)
         trainer = build_trainer(config, folder, data, stop_signal, world)
@@ -78,12 +78,12 @@ def train(folder: RunFolder, stop_signal: StopSignal, config: RunConfig) -> None
 
 
 def _train(trainer: Trainer, data: Data) -> None:
+    for line in data.notes():  # also of a run that goes on: its test sets may be new
+        log.warning("%s", line)
     if trainer.saved[0] < 0:  # not resumed
         log_startup(trainer.config, trainer.engine.learner.model, trainer.steps)
         for line in data.skipped():
             log.info("%s", line)
-        for line in data.notes():
-            log.warning("%s", line)
         _check_health(trainer)  # the untrained network is the reference
         _write_matches(trainer, data, "before")
     with progress() as show:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 
 from densevit.config.run_config import RunConfig
-from densevit.data.check_files import Reading
-from densevit.data.check_folders import known_reading, quick_reading, unreadable
 from densevit.data.datasets import Data, check_fingerprint
-from densevit.data.image import Images
-from densevit.data.shared_images import find_shared, refuse_shared, warn_of_shared
 from densevit.evaluate.measured_on import has_masks, measured_on
 from densevit.evaluate.probes.masks import check_mask_splits, masked_sets
 from densevit.models.backbone import check_model
@@ -34,30 +30,8 @@ def check_batch_split(config: RunConfig, ranks: int) -> None:
         )
 
 
-def check_images(data: Data) -> None:
-    """Reject damaged images; test sets are checked as by `densevit data check`, and cached.
-
-    Training images are too many to check here; only cached results count. Test sets that share
-    images with train are rejected (val) or warned of (benchmarks).
-    """
-    of_train = known_reading(data.train)
-    _refuse_damaged("train", data.train, of_train)
-    for name, test_set in data.test_sets.items():
-        of_test = quick_reading(test_set.images)
-        _refuse_damaged(name, test_set.images, of_test)
-        found = find_shared(data.train, test_set.images, of_train, of_test)
-        refuse_shared(found, name) if name == "val" else warn_of_shared(found, name)
-
-
-def _refuse_damaged(name: str, images: Images, read: Reading | None) -> None:
-    problems = unreadable(images, read)
-    if problems:
-        more = f" (and {len(problems) - 1} more: densevit data check)" if problems[1:] else ""
-        raise UserError(f"{name}: {problems[0]}{more}")
-
-
 def check_all_masks(config: RunConfig) -> None:
-    """Check all masks of the probes before training, not after it."""
+    """Check all masks of the probes, and their images, before training, not after it."""
     if has_masks(config):
         check_mask_splits(*masked_sets(config, check_model(config)))
 

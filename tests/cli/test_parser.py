@@ -30,6 +30,12 @@ def test_an_unknown_word_is_told_with_where_it_belongs(words, told, capsys, tmp_
     assert capsys.readouterr().err.startswith(f"densevit-sweep: {told}")
 
 
+def test_an_argument_of_the_network_is_no_flag(capsys):
+    assert ended(main, "train", "--img-size", "32") == 2
+    told = "--img-size: unknown; it is an argument of the network: --model-kwargs '{img_size: ...}'"
+    assert capsys.readouterr().err == f"densevit: {told}\n"
+
+
 def test_both_commands_have_a_version(capsys):
     for call, name in ((main, "densevit"), (main_sweep, "densevit-sweep")):
         assert ended(call, "--version") == 0

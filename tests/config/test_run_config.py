@@ -46,6 +46,10 @@ def test_the_defaults_are_those_of_the_design():
     ("settings", "wanted"),
     [
         ({"tempratur": 1}, "tempratur: unknown key; did you mean 'temperature'?"),
+        (
+            {"depth": 3},
+            "depth: unknown key; it is an argument of the network: model_kwargs: {depth: ",
+        ),
         ({"cl_mode": "dens"}, "cl_mode: 'dens' is not valid; did you mean 'dense'?"),
         ({"lambda_weight": 2}, "lambda_weight: 2 is out of range; it must be at most 1"),
         ({"lambda_weight": -0.1}, "lambda_weight: -0.1 is out of range; it must be at least 0"),

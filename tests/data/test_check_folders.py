@@ -13,7 +13,14 @@ from PIL import Image
 from densevit.cli.data import add_data
 from densevit.cli.parser import Parser, run_command
 from densevit.data import check_files, check_folders, imagenet
-from densevit.data.check_folders import examine, known_reading, listed, quick_reading, unreadable
+from densevit.data.archives import open_tar
+from densevit.data.check_folders import (
+    affordable_reading,
+    examine,
+    known_reading,
+    listed,
+    unreadable,
+)
 from densevit.data.check_report import compare, index_map
 from densevit.data.datasets import DrawnImages
 from densevit.data.image_folder import FolderImages, scan
@@ -56,7 +63,8 @@ def known_problems(images):
 
 
 def quick_problems(images):
-    return unreadable(images, quick_reading(images))
+    """Return what the ends of the files tell: no set is small enough for more."""
+    return unreadable(images, affordable_reading(images, 0))
 
 
 def found_in(name, root, **options):
@@ -295,11 +303,42 @@ def test_unchanged_files_are_not_read_again(tmp_path, monkeypatch):
 def test_a_run_reads_no_large_set_and_no_drawn_one(tmp_path, monkeypatch):
     root = lay(tmp_path / "val", ["a", "b"])
     (root / "a" / "0.jpg").write_bytes(b"")
-    monkeypatch.setattr(check_folders, "QUICK", 1)
+    monkeypatch.setattr(check_folders, "MOST_IMAGES", 1)
     assert quick_problems(scan(root, "x")) == []
     found_in("val", root)
     assert quick_problems(scan(root, "x")) == [f"{root}: a/0.jpg: is empty"]
     assert quick_problems(DrawnImages("shapes", "val", 32, tmp_path)) == []
+
+
+def test_splits_are_found_in_the_folder_that_a_run_is_given(tmp_path, capsys):
+    lay(tmp_path / "train", ["a", "b"])
+    lay(tmp_path / "inner", ["c", "d"])
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        tar.add(tmp_path / "inner", arcname="")
+    assert run("check", f"train={tmp_path}", f"val={tmp_path}") == 1
+    told = capsys.readouterr().out
+    for line in (f"train: {tmp_path / 'train'}", "outputs: a is 0; b is 1",
+                 f"val: {tmp_path / 'val.tar'}", "share 2 images"):  # fmt: skip
+        assert line in told
+    assert run("check", f"mine={tmp_path / 'train'}") == 0
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_a_run_decodes_a_set_that_it_can_afford(tmp_path, form):
+    root = lay(tmp_path / "val", ["a", "b"])
+    content = bytearray(noise("PNG"))
+    content[len(content) // 2] ^= 255  # both ends are as they were
+    (root / "a" / "bad.png").write_bytes(content)
+    images = scan(root, "x")
+    size = sum(file.stat().st_size for file in root.rglob("*.*"))
+    if form == "tar":
+        with tarfile.open(tmp_path / "val.tar", "w") as tar:
+            tar.add(root, arcname="")
+        images = open_tar(tmp_path / "val.tar", "x")
+    assert unreadable(images, affordable_reading(images, size - 1)) == []
+    (told,) = unreadable(images, affordable_reading(images, size))
+    assert told.startswith(f"{images.root}: a/bad.png: broken")
+    assert unreadable(images, affordable_reading(images, 0)) == [told], "it is known now"
 
 
 def test_several_processes_find_the_same(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 from archives import colored
 
 from densevit.config.run_config import RunConfig
+from densevit.data.check_contents import check_contents
 from densevit.data.check_folders import listed
 from densevit.data.datasets import open_data
 from densevit.data.hugging_face import open_hugging_face
@@ -16,6 +17,7 @@ from densevit.utils.errors import UserError
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def table(first=0, **columns):
@@ -67,6 +69,10 @@ def test_a_split_that_was_saved_twice_is_noticed(tmp_path):
     assert find_shared(data.train, data.val.images).share == 1
     data = open_data(config(saved(tmp_path / "fine", train=part, validation=other)), 32)
     assert find_shared(data.train, data.val.images).share == 0
+    turned = part.select([3, 2, 1, 0])
+    data = open_data(config(saved(tmp_path / "turned", train=part, validation=turned)), 32)
+    told = "val: 100.0 % of its images are also in train: train-3 = val-0, train-2 = val-1"
+    assert said(check_contents, data).startswith(told)
 
 
 def cifar(first=0):

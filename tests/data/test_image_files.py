@@ -2,7 +2,9 @@
 
 import io
 import os
+import shutil
 import tarfile
+import time
 
 import pytest
 from archives import colored
@@ -137,11 +139,26 @@ def test_a_compressed_tar_is_unpacked_once_and_a_damaged_one_named(tmp_path, mon
         f"{path}: is compressed"
     ]
     content = path.read_bytes()
+    archives = tmp_path / "cache/densevit/archives"
+    (used,) = archives.glob("*.tar")
+    for days, name in ((59, "recent"), (61, "unused")):
+        for file in (archives / f"{name}.tar", archives / f"{name}.lock"):
+            file.write_bytes(b"")
+            os.utime(file, (time.time() - days * 86400,) * 2)
+    os.utime(used, (1, 1))
+    open_tar(path, "x")  # which counts as use
+    again = shutil.copy(path, tmp_path / "again.tgz")
+    open_tar(again, "x")
+    left = {each.name for each in archives.iterdir()} - {used.name, used.with_suffix(".lock").name}
+    assert used.exists()
+    assert {name.partition("-")[0] for name in left} == {"recent.tar", "recent.lock", "again"}
+    for file in [*archives.glob("recent*"), *archives.glob("again*")]:
+        file.unlink()
     for wrong in (content[:-200], content[:50] + b"wrong" + content[55:]):
         path.write_bytes(wrong)
         with pytest.raises(UserError, match=r"^x: .*val\.tgz: cannot be read as a tar of images"):
             open_tar(path, "x")
-    assert len([*(tmp_path / "cache/densevit/archives").glob("*.tar")]) == 1
+    assert [*archives.glob("*.tar")] == [used]
     monkeypatch.setattr("shutil.disk_usage", lambda _: _Full)
     with pytest.raises(UserError, match="has no room for the plain archive"):
         open_tar(path, "x")

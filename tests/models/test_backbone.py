@@ -32,6 +32,10 @@ def test_check_model_tells_the_size_without_building():
             "beit*, eva* or cait_*, such as vit_tiny_patch16_224",
         ),
         (
+            {"model_name": "swin_tiny_patch4_window7_224"},  # with arguments of a ViT
+            "model_name: swin_tiny_patch4_window7_224 is a SwinTransformer, not a plain Vision",
+        ),
+        (
             {"model_name": "convnext_base", "model_kwargs": {}},
             "convnext_base is a ConvNeXt, not a plain Vision Transformer",
         ),

@@ -22,7 +22,7 @@ from densevit.results.figures.curves import curves_by_cell
 from densevit.runs.metrics_file import MetricsFile, finite, number, read_metrics
 from densevit.sweep.plan import make_plan
 from densevit.train.execute import execute
-from densevit.utils.errors import EXIT_FAILED, UserError
+from densevit.utils.errors import EXIT_FAILED, LostFolder, UserError
 
 
 def steps(path):
@@ -73,6 +73,21 @@ def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, monkeypatch, 
     assert len(path.read_text().splitlines()) > 1, "there is half a line"
     metrics.write({"step": 3})
     assert steps(path) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("left", [None, b"", b'{"step": 7}\n'], ids=["nothing", "empty", "new"])
+def test_no_line_goes_into_a_file_that_somebody_has_removed_or_replaced(tmp_path, left):
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    for step in range(3):
+        metrics.write({"step": step})
+    path.unlink()
+    if left is not None:
+        path.write_bytes(left)
+    with pytest.raises(LostFolder, match=r"metrics.jsonl: was removed or replaced"):
+        metrics.write({"step": 3})
+    assert path.exists() == (left is not None)
+    assert left is None or path.read_bytes() == left, "not a byte more"
 
 
 def plain(_word):

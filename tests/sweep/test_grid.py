@@ -16,7 +16,7 @@ from densevit.config.loss_modes import applies
 from densevit.config.resolve import Layer, build
 from densevit.config.run_config import FIELDS, RunConfig, is_execution
 from densevit.runs.directory import RunFolder
-from densevit.sweep.cells import cell_label, value_text
+from densevit.sweep.cells import cell_label, short_texts, value_text
 from densevit.sweep.grid import expand
 from densevit.sweep.plan import make_plan
 from densevit.sweep.plan_record import plan_record
@@ -43,6 +43,21 @@ def said(tmp_path, text):
     assert "\n" not in message
     assert message.startswith(str(tmp_path / "sweep.yaml"))
     return message
+
+
+def test_values_of_an_axis_have_short_texts_that_tell_them_apart():
+    base = {"img_size": 32, "patch_size": 8}
+    paths = ["/x/runs/0a", "/y/w.pt", "/z/w.pt", "/z/runs/0b", "null", None]
+    assert list(short_texts(paths).values()) == ["0a", "y/w.pt", "z/w.pt", "0b", "null", "–"]
+    kwargs = [{**base, "depth": 6}, {**base, "depth": 12}, {"img_size": 32, "depth": 6}]
+    assert list(short_texts(kwargs).values()) == [
+        "patch_size=8 depth=6",
+        "patch_size=8 depth=12",
+        "depth=6",
+    ]
+    assert list(short_texts([base, {}]).values()) == ["img_size=32 patch_size=8", "{}"]
+    assert list(short_texts(["/a/w", "w", 1, True]).values()) == ["/a/w", "w", "1", "true"]
+    assert short_texts(["/only/one.pt"]) == {"/only/one.pt": "one.pt"}
 
 
 def test_the_design_file_expands_as_counted_by_hand(tmp_path):
@@ -174,6 +189,7 @@ def test_an_exclusion_counts_and_matches_only_where_its_fields_apply(tmp_path):
         ("name: a\ngird: {}", "gird: unknown key; did you mean 'grid'?"),
         ("name: a\nlayers: []", "layers: unknown key"),
         ("name: a\ngrid: {tempratur: [1]}", "grid.tempratur: unknown key; did you mean 'temperature'?"),
+        ("name: a\nfixed: {depth: 1}", "fixed.depth: unknown key; it is an argument of the network: model_kwargs: {depth: ...}"),
         ("name: a\nfixed: {tempratur: 1}", "fixed.tempratur: unknown key; did you mean 'temperature'?"),
         ("name: a\nexclude: [{where: {modelname: x}, because: y}]", "exclude.where.modelname: unknown"),
         ("name: a\nexclude: [{where: {cl_mode: x}}]", "exclude.0.because: is missing"),

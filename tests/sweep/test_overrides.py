@@ -59,6 +59,7 @@ def test_a_setting_of_the_command_line_wins_and_is_recorded(tmp_path):
     ("change", "told"),
     [
         ("epoch=2", "--set epoch: unknown key; did you mean 'epochs'?"),
+        ("depth=2", "--set depth: unknown key; it is an argument of the network: model_kwargs: {d"),
         ("epochs", "--set epochs: has no value; write KEY=VALUE"),
         ("epochs=", "--set epochs=: has no value; write KEY=VALUE"),
         ("epochs:2", "--set epochs:2: has no value; write KEY=VALUE"),

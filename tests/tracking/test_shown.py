@@ -65,7 +65,8 @@ def test_texts_of_others_reach_mlflow_without_what_acts(new_outputs):
 
 
 def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):
-    run_id = make_run(outputs, train_lines(1, 2), cl_mode="none", seed=4)
+    tests = {"mine": {"path": "/b", "classes": "imagenet"}, "imagenet-a": None}
+    run_id = make_run(outputs, train_lines(1, 2), cl_mode="none", seed=4, benchmarks=tests)
     about = {"label": "none · 0.2", "axes": {"cl_mode": "none", "drop_path": 0.2},
              "differs": "cl_mode: none (there dense)"}  # fmt: skip
     make_plan(outputs, "s", [run_id], description="Why?", git_sha="f00", axes=["cl_mode"],
@@ -75,6 +76,8 @@ def test_a_child_says_what_it_is_and_what_it_differs_in(outputs):
     assert run.info.run_name == "none · 0.2, seed 4"
     assert run.data.tags["cl_mode"] == "none"
     assert run.data.tags["drop_path"] == "0.2"
+    told = json.loads(run.data.tags["densevit.benchmarks"])
+    assert told == {"mine": tests["mine"] | {"label_column": None}, "imagenet-a": None}
     assert run.data.tags[NOTE] == (
         "Difference from the baseline of s: cl_mode: none (there dense)."
     )

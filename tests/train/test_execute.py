@@ -27,6 +27,7 @@ from tiny import tiny_run, without_machine
 from densevit.cli.main import main
 from densevit.config.identity import SCHEMA_VERSION, identity
 from densevit.config.run_config import RunConfig
+from densevit.data import check_folders
 from densevit.data.image_folder import scan
 from densevit.models.export import export_timm
 from densevit.runs.checkpoint import Checkpoints, load
@@ -400,8 +401,11 @@ def test_a_benchmark_that_is_removed_and_added_again_must_have_the_same_images(
     finished, blobs, tmp_path
 ):
     folder, execute_with = finished
-    assert execute_with(again=str(blobs / "dark")) == 0
-    assert list(read_json(folder.fingerprint_file)["benchmarks"]) == ["dark", "again"]
+    fewer = shutil.copytree(blobs / "dark", tmp_path / "fewer")
+    shutil.rmtree(sorted(each for each in fewer.iterdir() if each.is_dir())[0])
+    assert execute_with(again=str(blobs / "dark"), fewer=str(fewer)) == 0
+    assert "fewer: has no images of 1 of its 3 classes" in folder.log_file.read_text()
+    assert list(read_json(folder.fingerprint_file)["benchmarks"]) == ["dark", "again", "fewer"]
     other = shutil.copytree(blobs / "dark", tmp_path / "other")
     next(other.rglob("*.png")).unlink()
     assert execute_with(dark=str(other), third=str(blobs / "dark")) == EXIT_MISTAKE
@@ -461,7 +465,8 @@ def test_float16_says_nothing_of_steps_that_it_skips_to_find_its_scale(tmp_path,
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_picture_fails_the_run_and_names_itself(tmp_path, tiny, workers):
+def test_a_truncated_picture_fails_the_run_and_names_itself(tmp_path, tiny, workers, monkeypatch):
+    monkeypatch.setattr(check_folders, "MOST_IMAGES", 0)  # as if the set were too large to read
     shutil.copytree(tiny["data_dir"], tmp_path / "data")
     torn = tmp_path / "data" / "train" / "red" / "3.png"
     torn.write_bytes(torn.read_bytes()[:100])

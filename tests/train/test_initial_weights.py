@@ -1,6 +1,7 @@
 """Initial weights from other sources, and exported weights."""
 
 import argparse
+import datetime
 import json
 import shlex
 
@@ -125,11 +126,15 @@ def test_other_classes_another_grid_and_strange_names_are_told(tmp_path, trained
         for n, v in network(trained).state_dict().items() if n.startswith("backbone.")
     }  # fmt: skip
     del inside["blocks.1.mlp.fc2.bias"]
-    save_file({**inside, "decoder.weight": torch.ones(2)}, file)
+    deeper = {f"blocks.{n}.norm1.bias": torch.ones(32) for n in (2, 3)}
+    save_file({**inside, **deeper, "decoder.weight": torch.ones(2)}, file)
     load_initial(learner, str(file))
     assert "of another shape, so random: backbone.head.weight, backbone.head.bias" in caplog.text
     assert "backbone.blocks.1.mlp.fc2.bias" in caplog.text.split("missing")[1]
-    assert "unexpected, so ignored: backbone.decoder.weight" in caplog.text
+    assert "unexpected, so ignored: backbone.blocks.2.norm1.bias, " in caplog.text
+    assert "backbone.decoder.weight" in caplog.text
+    (told,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert told == "init_checkpoint: its network has 4 blocks, and this one the first 2 of them"
     got = learner.model.state_dict()
     assert torch.equal(got["backbone.patch_embed.proj.weight"], inside["patch_embed.proj.weight"])
     assert got["backbone.pos_embed"].shape == (1, 1 + 36, 32)  # resized from a grid of 4 x 4
@@ -182,6 +187,8 @@ def test_what_cannot_be_begun_with_is_one_line(tmp_path, trained):
     (tmp_path / "nothing.pth").touch()
     (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
     (tmp_path / "page.pth").write_text("\n<!DOCTYPE html>")
+    (tmp_path / "noise.pth").write_bytes(b"\x01\x02" * 50)
+    torch.save({"model": net, "when": datetime.date(2026, 1, 1)}, tmp_path / "objects.pth")
     save_file({"conv.weight": torch.ones(3)}, tmp_path / "other.safetensors")
     torch.save({"teacher": net, "module": net}, tmp_path / "two.pth")
     save_file({n: v for n, v in net.items() if n != "pos_embed"}, tmp_path / "half.safetensors")
@@ -197,6 +204,8 @@ def test_what_cannot_be_begun_with_is_one_line(tmp_path, trained):
         ("nothing.pth", "is empty; was its download interrupted?"),
         ("lfs.safetensors", "is a pointer of Git LFS, not the weights; get them with: git lfs pull"),
         ("page.pth", "is a web page, not weights"),
+        ("noise.pth", "is no file of weights: neither safetensors nor what torch.save writes"),
+        ("objects.pth", "holds more than weights (datetime.date), which could run any code; save "),
         ("other.safetensors", "none of its 1 tensors fits the network: in the network "
          "cls_token, pos_embed, "),
         ("two.pth", "holds several networks that fit: teacher., module.; save the one"),

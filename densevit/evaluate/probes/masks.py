@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from densevit.config.run_config import RunConfig
+from densevit.data.check_contents import check_apart
 from densevit.data.datasets import DrawnImages, data_folder
 from densevit.data.image import Images, LazyImage, root_of
 from densevit.data.image_files import check_names, has_image_suffix, visible
 from densevit.data.image_folder import FolderImages
 from densevit.data.open_benchmark import resolved
 from densevit.data.shapes import dataset
-from densevit.data.shared_images import find_shared, refuse_shared
 from densevit.evaluate.probes.mask_values import (
     UNKNOWN,
     VOID,
@@ -150,13 +150,13 @@ def check_masks(images: MaskedImages, *, fitted: bool = False) -> None:
 
 
 def check_mask_splits(train: MaskedImages, test: MaskedImages) -> None:
-    """Check the masks that a probe is fitted to and tested on, and that they share no images.
+    """Check the masks that a probe is fitted to and tested on, and their images.
 
-    Errors: `UserError` as `check_masks`, and for shared images.
+    Errors: `UserError` as `check_masks`, and for damaged and shared images.
     """
     check_masks(train, fitted=True)
     check_masks(test)
-    refuse_shared(find_shared(train.images, test.images), "masks: val")
+    check_apart(train.images, test.images, "masks")
 
 
 def _open_drawn(name: str, split: str | None, size: int, drawn: Path | None) -> MaskedImages:

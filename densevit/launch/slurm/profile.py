@@ -168,8 +168,9 @@ def usable_profile(plan: Plan, options: LaunchOptions) -> Profile:
 
     Errors: `UserError` for a wrong profile, or if Slurm's commands are missing.
     """
+    profile = find_profile(options.profile or plan.spec.profile, plan.spec.file)
     commands.require()
-    return find_profile(options.profile or plan.spec.profile, plan.spec.file)
+    return profile
 
 
 def read_profile(path: Path) -> Profile:

@@ -26,6 +26,9 @@ __all__ = ["COVERED", "MEASURED", "collect", "costs", "coverage", "curves", "gat
 MEASURED = ["run", "cell", "seed", "state", "benchmark", "metric", "value", "n"]
 COVERED = ["run", "cell", "label", "seed", "state", "measured", "message"]
 
+# Why a run without labels and probes has no results.
+NOTHING_MEASURED = "its images have no labels; densevit eval RUN knn=FOLDER measures its features"
+
 
 def collect(plan: Plan) -> pd.DataFrame:
     """Return all metrics of finished runs, one row per run, benchmark and metric (`MEASURED`).
@@ -87,6 +90,8 @@ def _read_run(plan: Plan, run: Run, state: RunState) -> _Found:
         return _Found("failed", str(error))
     if results is None:
         return _Found("finished", f"{file}: no such file")
+    if not benchmark_names(run.config):
+        return _Found("finished", NOTHING_MEASURED)
     reason = _foreign(run, results)
     if reason:
         return _Found("finished", f"{file}: {reason}")

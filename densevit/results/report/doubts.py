@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from densevit.results.collect.numbers import NOTHING_MEASURED
 from densevit.results.report.phrases import MOST_NAMED, listed
 from densevit.utils.console import count
 
@@ -20,11 +21,11 @@ def missing(coverage: pd.DataFrame) -> list[str]:
     total = len(coverage)
     if lacking.empty:
         return [f"All planned runs ({total}) are finished and have results."]
-    names = {"finished": "finished without readable results"}
-    states = ", ".join(
-        f"{n} {names.get(str(state), state)}"
-        for state, n in lacking["state"].value_counts().items()
+    kinds = lacking["state"].where(
+        lacking["state"] != "finished", "finished without readable results"
     )
+    kinds = kinds.mask(lacking["message"] == NOTHING_MEASURED, "finished on images without labels")
+    states = ", ".join(f"{n} {kind}" for kind, n in kinds.value_counts().items())
     lines = [f"{total - len(lacking)} of {total} planned runs have results; {states}."]
     by_cell = coverage.groupby(["cell", "label"], sort=False)["measured"]
     counts = by_cell.agg(measured="sum", planned="size").reset_index()

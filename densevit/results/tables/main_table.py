@@ -23,7 +23,7 @@ from densevit.results.tables.format import (
     spread_text,
 )
 from densevit.results.tables.table import DAGGER, MISSING, Mark, TextTable
-from densevit.sweep.cells import cell_values, value_text
+from densevit.sweep.cells import cell_values, short_texts, value_text
 from densevit.sweep.plan import Plan
 
 
@@ -133,12 +133,19 @@ def to_text(table: CellTable) -> tuple[list[str], list[list[str]]]:
     ]
     head = [*(table.axes or ("cell",)), "seeds", *names]
     rows = []
+    short = {axis: short_texts(table.data[axis]) for axis in table.axes}
     for row in table.data.to_dict("records"):
-        axes = [table.named(value_text(row[axis])) or "{}" for axis in table.axes] or [row["label"]]
+        axes = [_axis_text(row[axis], short[axis], table) for axis in table.axes] or [row["label"]]
         numbers = [_number_text(row, name, table) for name in table.benchmarks]
         ended = f" ({row['stopped']} stopped)" if row.get("stopped") else ""
         rows.append([*axes, f"{row['n']}/{row['seeds']}{ended}", *numbers])
     return head, rows
+
+
+def _axis_text(value: Any, short: Mapping[str, str], table: CellTable) -> str:
+    """Return what the sweep calls a value of an axis, else its short text."""
+    text = value_text(value)
+    return named if (named := table.named(text)) != text else short[text]
 
 
 _MARK_LEGEND: dict[Mark, str] = {

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from densevit.results.collect.cells import cells_frame
+from densevit.results.collect.numbers import NOTHING_MEASURED
 from densevit.results.report import comparison_sentence, doubts, phrases, sentences
 from densevit.results.report.verdict_grid import verdict_grid
 from densevit.results.tables import contrast_names
@@ -234,6 +235,11 @@ def test_what_is_missing():
         "Cells without any result: none.",
         "Cells with fewer seeds than planned: dense (1 of 2).",
     ]
+    odd = coverage.assign(state="finished", measured=False, message=["gone", NOTHING_MEASURED, ""])
+    assert doubts.missing(odd)[0] == (
+        "0 of 3 planned runs have results; 2 finished without readable results, "
+        "1 finished on images without labels."
+    )
     assert doubts.missing(coverage.iloc[:1]) == [
         "All planned runs (1) are finished and have results."
     ]
