@@ -75,15 +75,10 @@ def write(
     table = marked_table(shown, found.frame, note)
     _write_numbers(found, folder)
     changes = _changes(found)
-    coverage = found.coverage
-    origins = provenance(plan, list(coverage.loc[coverage["state"] != "pending", "run"]))
-    left_out = dropped_line(plan)
-    lines = conclusions(found)
-    doubts = [
-        *reasons_for_doubt(found),
-        *runs.provenance_warnings(origins),
-        *([left_out] if left_out else []),
-    ]
+    begun = found.coverage.loc[found.coverage["state"] != "pending", "run"]
+    origins, lines = provenance(plan, list(begun)), conclusions(found)
+    doubts = [*reasons_for_doubt(found), *runs.provenance_warnings(origins)]
+    doubts += [line for line in [dropped_line(plan)] if line]
     extras = Extras(
         conclusions=lines,
         doubts=doubts,

@@ -73,14 +73,7 @@ def differences(
     have difference 0, std 0, p 1, and an interval of that rounding.
     """
     chosen = frame.loc[frame["metric"] == metric, ["cell", "seed", "benchmark", "value", "n"]]
-    listed = list(pairs.items() if isinstance(pairs, Mapping) else pairs)
-    compared = pd.DataFrame(listed, columns=["cell", "baseline"], dtype=object)
-    theirs = chosen[["cell", "seed", "benchmark", "value"]].rename(
-        columns={"cell": "baseline", "value": "other"}
-    )
-    both = compared.merge(chosen, on="cell").merge(theirs, on=["baseline", "seed", "benchmark"])
-    each = both["value"] - both["other"]
-    both["difference"] = each.where(np.isfinite(each))
+    both = _paired_runs(chosen, list(pairs.items() if isinstance(pairs, Mapping) else pairs))
     both["rounding"] = rounding(metric, both["n"])
     groups = both.groupby(["cell", "baseline", "benchmark"], sort=False, observed=True)
     found = groups["difference"].agg(["size", "count", "mean", "std"]).reset_index()
@@ -99,6 +92,18 @@ def differences(
     needed = seeds_needed(spread[undecided].to_numpy(), smallest_effect, (1 - LEVEL) / rest)
     found.loc[undecided, "seeds_needed"] = needed
     return found[DIFFERENCES]
+
+
+def _paired_runs(rows: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Return the rows of each pair's cell with their `difference` from its baseline's; NaN if it is
+    not finite. Seeds and benchmarks that one of the two lacks are left out."""
+    compared = pd.DataFrame(pairs, columns=["cell", "baseline"], dtype=object)
+    theirs = rows[["cell", "seed", "benchmark", "value"]].rename(
+        columns={"cell": "baseline", "value": "other"}
+    )
+    both = compared.merge(rows, on="cell").merge(theirs, on=["baseline", "seed", "benchmark"])
+    each = both["value"] - both["other"]
+    return both.assign(difference=each.where(np.isfinite(each)))
 
 
 def iqm(values: ArrayLike) -> tuple[float, float, float]:

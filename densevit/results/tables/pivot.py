@@ -73,11 +73,7 @@ def pivot(
     names = [*rows, *cols]
     if "metric" not in names:
         check_metric(frame, metric)
-    chosen = frame["metric"] != "ways" if "metric" in names else frame["metric"] == metric
-    frame = frame[chosen]
-    benchmarks = benchmarks_of(frame)
-    one_set = "benchmark" not in names and len(benchmarks) > 1
-    frame = frame[frame["benchmark"] == benchmarks[0]] if one_set else frame
+    frame, only_set = _chosen(frame, names, metric)
     planned = _planned(plan, frame, names, metric)
     entries, orders = _entries(planned, frame, names), _orders(plan, frame, names, metric)
     # In the planned order of each axis, without combinations that never occur.
@@ -100,10 +96,20 @@ def pivot(
         _title(names, metric),
         [*rows, *heads],
         texts,
-        _note(plan, benchmarks[0] if one_set else "", names, entries.values(), texts),
+        _note(plan, only_set, names, entries.values(), texts),
         len(rows),
         data=_data(planned, rows, down, across, heads, entries),
     )
+
+
+def _chosen(frame: pd.DataFrame, names: Sequence[str], metric: str) -> tuple[pd.DataFrame, str]:
+    """Return the rows that the table is of, and their test set if that is one of several."""
+    chosen = frame["metric"] != "ways" if "metric" in names else frame["metric"] == metric
+    frame = frame[chosen]
+    benchmarks = benchmarks_of(frame)
+    if "benchmark" in names or len(benchmarks) == 1:
+        return frame, ""
+    return frame[frame["benchmark"] == benchmarks[0]], benchmarks[0]
 
 
 def _check_names(plan: Plan, rows: Sequence[str], cols: Sequence[str]) -> None:
