@@ -12,7 +12,7 @@ from densevit.runs.directory import RunFolder, run_folder
 from densevit.sweep.plan import Plan
 from densevit.sweep.select_runs import select_ids
 from densevit.sweep.texts import typed
-from densevit.utils.console import count, say
+from densevit.utils.console import count, say, warn
 from densevit.utils.errors import UserError
 
 
@@ -58,7 +58,7 @@ def cancel_sweep(plan: Plan, given: Sequence[str], yes: bool) -> int:
         try:
             _record_cancelled(run_folder(plan.outputs, run))
         except UserError as error:  # the others are cancelled all the same
-            print(f"warning: {error}", file=sys.stderr)
+            warn(f"warning: {error}")
     parts = [count(len(without_job), "run")] if without_job else []
     parts += [count(len(cancelled), "job")] if cancelled else []
     say(f"cancelled {' and '.join(parts)}; to start their runs again: {typed(plan, '')}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from densevit.runs.records import FingerprintRecord
 from densevit.sweep.grid import Run
 from densevit.sweep.plan import Plan
 from densevit.sweep.stored_plan import read_stored_plan
+from densevit.utils.console import warn
 from densevit.utils.errors import UserError
 
 _IMAGES = (
@@ -83,7 +83,7 @@ def _recorded(folder: RunFolder, needed: bool) -> FingerprintRecord | None:
     except UserError as error:
         if needed:
             raise
-        print(f"warning: {error}", file=sys.stderr)
+        warn(f"warning: {error}")
         return None
 
 

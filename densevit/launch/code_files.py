@@ -14,7 +14,7 @@ from densevit.utils.console import count
 from densevit.utils.leaks import reasons, secrets_in_diff
 
 # The kinds of files that the package consists of, for a copy of it that git does not track.
-PACKAGED = (".py", ".csv", ".j2", ".css")
+PACKAGED = (".py", ".csv", ".j2", ".css", ".js")
 _LISTED = 5
 
 

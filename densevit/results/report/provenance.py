@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -116,9 +117,15 @@ def provenance(plan: Plan, runs: Sequence[str]) -> Provenance:
 
 
 def _read(plan: Plan, run: str) -> tuple[Start | None, FingerprintRecord | None]:
-    """Return a run's last start and its fingerprint; both None if a file cannot be read."""
+    """Return a run's last start and its fingerprint; both None if a file is damaged.
+
+    Another user's provenance.json is for that user alone: then nothing is known but the images.
+    """
     folder = run_folder(plan.outputs, run)
+    file = folder.provenance_file
     try:
+        if file.exists() and not os.access(file, os.R_OK):
+            return {}, folder.fingerprint()
         record = folder.provenance()
         starts = record["starts"] if record else []
         return (starts[-1] if starts else None), folder.fingerprint()

@@ -111,3 +111,15 @@ def test_a_damaged_file_says_nothing(sweep):
     plan.run_folder(plan.runs[0]).provenance_file.write_text("{")
     plan.run_folder(plan.runs[1]).provenance_file.write_text('{"starts": []}')
     assert provenance.provenance(plan, [run.id for run in plan.runs]).origins == []
+
+
+def test_of_another_users_run_the_images_are_known(sweep, monkeypatch):
+    plan = sweep("seeds: 1")
+    folder = plan.run_folder(plan.runs[0])
+    folder.create(plan.runs[0].config)
+    write_json(folder.provenance_file, {"starts": [start()]})
+    write_json(folder.fingerprint_file, {"train": {"images": 10}})
+    monkeypatch.setattr(provenance.os, "access", lambda *_: False)  # root may read all files
+    record = provenance.provenance(plan, [plan.runs[0].id])
+    assert list(record.data.values()) == ["train 10"]
+    assert record.origins[0].code == "unknown"
