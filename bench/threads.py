@@ -23,7 +23,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
-from harness import markdown, quartiles, write_record
+from harness import markdown, quartiles, selected, write_record
 
 NETWORK = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4}
 BATCH = 32
@@ -40,23 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("threads.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--runs", type=int, default=2, help="at the same time (%(default)s)")
+    add("--only", help="some of the arms, separated by commas")
     add("--seconds", type=float, default=5.0, help="of a measurement (%(default)s)")
     add("--rounds", type=int, default=3, help="(%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write every number")
     options = parser.parse_args(given)
+    arms = selected(options.only, ARMS) if options.only else list(ARMS)
     rates: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for beside in (0, 1):
-            for arm in ARMS:
+            for arm in arms:
                 name = arm + ", beside a busy process" * beside
                 rates.setdefault(name, []).append(measured(arm, beside, options))
-    reference = rates[next(iter(ARMS))]
+    reference = rates[arms[0]]
     rows = []
     for name, values in rates.items():
         low, middle, high = quartiles([v / r for v, r in zip(values, reference, strict=True)])
         ratio = f"{middle:.2f} ({low:.2f}–{high:.2f})"
         rows.append([name, f"{statistics.median(values):.0f}", ratio])
-    print(markdown(["", "images/s", "ratio to one thread alone"], rows))
+    print(markdown(["", "images/s", f"ratio to {arms[0]}, alone"], rows))
     if options.json:
         write_record(options.json, "threads.py", given, images_per_second=rates)
     return 0

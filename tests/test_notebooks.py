@@ -339,7 +339,7 @@ def test_health_and_matches(executed, larger):
     label = "dense · random · 0.1 · 1024 · vit_tiny_patch16_224"
     assert f"features of {label} collapsed in 1 of 3 seeds (seed 1)" in collapsed
     lines, table = texts(done, "numbers")[:2]
-    cell = re.search(r"^- A  .*\(cell (\w+),", lines)[1]
+    cell = re.search(r"^- A +.*\(cell (\w+),", lines)[1]
     last = []
     for run in larger.runs:
         if run.cell == cell:
@@ -349,7 +349,7 @@ def test_health_and_matches(executed, larger):
     assert len(last) == 3
     assert float(entry(table, "A", "patch rank")) == pytest.approx(statistics.fmean(last), rel=5e-3)
     assert texts(done, "probe") == ["No run of this sweep has a dense probe."]
-    assert texts(done, "matches") == ["**none · vit_tiny_patch16_224**, seed 0"]
+    assert texts(done, "matches") == ["none · vit_tiny_patch16_224, seed 0"]
     assert [len(pictures(done, cell)) for cell in ("health", "learning", "matches")] == [1, 1, 1]
 
 

@@ -91,7 +91,7 @@ def test_from_predictions_needs_neither_network_nor_pictures(run, capsys):
     held = numbers_of(folder)
     shutil.rmtree(folder.checkpoint_folder)
     record = read_json(folder.results_file)
-    record["benchmarks"]["val"] = {"top1": 0.0}
+    record["benchmarks"]["val"] = {"top1": 0.0, "n": 15}
     folder.results_file.write_text(json.dumps(record))
     assert call("abc", "--from-predictions") == 0
     assert numbers_of(folder) == held

@@ -80,10 +80,10 @@ def test_a_grid_that_has_grown_says_more_of_what_was_sent(outputs):
     runs = [make_run(outputs, train_lines(1, 5), seed=seed) for seed in range(2)]
     make_plan(outputs, "s", runs)
     send_all(outputs, runs, "s")
-    make_plan(outputs, "s", runs, **{run_id: {"axes": {"queue": 64}} for run_id in runs})
+    make_plan(outputs, "s", runs, **{run_id: {"axes": {"queue_size": 64}} for run_id in runs})
     assert not up_to_date(outputs, runs, "s")
     assert mirror_once(outputs, runs, "s") == NOTHING
-    assert [run.data.tags["queue"] for run in runs_of(outputs).values()] == ["64", "64"]
+    assert [run.data.tags["queue_size"] for run in runs_of(outputs).values()] == ["64", "64"]
     assert up_to_date(outputs, runs, "s")
 
 

@@ -356,6 +356,7 @@ def test_compiled_networks_learn_the_same(monkeypatch, shallow):
     assert_close(plain, compiled, rtol=1e-3)
 
 
+@pytest.mark.slow  # a minute of a processor
 # Plain loops compile fastest; another process would have to import torch again.
 @torch._inductor.config.patch({"cpp.simdlen": 1, "compile_threads": 1})
 def test_inductor_takes_the_network(shallow):
