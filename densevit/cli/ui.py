@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 import socket
 import sys
 from contextlib import closing
@@ -30,6 +31,7 @@ from densevit.utils.redact import without_password
 
 HOST = "127.0.0.1"  # of this machine, whose other users need the key
 PORT = 5000
+PACKAGES = Path(__file__).resolve().parents[2]  # the folder that holds densevit/
 
 
 def add_ui(commands: Commands) -> None:
@@ -82,10 +84,12 @@ def _become_server(uri: str, port: int, artifacts: Path, key: str) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+    # uvicorn would import modules of the current folder, which may be somebody else's.
+    uvicorn = f"--log-level warning --app-dir {shlex.quote(str(PACKAGES))}"
     # By its module: a script's first line may name a Python that has moved.
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port),
                "--app-name", guarded_server.APP, "--artifacts-destination", artifacts.as_uri(),
-               "--workers", "1", "--uvicorn-opts", "--log-level warning"]  # fmt: skip
+               "--workers", "1", "--uvicorn-opts", uvicorn]  # fmt: skip
     os.execve(sys.executable, command, environment)  # noqa: S606  (a list, no shell)
 
 

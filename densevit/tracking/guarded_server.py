@@ -88,6 +88,10 @@ def guarded(app: ASGIApp, writable: bool, root: Path, secret: str) -> ASGIApp:
         path, method = scope["path"], scope["method"]
         accounts = not secret and _ACCOUNTS.fullmatch(_call(path))
         why = "" if accounts else _forbidden(path, method, writable) or _outside(scope, root)
+        if path == "/graphql" and not why:
+            body, receive = await _whole_body(receive)
+            # Its runs would have to be looked up; the pages list artifacts by another call.
+            why = "Artifacts are listed by another call." if b"mlflowListArtifacts" in body else ""
         if why:
             await _answer(send, 403, why)
             return
@@ -148,6 +152,8 @@ def _outside(scope: Scope, root: Path) -> str:
     run = [*query.get("run_uuid", []), *query.get("run_id", [])]
     if not (model or path == "/get-artifact" or path.endswith("/mlflow/artifacts/list")):
         return ""
+    if len(set(run)) > 1:  # MLflow takes one of them
+        return "Only one run is read at a time."
     from mlflow.exceptions import MlflowException
     from mlflow.server.handlers import _get_tracking_store
 
@@ -170,12 +176,7 @@ def _outside(scope: Scope, root: Path) -> str:
 
 async def _only_known_fields(receive: Receive, scope: Scope) -> Receive:
     """Return the body of a request to create an experiment, without a place of its artifacts."""
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body") or len(body) > _MOST_BYTES:
-            break
+    body, receive = await _whole_body(receive)
     try:
         given = json.loads(body)
         kept = {name: given[name] for name in _EXPERIMENT if name in given}
@@ -185,6 +186,20 @@ async def _only_known_fields(receive: Receive, scope: Scope) -> Receive:
     scope["headers"] = [
         (name, value) for name, value in scope["headers"] if name != b"content-length"
     ] + [(b"content-length", str(len(body)).encode())]
+    return _replayed(body, receive)
+
+
+async def _whole_body(receive: Receive) -> tuple[bytes, Receive]:
+    """Return the body of a request, or its beginning if it is too long, and a `receive` of that."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body") or len(body) > _MOST_BYTES:
+            return body, _replayed(body, receive)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
     sent = False
 
     async def again() -> MutableMapping[str, Any]:

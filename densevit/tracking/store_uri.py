@@ -62,7 +62,8 @@ def require_usable(uri: str) -> None:
     """
     if uri in _OTHERS:
         return
-    if not uri.startswith("sqlite:") and re.search(r"\s|^[\w+]+:/(?!/)", uri):
+    unusual = re.search(r"\s|^[\w+]+:/(?!/)", uri) or ("@" in uri and "://" not in uri)
+    if not uri.startswith("sqlite:") and unusual:
         # Not repeated: nobody can say where the password ends in such an address.
         raise UserError(
             "MLflow store: its address is not SCHEME://USER:PASSWORD@HOST; write a space in a "

@@ -21,6 +21,7 @@ from densevit.data.random_streams import DRAWS, GLOBAL, derived_seed
 from densevit.train.learner import Learner, Losses, Mark, true_matches, update_average
 from densevit.train.mixup import mix, mixup_share
 from densevit.train.optimizer import build_optimizer, clipped_parameters
+from densevit.utils.cache import use_own_compile_cache
 from densevit.utils.distributed import World, all_reduce_sum
 
 DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,6 +88,7 @@ def build_engine(learner: Learner, device: torch.device, world: World) -> Engine
             gradient_as_bucket_view=True,
         )
     if config.compile:
+        use_own_compile_cache()
         learner.model.compile()
         if learner.averaged is not None:
             learner.averaged.compile()

@@ -31,6 +31,14 @@ def use_writable_cache(outputs: Path) -> None:
     warn(line)
 
 
+def use_own_compile_cache() -> None:
+    """Keep compiled code in a folder of this user's: torch's default is in /tmp by the user's name,
+    and torch runs what is there, also if somebody else has made it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "densevit" / "torchinductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
 def _writable(folder: Path) -> bool:
     """Return whether a folder can be written, or created. Creates nothing."""
     # os.path takes what another user may not look at as missing; pathlib raises an error.

@@ -127,6 +127,15 @@ def test_an_experiment_does_not_choose_where_its_artifacts_are(body):
         assert json.loads(call("POST", path, "", BEARER, nonsense, "write")[1]["body"]) == {}
 
 
+def test_artifacts_of_two_runs_are_not_asked_for_at_once():
+    """The guard would look up one of them, and MLflow show the other."""
+    for path in ("/get-artifact", "/ajax-api/2.0/mlflow/artifacts/list"):
+        assert call("GET", path, "path=a&run_uuid=good&run_id=evil", BEARER)[0] == 403
+    query = json.dumps({"query": "{mlflowListArtifacts(input: {runId: 1}) {files {path}}}"})
+    assert call("POST", "/graphql", "", BEARER, query.encode())[0] == 403
+    assert call("POST", "/graphql", "", BEARER, b"{}")[1]["body"] == b"{}"
+
+
 ASK = r"""
 import sys, urllib.error, urllib.request
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

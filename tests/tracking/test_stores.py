@@ -91,6 +91,7 @@ def test_sqlite_on_a_network_file_system_is_refused_with_the_way_out(
         ("postgresql://me:two secret words@host/db", "is not SCHEME://USER:PASSWORD@HOST"),
         ("postgresql:/me:secret@host/db", "is not SCHEME://USER:PASSWORD@HOST"),
         ("http:/me:secret@host", "is not SCHEME://USER:PASSWORD@HOST"),
+        ("postgresql:me:secret@host/db", "is not SCHEME://USER:PASSWORD@HOST"),
         ("sqlite://", "names no file"),
         ("sqlite:///", "names no file"),
     ],

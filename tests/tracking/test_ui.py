@@ -84,7 +84,7 @@ class Command:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program, "ui", "--port", str(port), *map(str, arguments)],
                 cwd=folder, stdin=subprocess.DEVNULL, stdout=said, stderr=errors,
-                env={**os.environ, "DENSEVIT_TEST_MARK": self.mark}, start_new_session=True,
+                env={**os.environ, "DENSEVIT_TEST_MARK": self.mark, "PYTHONSAFEPATH": "1"}, start_new_session=True,
             )  # fmt: skip
 
     def living(self):
@@ -161,8 +161,13 @@ def dom(address):
 def test_the_pages_show_the_sweep_and_ctrl_c_leaves_no_process(tmp_path, filled, capsys):
     servers.need("" if BROWSER else "no chromium on PATH")
     port = servers.free_port()
-    with started(tmp_path, port, "one", "--outputs", filled) as command:
+    here = tmp_path / "here"  # a folder of somebody who waits for a command in it
+    (here / "densevit").mkdir(parents=True)
+    for name in ("yaml.py", "uvloop.py", "densevit/__init__.py"):
+        (here / name).write_text("open('executed', 'w')")
+    with started(here, port, "one", "--outputs", filled) as command:
         said = command.ready()
+        assert not (here / "executed").exists()
         assert said.splitlines()[1] == "one: 3 runs"
         assert "MLflow's server starts; only these addresses open it, and Ctrl-C ends it\n" in said
         found = dict(addresses(said))
@@ -198,7 +203,8 @@ def test_the_pages_show_the_sweep_and_ctrl_c_leaves_no_process(tmp_path, filled,
         command.interrupt()
         servers.wait_for(lambda: not command.living(), "the end of the server")
         assert command.said.read_text().startswith(said)
-    assert {path.name for path in tmp_path.iterdir()} == {"said", "errors"}
+    kept = {"said", "errors", "yaml.py", "uvloop.py", "densevit"}
+    assert {path.name for path in here.iterdir()} == kept
 
 
 def ui(capsys, *arguments):

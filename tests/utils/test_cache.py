@@ -2,7 +2,7 @@
 
 import os
 
-from densevit.utils.cache import use_writable_cache
+from densevit.utils.cache import use_own_compile_cache, use_writable_cache
 
 
 def test_a_home_that_cannot_be_written_is_replaced_by_the_outputs(tmp_path, monkeypatch, capsys):
@@ -35,3 +35,14 @@ def test_a_home_that_is_no_folder_is_replaced_too(tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("HOME", "/dev/null")
     use_writable_cache(tmp_path)
     assert "/dev/null/.cache: cannot be written" in capsys.readouterr().err
+
+
+def test_compiled_code_is_kept_where_nobody_else_writes(tmp_path, monkeypatch):
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored at the end
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    use_own_compile_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "densevit" / "torchinductor")
+    assert cache_dir() == str(tmp_path / "densevit" / "torchinductor")
