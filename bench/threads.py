@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -86,7 +86,7 @@ def measured(arm: str, beside: int, options: argparse.Namespace) -> float:
 
 
 @contextmanager
-def environment(threads: int, policy: str | None) -> Any:
+def environment(threads: int, policy: str | None) -> Iterator[None]:
     """Set what OpenMP reads in the processes that are started within."""
     before = dict(os.environ)
     os.environ["OMP_NUM_THREADS"] = str(threads)

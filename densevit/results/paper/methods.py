@@ -12,6 +12,11 @@ from densevit.sweep.cells import cell_values, value_text
 from densevit.utils.console import count
 
 _VARIED = "as in the table of settings"
+_LOSSES = {
+    "global": r"global: that of MoCo v2~\cite{he2020moco,chen2020mocov2}",
+    "dense": r"dense: that of DenseCL between patches~\cite{wang2021densecl}",
+    "joint": r"joint: global and dense, as in DenseCL~\cite{wang2021densecl}",
+}
 
 
 def methods(found: Findings, benchmarks: Sequence[str]) -> str:
@@ -49,21 +54,15 @@ def _training(found: Findings) -> list[str]:
 
 
 def _contrast(found: Findings) -> list[str]:
-    modes = {run.config.cl_mode for run in found.plan.grid.cells}
-    if modes == {"none"}:
+    modes = {run.config.cl_mode for run in found.plan.grid.cells} - {"none"}
+    if not modes:
         return ["The loss is the cross-entropy of the labels."]
-    dense = (
-        r" and the dense loss of DenseCL~\cite{wang2021densecl}"
-        if modes - {"none", "global"}
-        else ""
-    )
-    first = "the loss of MoCo v2~\\cite{he2020moco,chen2020mocov2}"
-    kinds = ", ".join(sorted(modes))
+    kinds = [_LOSSES.get(mode, escaped(mode)) for mode in sorted(modes)]
     return [
-        f"To the cross-entropy of the labels we add a contrastive loss ({kinds}) with weight "
-        f"{_value(found, 'lambda_weight')}:",
-        f"{first}{dense}, with a queue of {_value(found, 'queue_size')} features, temperature "
-        f"{_value(found, 'temperature')} and keys from the "
+        f"The loss is $(1 - w)$ times the cross-entropy of the labels plus $w$ times a contrastive "
+        f"loss ({', '.join(kinds)}), with $w$: {_value(found, 'lambda_weight')};",
+        f"its queue holds {_value(found, 'queue_size')} features, its temperature is "
+        f"{_value(found, 'temperature')}, and its keys come from the "
         f"{_value(found, 'key_encoder')} encoder.",
     ]
 
@@ -76,9 +75,14 @@ def _evaluation(benchmarks: Sequence[str]) -> list[str]:
 
 def _statistics(found: Findings) -> list[str]:
     seeds = count(len(found.plan.spec.seeds), "seed")
-    return [
+    lines = [
         f"Each setting is trained with {seeds}; values are means $\\pm$ standard deviation over "
         "seeds.",
+    ]
+    if found.differences.empty:
+        return lines
+    return [
+        *lines,
         r"Settings are compared seed by seed with paired $t$ tests~\cite{student1908}, with Holm's "
         r"correction~\cite{holm1979}",
         f"over all {len(found.differences)} comparisons with the baseline; a difference is called "
